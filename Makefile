@@ -1,0 +1,33 @@
+# Everything a newcomer needs is `make demo` and `make test`; each target makes what it lacks.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo run test check clean
+
+demo: $(VENV)/run.installed  ## one teacher and thirty participants join a lesson, on real embedded stores
+	$(BIN)/python scripts/demo.py
+
+run: $(VENV)/run.installed  ## the server, until Ctrl-C
+	$(BIN)/lesson-server run
+
+test: $(VENV)/dev.installed  ## all tests, with coverage
+	PATH="$(abspath $(BIN)):$$PATH" scripts/test
+
+check: $(VENV)/dev.installed  ## style, types, and diagrams that match the charts
+	PATH="$(abspath $(BIN)):$$PATH" scripts/check
+
+clean:  ## what the targets above made, the embedded stores too
+	rm -rf $(VENV) .lesson-server build *.egg-info tests/js/node_modules .coverage* .*_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run.installed: setup.py | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,simulate]'
+	touch $@
+
+$(VENV)/dev.installed: setup.py | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@

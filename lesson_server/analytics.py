@@ -1,0 +1,211 @@
+"""Reconnects are reported to Mixpanel: off the event loop, never raising, never delaying (contract, section 7).
+
+The loop puts an event on a bounded queue and goes on. One thread takes what is there and posts it in batches. An event
+ends in one of three ways, which are counted: *sent*; *failed*, when Mixpanel refused its batch or could not be reached
+after some tries; *dropped*, when the queue was full or the server stopped first.
+"""
+
+import logging
+import random
+import uuid
+from collections import deque
+from collections.abc import Callable
+from threading import Condition, Thread
+from typing import Literal, Protocol
+
+from lesson_server.settings import MixpanelSettings
+
+logger = logging.getLogger(__name__)
+
+QUEUE_SIZE = 10_000  # events of about 400 bytes: the reconnects of a whole school while Mixpanel is away, in 4 MB
+BATCH_SIZE = 50  # events in one request: what the mixpanel library itself takes as its limit
+REQUEST_TIMEOUT = 5.0  # seconds to connect, and again between two reads
+ATTEMPTS = 5  # for each batch
+FIRST_PAUSE = 1.0  # seconds before the second attempt; each further pause is twice as long
+
+Outcome = Literal["sent", "failed", "dropped"]
+Observe = Callable[[Outcome, int], None]
+
+
+class Analytics(Protocol):
+    """What the rest of the server knows of analytics."""
+
+    def reconnect(self, client_id: str, sid: str, lesson_id: str, role: str) -> None:
+        """Report that a participant is back ("mixpanel reconnect" in the participant's diagram).
+
+        Args:
+            client_id: who.
+            sid: the new connection; with ``client_id`` it makes the reconnect one of a kind.
+            lesson_id: the lesson that was joined.
+            role: the role of the token.
+        """
+
+    def start(self) -> None:
+        """Begin to send. In the process that serves, for a thread does not survive a fork."""
+
+    def close(self, deadline: float) -> None:
+        """Send what is left and take no more. Blocks, so call it in a thread.
+
+        Args:
+            deadline: seconds to wait at most; what is unsent then is dropped.
+        """
+
+
+class NoAnalytics:
+    """Without a token nothing is sent, and the mixpanel library, 180 ms of imports, is not loaded."""
+
+    def reconnect(self, client_id: str, sid: str, lesson_id: str, role: str) -> None:
+        pass
+
+    def start(self) -> None:
+        pass
+
+    def close(self, deadline: float) -> None:
+        pass
+
+
+class MixpanelAnalytics:
+    """Events are built by the mixpanel library and sent by a :class:`QueueingConsumer`.
+
+    Args:
+        token: of the Mixpanel project.
+        api_url: the URL that ``/track`` is appended to.
+        observe: called with an outcome and a number of events, from this thread or the sending one.
+    """
+
+    def __init__(self, token: str, api_url: str, observe: Observe) -> None:
+        from mixpanel import Consumer, Mixpanel
+
+        # It would repeat requests and sleep between them where close() can't wake it.
+        consumer = Consumer(events_url=f"{api_url}/track", request_timeout=REQUEST_TIMEOUT, retry_limit=0)
+        self._queue = QueueingConsumer(lambda batch: consumer.send("events", batch), observe)
+        self._mixpanel = Mixpanel(token, consumer=self._queue)
+
+    def reconnect(self, client_id: str, sid: str, lesson_id: str, role: str) -> None:
+        # Mixpanel knows a repeated event by its insert_id.
+        insert_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"lesson-server:reconnect:{client_id}:{sid}"))
+        self._mixpanel.track(client_id, "reconnect", {"lesson_id": lesson_id, "role": role, "$insert_id": insert_id})
+
+    def start(self) -> None:
+        self._queue.start()
+
+    def close(self, deadline: float) -> None:
+        self._queue.close(deadline)
+
+
+def make_analytics(settings: MixpanelSettings, observe: Observe) -> Analytics:
+    """The analytics that the settings ask for.
+
+    Args:
+        settings: without a token there is nothing to send to.
+        observe: called with an outcome and a number of events, from any thread.
+    """
+    if settings.token is None:
+        return NoAnalytics()
+    return MixpanelAnalytics(settings.token.get_secret_value(), settings.api_url, observe)
+
+
+class QueueingConsumer:
+    """A consumer of the mixpanel library that queues events, and one thread that posts them.
+
+    Args:
+        post: sends one JSON list of events; whatever it raises means that the batch was not taken.
+        observe: called with an outcome and a number of events.
+    """
+
+    def __init__(self, post: Callable[[str], object], observe: Observe) -> None:
+        self._post = post
+        self._observe = observe
+        self._worker = Thread(target=self._run, name="mixpanel", daemon=True)
+        # Guards all that follows.
+        self._changed = Condition()
+        self._waiting: deque[str] = deque()
+        self._in_flight = 0  # events of the batch that the worker holds
+        self._closing = False
+        # The worker's own.
+        self._reachable = True
+
+    # On the event loop.
+
+    def send(self, endpoint: str, json_message: str) -> None:
+        """Queue an event; the interface is that of the library's consumers. Its only endpoint here is ``events``."""
+        with self._changed:
+            accepted = not self._closing and len(self._waiting) < QUEUE_SIZE
+            if accepted:
+                self._waiting.append(json_message)
+                self._changed.notify_all()
+        if not accepted:
+            self._observe("dropped", 1)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._worker.start()
+
+    def close(self, deadline: float) -> None:
+        """Wait, at most ``deadline`` seconds, until everything is sent; drop the rest."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._worker.is_alive():
+            self._worker.join(deadline)
+        with self._changed:
+            # A batch in flight is given up too: its thread dies with the process, and _settle won't count it again.
+            left = self._in_flight + len(self._waiting)
+            self._in_flight = 0
+            self._waiting.clear()
+        if left:
+            logger.warning("%d events were not sent to Mixpanel in the %g s allowed, and are lost", left, deadline)
+            self._observe("dropped", left)
+
+    # In the worker.
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            self._settle(self._deliver(batch))
+
+    def _next_batch(self) -> list[str]:
+        """What is there, as soon as there is something; empty when there will be nothing more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            batch = [self._waiting.popleft() for _ in range(min(BATCH_SIZE, len(self._waiting)))]
+            self._in_flight = len(batch)
+            return batch
+
+    def _deliver(self, batch: list[str]) -> Outcome:
+        message = f"[{','.join(batch)}]"
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                self._pause(FIRST_PAUSE * 2 ** (attempt - 1))
+            try:
+                self._post(message)
+            except Exception as error:  # the library lets KeyError and TypeError through for odd answers
+                self._now_failing(error)
+            else:
+                self._now_reachable()
+                return "sent"
+            if self._closing:
+                break  # each batch that is left gets one chance
+        return "failed"
+
+    def _settle(self, outcome: Outcome) -> None:
+        with self._changed:
+            count, self._in_flight = self._in_flight, 0
+        if count:
+            self._observe(outcome, count)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, a random part shorter so that many servers don't come back at once; not at all when closing."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing, seconds * random.uniform(0.5, 1))  # noqa: S311
+
+    def _now_failing(self, error: Exception) -> None:
+        if self._reachable:
+            self._reachable = False
+            # The kind of error only: its text may quote the answer, and an answer may quote the token.
+            kind = "its answer is an error" if error.__cause__ is None else type(error.__cause__).__name__
+            logger.warning("events can't be sent to Mixpanel: %s", kind)
+
+    def _now_reachable(self) -> None:
+        if not self._reachable:
+            self._reachable = True
+            logger.warning("events are sent to Mixpanel again")

@@ -1,0 +1,230 @@
+"""The command line: ``lesson-server run | token | lesson | settings``."""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from lesson_server import __version__, embedded
+from lesson_server.errors import StoreUnavailable
+from lesson_server.identity import Identities
+from lesson_server.lessons import LESSON_ID, add_lesson, list_lessons
+from lesson_server.settings import Settings, SettingsError, load
+
+# Seconds that a token of `lesson-server token` is good for: a day at school.
+DEFAULT_TTL = 12 * 60 * 60
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+class CommandFailed(Exception):
+    """What the operator asked for can't be done; the text is one line that says why."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: without the program's name; those of the process when None.
+
+    Returns:
+        the exit status: 0, 1 when the command failed, 2 when a setting or an argument is wrong.
+    """
+    args = _parser().parse_args(arguments)
+    try:
+        options = {"server.host": args.host, "server.port": args.port, "server.workers": args.workers}
+        args.command(load(args.config, options), args)
+    except SettingsError as error:
+        return _failed(str(error), EXIT_USAGE)
+    except StoreUnavailable as error:
+        return _failed(error.cause, EXIT_FAILED)
+    except (embedded.EmbeddedError, CommandFailed, OSError) as error:
+        return _failed(str(error), EXIT_FAILED)
+    return 0
+
+
+def _failed(why: str, status: int) -> int:
+    print(f"lesson-server: {why}", file=sys.stderr)
+    return status
+
+
+# lesson-server run
+
+
+def run(settings: Settings, args: argparse.Namespace) -> None:
+    """Serves until SIGTERM or SIGINT."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("lesson_server").setLevel(logging.INFO)
+    # Until the event loop takes the signals over, SIGTERM unwinds as SIGINT does, so that no store is left running.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        if not settings.embedded:
+            _serve(settings)
+            return
+        with embedded.EmbeddedStores(settings.server.data_dir) as stores:
+            stores.start(_say)
+            _say(f"PostgreSQL: {stores.dsn}")
+            _say(f"Redis: {stores.redis_url}")
+            _serve(_with_stores(settings, stores))
+
+
+def _serve(settings: Settings) -> None:
+    import uvloop
+
+    uvloop.run(_serve_until_signal(settings))
+
+
+async def _serve_until_signal(settings: Settings) -> None:
+    from lesson_server.server import LessonServer
+
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    server = LessonServer(settings)
+    try:
+        await server.start()
+        _say(f"lesson-server listening on {server.url}")
+        await stopping.wait()
+    finally:
+        await server.stop()
+
+
+def _with_stores(settings: Settings, stores: embedded.EmbeddedStores) -> Settings:
+    """The settings with the embedded stores, and their key where the operator set none."""
+    return settings.model_copy(
+        update={
+            "rds": settings.rds.model_copy(update={"dsn": SecretStr(stores.dsn)}),
+            "redis": settings.redis.model_copy(update={"url": SecretStr(stores.redis_url)}),
+            "auth": settings.auth.model_copy(update={"key": settings.auth.key or SecretStr(stores.key)}),
+        }
+    )
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+# lesson-server token
+
+
+def token(settings: Settings, args: argparse.Namespace) -> None:
+    """Prints an access token."""
+    auth = settings.auth
+    if auth.key is None:
+        key = embedded.read_key(settings.server.data_dir)
+        if key is None:
+            raise CommandFailed(
+                "no key: set LESSON_AUTH_KEY, or start `lesson-server run` once,"
+                f" which makes one in {settings.server.data_dir}"
+            )
+        auth = auth.model_copy(update={"key": SecretStr(key)})
+    try:
+        print(Identities(auth).mint(args.subject, args.role, args.ttl))
+    except ValueError as error:
+        raise CommandFailed(str(error)) from None
+
+
+# lesson-server lesson
+
+
+def lesson_add(settings: Settings, args: argparse.Namespace) -> None:
+    """Adds a lesson to RDS, or changes it."""
+    if LESSON_ID.fullmatch(args.id) is None:
+        raise CommandFailed(f"lesson id {args.id!r} is malformed: it matches {LESSON_ID.pattern}")
+    with _lesson_database(settings) as dsn:
+        added = add_lesson(dsn, args.id, args.seats, args.title)
+    print(f"lesson {args.id} {'added' if added else 'changed'}: {args.seats or 'no'} seats")
+
+
+def lesson_list(settings: Settings, args: argparse.Namespace) -> None:
+    """Prints the lessons of RDS."""
+    with _lesson_database(settings) as dsn:
+        lessons = list_lessons(dsn)
+    width = max([len("LESSON"), *(len(lesson_id) for lesson_id, _, _ in lessons)])
+    print(f"{'LESSON':{width}}  SEATS  TITLE")
+    for lesson_id, seat_count, title in lessons:
+        print(f"{lesson_id:{width}}  {seat_count or 0:5}  {title}".rstrip())
+
+
+@contextlib.contextmanager
+def _lesson_database(settings: Settings) -> Iterator[str]:
+    if settings.rds.dsn is not None:
+        yield settings.rds.dsn.get_secret_value()
+        return
+    with embedded.lesson_database(settings.server.data_dir, _tell) as dsn:
+        yield dsn
+
+
+# lesson-server settings
+
+
+def show_settings(settings: Settings, args: argparse.Namespace) -> None:
+    """Prints every setting in force and where it came from."""
+    rows = list(settings.rows())
+    names = max(len(row.name) for row in rows)
+    values = max(len(row.value) for row in rows)
+    for row in rows:
+        print(f"{row.name:{names}}  {row.value:{values}}  {row.origin}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings, e.g. conf/production.toml")
+    common.set_defaults(host=None, port=None, workers=None)
+
+    parser = argparse.ArgumentParser(
+        prog="lesson-server",
+        description="A Socket.IO server that teachers and participants join lessons on.",
+        epilog="Every setting: lesson-server settings. Without stores configured, `run` starts its own.",
+    )
+    parser.add_argument("--version", action="version", version=f"lesson-server {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("run", parents=[common], help="serve until SIGTERM or SIGINT")
+    command.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    command.add_argument("--port", help="TCP port; 0 takes any free one (default 8080)")
+    command.add_argument("--workers", metavar="N", help="processes that share the port (default 1)")
+    command.set_defaults(command=run)
+
+    command = commands.add_parser("token", parents=[common], help="print an access token")
+    command.add_argument("--role", required=True, help='"teacher", or any role of a participant')
+    command.add_argument("--subject", required=True, metavar="ID", help="the user_id or client_id")
+    command.add_argument(
+        "--ttl", type=_positive, default=DEFAULT_TTL, metavar="SECONDS", help="until it expires (default 12 hours)"
+    )
+    command.set_defaults(command=token)
+
+    lesson = commands.add_parser("lesson", help="add or list lessons")
+    actions = lesson.add_subparsers(title="actions", required=True, metavar="ACTION")
+    command = actions.add_parser("add", parents=[common], help="add a lesson, or change it")
+    command.add_argument("id", metavar="ID")
+    command.add_argument("--seats", type=_positive, metavar="N", help="number of seats (default none)")
+    command.add_argument("--title", default="", metavar="T")
+    command.set_defaults(command=lesson_add)
+    command = actions.add_parser("list", parents=[common], help="list the lessons")
+    command.set_defaults(command=lesson_list)
+
+    command = commands.add_parser("settings", parents=[common], help="print every setting and where it came from")
+    command.set_defaults(command=show_settings)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("should be a whole number above 0")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

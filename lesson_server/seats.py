@@ -1,0 +1,44 @@
+"""Redis: the seat map of a lesson, ``lesson_seat_{lesson_id}``: seat number → who sits there, or "" if nobody does."""
+
+from lesson_server.redis_store import RedisStore
+
+# Looks and writes in one: two first joins at once can't both find no map, and no occupant is ever overwritten. A map
+# with as many fields as the lesson has seats is whole, so the usual join of a class adds nothing.
+ENSURE_SEAT_MAP = """
+local seat_count = tonumber(ARGV[1])
+if redis.call('HLEN', KEYS[1]) < seat_count then
+    for seat = 1, seat_count do
+        redis.call('HSETNX', KEYS[1], seat, '')
+    end
+end
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+"""
+
+
+class Seats:
+    """The seat maps.
+
+    Args:
+        store: the connection to Redis.
+        retention: seconds that a seat map lives after the last join of its lesson (``presence.retention``).
+    """
+
+    def __init__(self, store: RedisStore, retention: int) -> None:
+        self._store = store
+        self._retention = retention
+
+    async def ensure_map(self, lesson_id: str, seat_count: int) -> None:
+        """Makes the seat map where there is none, and adds the seats that a grown lesson lacks. One round trip, or
+        none for a lesson without seats.
+
+        Source: both diagrams, arrows 10 and 11.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        if seat_count == 0:
+            return
+        async with self._store.round_trip() as redis:
+            await redis.eval(
+                ENSURE_SEAT_MAP, 1, self._store.key(f"lesson_seat_{lesson_id}"), seat_count, self._retention
+            )

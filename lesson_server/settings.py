@@ -1,0 +1,401 @@
+"""Every setting of the server: its meaning, its default, its check (contract, section 8).
+
+A setting is named ``section.key``. Its value is looked for on the command line, then in the environment as
+``LESSON_<SECTION>_<KEY>``, then in the TOML file; else it is the default below. What is unknown or wrong stops the
+start with one line that names it. A secret is a :class:`~pydantic.SecretStr`, so that no repr, log or error shows it.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+ENV_PREFIX = "LESSON_"
+DEFAULT = "default"
+MASK = "********"
+
+
+class SettingsError(Exception):
+    """A setting is unknown, wrong or missing. Its text is one line that names the setting and never holds a secret."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))  # a TOML key or a path may hold a newline
+
+
+class Row(NamedTuple):
+    """One setting as people see it: ``origin`` is ``default``, a file, an environment variable or an option."""
+
+    name: str
+    value: str
+    origin: str
+
+
+# The checks of values that pydantic has no type for.
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?")
+_HTTP_URL = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?", re.IGNORECASE)
+_REDIS_SCHEMES = ("redis", "rediss", "unix")
+_DURATION = re.compile(r"([0-9]{1,12})([smhd]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def _unset_if_empty(value: object) -> object:
+    """An empty environment variable is the only way to unset what a file has set."""
+    return None if value == "" else value
+
+
+def _not_empty(value: object) -> object:
+    if value == "":
+        raise ValueError("should not be empty")
+    return value
+
+
+def _split_at_commas(value: object) -> object:
+    """An environment variable has no lists."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _normal_origin(origin: str) -> str:
+    """Browsers send an origin in lower case and without a path; it is compared as text."""
+    normal = origin.strip().lower().removesuffix("/")
+    if normal != "*" and not _ORIGIN.fullmatch(normal):
+        raise ValueError('each should be scheme://host or scheme://host:port, or "*" alone')
+    return normal
+
+
+def _star_is_alone(origins: tuple[str, ...]) -> tuple[str, ...]:
+    if "*" in origins and len(origins) > 1:
+        raise ValueError('"*" allows every origin, so it stands alone')
+    return origins
+
+
+def _names_the_lesson(query: str) -> str:
+    if "%(lesson_id)s" not in query:
+        raise ValueError("should contain the parameter %(lesson_id)s")
+    return query
+
+
+def _redis_url(url: SecretStr) -> SecretStr:
+    scheme, separator, _ = url.get_secret_value().partition("://")
+    if not separator or scheme not in _REDIS_SCHEMES:
+        raise ValueError(f"should be a URL that begins with {', '.join(f'{known}://' for known in _REDIS_SCHEMES)}")
+    return url
+
+
+def _http_url(url: str) -> str:
+    if not _HTTP_URL.fullmatch(url):
+        raise ValueError("should be an http or https URL without user, query and fragment")
+    return url.rstrip("/")
+
+
+def _in_seconds(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.fullmatch(value.strip())
+    if match is None:
+        raise ValueError('should be seconds, or a text such as "7d", "12h", "30m", "45s"')
+    return int(match[1]) * _SECONDS[match[2]]
+
+
+def _read_key(path: Path) -> str:
+    try:
+        key = path.read_text("utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise ValueError(f"can't read auth.key_file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"auth.key_file {path} is not UTF-8 text") from None
+    if not key:
+        raise ValueError(f"auth.key_file {path} is empty")
+    return key
+
+
+OptionalText = Annotated[str | None, BeforeValidator(_unset_if_empty)]
+OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_unset_if_empty)]
+
+
+# The sections.
+
+
+class Section(BaseModel):
+    """What holds for every section: it never changes, and it knows all of its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerSettings(Section):
+    """Where the server listens, and for whom.
+
+    Attributes:
+        host: the address to listen on.
+        port: the TCP port; 0 takes any free one.
+        workers: processes that share the port.
+        allowed_origins: the web origins whose pages may connect; none: the server's own only; ``*`` alone: any.
+        data_dir: where the embedded stores and their generated key live.
+    """
+
+    host: Annotated[str, BeforeValidator(_not_empty)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+    workers: Annotated[int, Field(ge=1)] = 1
+    allowed_origins: Annotated[
+        tuple[Annotated[str, AfterValidator(_normal_origin)], ...],
+        BeforeValidator(_split_at_commas),
+        AfterValidator(_star_is_alone),
+    ] = ()
+    data_dir: Annotated[Path, BeforeValidator(_not_empty)] = Path(".lesson-server")
+
+
+class RdsSettings(Section):
+    """The PostgreSQL that knows the lessons.
+
+    Attributes:
+        dsn: a libpq connection string or URI. None, with ``redis.url`` None too: the embedded set-up.
+        lesson_query: one statement that returns the seat count of ``%(lesson_id)s``, or no row (contract, section 6).
+        timeout: seconds for one query. At most 3, for a join is answered within 5 s whatever fails.
+        pool_size: connections of one worker, open from its start.
+    """
+
+    dsn: OptionalSecret = None
+    lesson_query: Annotated[str, AfterValidator(_names_the_lesson)] = (
+        "SELECT seat_count FROM lessons WHERE id = %(lesson_id)s"
+    )
+    timeout: Annotated[float, Field(gt=0, le=3)] = 2.0
+    pool_size: Annotated[int, Field(ge=1, le=100)] = 4
+
+
+class RedisSettings(Section):
+    """The Redis or Valkey that holds seats and presence.
+
+    Attributes:
+        url: a URL with the scheme redis, rediss or unix. None, with ``rds.dsn`` None too: the embedded set-up.
+        key_prefix: stands before every key.
+        timeout: seconds for one command. At most 2, for a join is answered within 5 s whatever fails.
+        pool_size: connections of one worker at most.
+    """
+
+    url: Annotated[Annotated[SecretStr, AfterValidator(_redis_url)] | None, BeforeValidator(_unset_if_empty)] = None
+    key_prefix: str = ""
+    timeout: Annotated[float, Field(gt=0, le=2)] = 2.0
+    pool_size: Annotated[int, Field(ge=1)] = 16
+
+
+class AuthSettings(Section):
+    """Which access tokens are accepted. Whether the key fits the algorithm is checked by ``identity``.
+
+    Attributes:
+        key_file: a file that holds the key; a newline at its end is not part of the key.
+        key: the HMAC secret or the PEM that tokens are verified with; read from ``key_file`` when that is set.
+            Written as ``\\n``, the newlines of a PEM survive an environment variable.
+        algorithm: the only ``alg`` that a token may have.
+        audience: the ``aud`` that a token must have; None: any or none.
+        issuer: the ``iss`` that a token must have; None: any or none.
+        trust_teacher_user_id: whether a teacher may send a ``user_id`` in place of a token (contract, section 2).
+    """
+
+    key_file: Annotated[Path | None, BeforeValidator(_unset_if_empty)] = None
+    # Stands after key_file, for its check sees only the fields before it.
+    key: Annotated[OptionalSecret, Field(validate_default=True)] = None
+    algorithm: Literal[
+        "HS256", "HS384", "HS512",
+        "RS256", "RS384", "RS512",
+        "PS256", "PS384", "PS512",
+        "ES256", "ES384", "ES512",
+        "EdDSA",
+    ] = "HS256"  # fmt: skip
+    audience: OptionalText = None
+    issuer: OptionalText = None
+    trust_teacher_user_id: bool = False
+
+    @field_validator("key")
+    @classmethod
+    def _from_file_or_text(cls, key: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        key_file: Path | None = info.data.get("key_file")
+        if key_file is not None:
+            if key is not None:
+                raise ValueError("set LESSON_AUTH_KEY or LESSON_AUTH_KEY_FILE, not both")
+            return SecretStr(_read_key(key_file))
+        if key is not None and key.get_secret_value().lstrip().startswith("-----BEGIN "):
+            return SecretStr(key.get_secret_value().replace("\\n", "\n"))
+        return key
+
+
+class MixpanelSettings(Section):
+    """Where reconnects are reported.
+
+    Attributes:
+        token: the token of the Mixpanel project; None: nothing is sent.
+        api_url: the http or https URL that ``/track`` is appended to.
+    """
+
+    token: OptionalSecret = None
+    api_url: Annotated[str, AfterValidator(_http_url)] = "https://api.mixpanel.com"
+
+
+class PresenceSettings(Section):
+    """How long Redis keeps what nobody writes to any more.
+
+    Attributes:
+        retention: seconds; also given as ``7d``, ``12h``, ``30m`` or ``45s``. At most ten years, which no lesson
+            outlasts and every Redis can count.
+    """
+
+    retention: Annotated[int, BeforeValidator(_in_seconds), Field(ge=1, le=3_650 * 86_400)] = 7 * 86_400
+
+
+class Settings(Section):
+    """All settings in force. Made by :func:`load`."""
+
+    server: ServerSettings = ServerSettings()
+    rds: RdsSettings = RdsSettings()
+    redis: RedisSettings = RedisSettings()
+    auth: AuthSettings = AuthSettings()
+    mixpanel: MixpanelSettings = MixpanelSettings()
+    presence: PresenceSettings = PresenceSettings()
+
+    _origins: Mapping[str, str] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _stores_come_together(self) -> Self:
+        if (self.rds.dsn is None) != (self.redis.url is None):
+            only = "LESSON_REDIS_URL" if self.rds.dsn is None else "LESSON_RDS_DSN"
+            raise ValueError(f"set both LESSON_RDS_DSN and LESSON_REDIS_URL, or neither: only {only} is set")
+        if not self.embedded and self.auth.key is None:
+            raise ValueError("set LESSON_AUTH_KEY or LESSON_AUTH_KEY_FILE: only the embedded set-up generates a key")
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the server is to start a PostgreSQL and a Valkey of its own: it was given neither."""
+        return self.rds.dsn is None and self.redis.url is None
+
+    def rows(self) -> Iterator[Row]:
+        """Every setting with its value and its origin, secrets masked: what ``lesson-server settings`` prints."""
+        for section_name, section in self:
+            for key, value in section:
+                name = f"{section_name}.{key}"
+                yield Row(name, _shown(value), self._origins.get(name, DEFAULT))
+
+
+def _shown(value: object) -> str:
+    """A value as the environment would take it."""
+    match value:
+        case None:
+            return ""
+        case SecretStr():
+            return MASK
+        case tuple():
+            return ",".join(value)
+        case _:
+            return str(value)
+
+
+# Loading them.
+
+
+class _Found(NamedTuple):
+    value: object
+    origin: str
+
+
+def load(
+    config: Path | None = None,
+    options: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Settings:
+    """Find every setting and check it (contract, section 8).
+
+    Args:
+        config: the TOML file of ``--config``.
+        options: what the command line gives, by name of the setting: ``{"server.port": 80}`` is ``--port 80``.
+            None as a value means that the option was not given.
+        environ: the environment.
+
+    Raises:
+        SettingsError: the file can't be read, or a setting is unknown, wrong or missing.
+    """
+    found = {
+        **(_from_file(config) if config is not None else {}),
+        **_from_environment(environ),
+        **_from_options(options or {}),
+    }
+    values: dict[str, dict[str, object]] = {}
+    for name, (value, origin) in found.items():
+        section, _, key = name.partition(".")
+        if section not in Settings.model_fields or key not in _keys_of(section):
+            raise SettingsError(f"{name} ({origin}): there is no such setting")
+        values.setdefault(section, {})[key] = value
+    origins = {name: origin for name, (_, origin) in found.items()}
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        # Not chained: pydantic's own text shows the value, which may be a secret.
+        raise SettingsError(_first_line(error, origins)) from None
+    if settings.auth.key_file is not None:
+        origins["auth.key"] = str(settings.auth.key_file)
+    settings._origins = origins
+    return settings
+
+
+def _keys_of(section: str) -> Mapping[str, object]:
+    default: Section = Settings.model_fields[section].default
+    return type(default).model_fields
+
+
+def _from_file(path: Path) -> dict[str, _Found]:
+    try:
+        tables = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"can't read {path}: {error.strerror}") from None
+    except ValueError as error:  # of TOML, or of UTF-8
+        raise SettingsError(f"{path} is not TOML: {error}") from None
+    found = {}
+    for section, table in tables.items():
+        if section not in Settings.model_fields or not isinstance(table, dict):
+            sections = ", ".join(f"[{known}]" for known in Settings.model_fields)
+            raise SettingsError(f"{section} ({path}): should be one of the tables {sections}")
+        for key, value in table.items():
+            found[f"{section}.{key}"] = _Found(value, str(path))
+    return found
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, _Found]:
+    found = {}
+    for variable, value in environ.items():
+        if variable.startswith(ENV_PREFIX):
+            section, _, key = variable.removeprefix(ENV_PREFIX).lower().partition("_")
+            found[f"{section}.{key}"] = _Found(value, variable)
+    return found
+
+
+def _from_options(options: Mapping[str, object]) -> dict[str, _Found]:
+    return {
+        name: _Found(value, "--" + name.partition(".")[2].replace("_", "-"))
+        for name, value in options.items()
+        if value is not None
+    }
+
+
+def _first_line(error: ValidationError, origins: Mapping[str, str]) -> str:
+    """The first fault, with the setting's name and where it came from; a fault between settings names them itself."""
+    fault = error.errors(include_url=False, include_input=False)[0]
+    message = fault["msg"].removeprefix("Value error, ")
+    if not fault["loc"]:
+        return message
+    name = ".".join(map(str, fault["loc"][:2]))  # what follows is the place in a list
+    origin = origins.get(name, ENV_PREFIX + name.replace(".", "_").upper())
+    return f"{name} ({origin}): {message}"

@@ -1,0 +1,177 @@
+"""python-socketio as we run it: strict packets, refused handshakes closed, events bounded.
+
+The library dispatches whatever a client names: an event ``disconnect`` would run the handler of that name with forged
+arguments, a binary event may announce billions of attachments and is believed, each event is a new task without limit.
+Here a packet is either one that a client of this server may send now, or the end of its session.
+
+Leans on private parts of python-socketio 5.18; ``tests/test_transport.py`` names each and fails when one changes.
+"""
+
+import logging
+from collections.abc import Awaitable
+from typing import Any
+
+import orjson
+import socketio
+from socketio.packet import ACK, BINARY_EVENT, CONNECT, DISCONNECT, EVENT, Packet
+
+from lesson_server.engine import Engine, ProtocolError, Session
+
+NAMESPACE = "/"
+
+# Events of one connection that may be under way. A client waits for the acknowledgement of its join; one that sends
+# more than this without waiting is broken or means harm.
+MAX_WAITING_EVENTS = 16
+# Attachments of a binary event, as in the JavaScript implementation. Nothing we serve takes any.
+MAX_ATTACHMENTS = 10
+# Names that belong to the protocol; python-socketio would run its own handlers for them.
+RESERVED_EVENTS = frozenset({"connect", "connect_error", "disconnect"})
+
+
+class Json:
+    """orjson with the signatures of the standard library's json."""
+
+    @staticmethod
+    def dumps(value: Any, *, separators: tuple[str, str]) -> str:
+        return orjson.dumps(value).decode()
+
+    loads = staticmethod(orjson.loads)
+
+
+class StrictPacket(Packet):  # type: ignore[misc]
+    """A Socket.IO packet that a client may send; decoding anything else raises an exception of whatever kind."""
+
+    json = Json
+
+    def decode(self, encoded_packet: str) -> int:
+        attachments: int = super().decode(encoded_packet)
+        if self.packet_type in (EVENT, BINARY_EVENT):
+            name = self.data[0]
+            if not isinstance(self.data, list) or not isinstance(name, str) or name in RESERVED_EVENTS:
+                raise ProtocolError("reserved event")
+        elif self.packet_type not in (CONNECT, DISCONNECT, ACK):
+            raise ProtocolError("not a client's packet")
+        if attachments > MAX_ATTACHMENTS or (attachments > 0) != (self.packet_type == BINARY_EVENT):
+            raise ProtocolError("attachments")
+        return attachments
+
+
+class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
+    """The Socket.IO server.
+
+    Args:
+        allowed_origins: see :class:`~lesson_server.engine.Engine`.
+    """
+
+    eio: Engine
+
+    def __init__(self, *, allowed_origins: tuple[str, ...] = (), **kwargs: Any) -> None:
+        super().__init__(
+            serializer=StrictPacket,
+            allowed_origins=allowed_origins,
+            logger=_quiet("socketio.server"),
+            engineio_logger=_quiet("engineio.server"),
+            **kwargs,
+        )
+
+    def _engineio_server_class(self) -> type[Engine]:
+        return Engine
+
+    def _handle_eio_message(self, eio_sid: str, data: str | bytes) -> Awaitable[None] | None:
+        """Takes a message in; returns what must be done before the next one may be taken in."""
+        try:
+            packet = self._decode(eio_sid, data)
+        except ProtocolError:
+            raise
+        except Exception as error:  # whatever a foreign byte makes of the decoder
+            raise ProtocolError(f"malformed packet ({type(error).__name__})") from None
+        if packet is None:
+            return None
+        if packet.packet_type == CONNECT:
+            if self.manager.sid_from_eio_sid(eio_sid, NAMESPACE) is not None:
+                raise ProtocolError("connected twice")
+            return self._handle_connect(eio_sid, packet.namespace, packet.data)
+        if packet.packet_type == DISCONNECT:
+            return self.eio.sockets[eio_sid].close(self.reason.CLIENT_DISCONNECT)
+        if packet.packet_type in (EVENT, BINARY_EVENT):
+            self._begin_event(self.eio.sockets[eio_sid], packet)
+        return None  # acknowledgements: we ask for none
+
+    def _decode(self, eio_sid: str, data: str | bytes) -> StrictPacket | None:
+        """The packet, or None while attachments of it are missing."""
+        packet: StrictPacket | None = self._binary_packet.get(eio_sid)
+        if packet is not None:
+            if not isinstance(data, bytes):
+                raise ProtocolError("text in place of an attachment")
+            if not packet.add_attachment(data):
+                return None
+            del self._binary_packet[eio_sid]
+            return packet
+        if not isinstance(data, str):
+            raise ProtocolError("unannounced attachment")
+        if not data:
+            raise ProtocolError("empty packet")  # the library would not decode it, but take it for an event
+        packet = StrictPacket(encoded_packet=data)
+        if packet.namespace not in (None, NAMESPACE) and packet.packet_type != CONNECT:
+            raise ProtocolError("unknown namespace")
+        if packet.packet_type == BINARY_EVENT:
+            self._connected_sid(eio_sid)
+            self._binary_packet[eio_sid] = packet
+            return None
+        return packet
+
+    def _connected_sid(self, eio_sid: str) -> str:
+        """The Socket.IO id of a session whose handshake is complete."""
+        sid: str | None = self.manager.sid_from_eio_sid(eio_sid, NAMESPACE)
+        if not self.manager.is_connected(sid, NAMESPACE):
+            raise ProtocolError("event before the handshake")
+        assert sid is not None
+        return sid
+
+    async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
+        """Answers a handshake, and closes the transport of a refused one."""
+        session = self.eio.sockets[eio_sid]
+        await super()._handle_connect(eio_sid, namespace, data)
+        if session.closed:  # while its handler ran
+            await self._forget(eio_sid)
+        elif self.manager.sid_from_eio_sid(eio_sid, NAMESPACE) is None:
+            await session.close(self.reason.SERVER_DISCONNECT)
+        else:
+            session.establish()
+
+    async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
+        """Ends what the library holds for a session, whatever a handler has raised or left undone."""
+        try:
+            await super()._handle_eio_disconnect(eio_sid, reason)
+        finally:
+            await self._forget(eio_sid)
+
+    async def _forget(self, eio_sid: str) -> None:
+        sid = self.manager.sid_from_eio_sid(eio_sid, NAMESPACE)
+        if sid is not None:
+            await self.manager.disconnect(sid, NAMESPACE, ignore_queue=True)
+        self._binary_packet.pop(eio_sid, None)
+        self.environ.pop(eio_sid, None)
+
+    def _begin_event(self, session: Session, packet: StrictPacket) -> None:
+        """Runs the handler of an event beside the reading of the next packet: a disconnect must be seen meanwhile."""
+        sid = self._connected_sid(session.sid)
+        if packet.data[0] not in self.handlers[NAMESPACE]:
+            return
+        session.waiting_events += 1
+        if session.waiting_events > MAX_WAITING_EVENTS:
+            raise ProtocolError("too many events at once")
+        self.eio.spawn(self._run_event(session, sid, packet))
+
+    async def _run_event(self, session: Session, sid: str, packet: StrictPacket) -> None:
+        try:
+            await self._handle_event_internal(self, sid, session.sid, packet.data, NAMESPACE, packet.id)
+        finally:
+            session.waiting_events -= 1
+
+
+def _quiet(name: str) -> logging.Logger:
+    """The library's logger, without the packets that it logs at INFO: they hold access tokens."""
+    library_logger = logging.getLogger(name)
+    library_logger.setLevel(logging.WARNING)
+    return library_logger

@@ -1,0 +1,108 @@
+"""The HTTP pages for operators: /healthz, /readyz, /metrics."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from tornado.web import HTTPError, RequestHandler
+
+from lesson_server.errors import StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+# Seconds that an answer of the stores counts, so that many probes are one question.
+READINESS_AGE = 1.0
+# Seconds for a store to answer a probe.
+PROBE_TIMEOUT = 1.0
+
+Probe = Callable[[], Awaitable[None]]
+
+
+class Readiness:
+    """Whether the server can serve a join: asks the stores, at most once a second.
+
+    Args:
+        probes: name → a question that raises StoreUnavailable when the store can't answer.
+    """
+
+    def __init__(self, probes: dict[str, Probe]) -> None:
+        self._probes = probes
+        self._lock = asyncio.Lock()
+        self._down: list[str] = []
+        self._asked = float("-inf")
+
+    async def down(self) -> list[str]:
+        """The names of what is down; none when the server is ready."""
+        async with self._lock:
+            if time.monotonic() - self._asked > READINESS_AGE:
+                answers = await asyncio.gather(*(self._answers(probe) for probe in self._probes.values()))
+                self._down = [name for name, answered in zip(self._probes, answers, strict=True) if not answered]
+                self._asked = time.monotonic()
+            return self._down
+
+    @staticmethod
+    async def _answers(probe: Probe) -> bool:
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT):
+                await probe()
+        except (StoreUnavailable, TimeoutError):
+            return False
+        return True
+
+
+class PlainHandler(RequestHandler):
+    """Answers in plain text, also when it refuses."""
+
+    def set_default_headers(self) -> None:
+        self.set_header("Content-Type", "text/plain; charset=UTF-8")
+        self.set_header("Cache-Control", "no-store")
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        self.finish(f"{status_code} {self._reason}\n")
+
+    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
+        # Tornado's own line would hold the URL, and with it whatever a client put there.
+        if not isinstance(value, HTTPError):
+            logger.error("%s request failed", self.request.method, exc_info=value)
+
+
+class NotFoundHandler(PlainHandler):
+    """Any other path."""
+
+    def prepare(self) -> None:
+        raise HTTPError(404)
+
+
+class HealthHandler(PlainHandler):
+    """200 while the process lives. It asks no store: a restart would not mend one."""
+
+    def get(self) -> None:
+        self.finish("ok\n")
+
+
+class ReadyHandler(PlainHandler):
+    """200 when a join can be served, or 503 with what is down."""
+
+    def initialize(self, readiness: Readiness) -> None:
+        self._readiness = readiness
+
+    async def get(self) -> None:
+        down = await self._readiness.down()
+        if down:
+            self.set_status(503)
+        self.finish(f"{', '.join(down)} down\n" if down else "ready\n")
+
+
+class MetricsHandler(PlainHandler):
+    """The metrics in Prometheus' text format."""
+
+    def initialize(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def get(self) -> None:
+        self.set_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)
+        self.finish(generate_latest(self._registry))

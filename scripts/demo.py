@@ -1,0 +1,242 @@
+"""Starts the server on its own stores, lets a lesson take place, shows what there is to see of it, stops the server.
+
+Exits 1 when anything is not as it should be, and then shows the end of the server's log.
+"""
+
+import asyncio
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from itertools import groupby
+from typing import IO, cast
+
+import aiohttp
+import redis
+from prometheus_client.parser import text_string_to_metric_families
+from redis import asyncio as aioredis
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from simulate_participants import participants
+from simulate_teacher import teachers
+from simulation import EXIT_INTERRUPTED, Report, Signer, SigningError, attending
+
+LESSON = "1"
+PARTICIPANTS = 30
+GUESTS = 3
+
+# What GET /metrics must say of the lesson; every other state is empty.
+EXPECTED_STATES = {
+    ("teacher", "registered"): 1,
+    ("participant", "registered"): PARTICIPANTS - GUESTS,
+    ("participant", "seated"): GUESTS,
+}
+
+# Seconds. The first start makes a database cluster, which takes a slow machine a while.
+START_TIMEOUT = 60.0
+PRESENCE_TIMEOUT = 5.0
+STOP_TIMEOUT = 15.0
+
+# Of keys that differ in a number only, so many are shown.
+ALIKE = 3
+
+LOG_TAIL = 30
+
+console = Console(highlight=False)
+
+
+class DemoError(Exception):
+    """Something is not as it should be."""
+
+
+class Server:
+    """A running lesson-server.
+
+    Args:
+        url: where it listens.
+        redis_url: its Redis.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, url: str, redis_url: str) -> None:
+        self._process = process
+        self.url = url
+        self.redis_url = redis_url
+
+    async def stop(self) -> None:
+        """Ask it to stop; raises DemoError when it does not, or not cleanly."""
+        with suppress(ProcessLookupError):  # it has ended by itself: its status tells
+            self._process.terminate()
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT):
+                status = await self._process.wait()
+        except TimeoutError:
+            raise DemoError(f"the server has not stopped within {STOP_TIMEOUT:.0f} s of SIGTERM") from None
+        if status != 0:
+            raise DemoError(f"the server's exit status is {status}")
+
+
+@asynccontextmanager
+async def started_server(log: IO[bytes]) -> AsyncIterator[Server]:
+    """Start a server with its default settings on a free port; it does not outlive the ``async with``."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "lesson_server.cli", "run", "--port", "0"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=log,
+        env={name: value for name, value in os.environ.items() if not name.startswith("LESSON_")},
+    )
+    try:
+        yield await _listening(process)
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            try:
+                async with asyncio.timeout(STOP_TIMEOUT):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+
+
+async def _listening(process: asyncio.subprocess.Process) -> Server:
+    """Echo the first lines of a server until it accepts connections."""
+    assert process.stdout is not None
+    said = ""
+    try:
+        async with asyncio.timeout(START_TIMEOUT):
+            while line := (await process.stdout.readline()).decode():
+                console.print(f"[dim]{escape(line.rstrip())}", soft_wrap=True)
+                said += line
+                if url := re.search(r"^lesson-server listening on (\S+)$", line):
+                    break
+            else:
+                raise DemoError("the server has ended without listening")
+    except TimeoutError:
+        raise DemoError(f"the server does not listen after {START_TIMEOUT:.0f} s") from None
+    redis_url = re.search(r"^Redis: (\S+)$", said, re.MULTILINE)
+    if redis_url is None:
+        raise DemoError("the server has not named its Redis")
+    return Server(process, url[1], redis_url[1])
+
+
+async def show_states(url: str) -> None:
+    """Show how many connections are in which state; raises DemoError when they are not the expected ones."""
+    async with aiohttp.ClientSession(raise_for_status=True) as http, http.get(f"{url}/metrics") as answer:
+        families = text_string_to_metric_families(await answer.text())
+    states = {
+        (sample.labels["client"], sample.labels["state"]): int(sample.value)
+        for family in families
+        for sample in family.samples
+        if sample.name == "lesson_connections" and sample.value
+    }
+    table = Table("client", "state")
+    table.add_column("connections", justify="right")
+    for (client, state), count in sorted(states.items()):
+        table.add_row(client, state, str(count))
+    console.print(table)
+    if states != EXPECTED_STATES:
+        raise DemoError(f"the states should be {EXPECTED_STATES}")
+
+
+async def show_redis(store: aioredis.Redis) -> None:
+    """Show what stands in Redis, a row for each key; of keys that differ in a number only, the first few."""
+    table = Table(expand=True)
+    for column in ("key", "type", "TTL"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("content", no_wrap=True, ratio=1)
+    keys = sorted([key async for key in store.scan_iter()], key=_natural)
+    for _, group in groupby(keys, key=lambda key: re.sub(r"\d+", "#", key)):
+        alike = list(group)
+        for key in alike[:ALIKE]:
+            kind, ttl = str(await store.type(key)), await store.ttl(key)
+            content = cast(dict[str, str], await store.hgetall(key)) if kind == "hash" else {}
+            table.add_row(
+                escape(key),
+                kind,
+                "none" if ttl < 0 else str(timedelta(seconds=ttl)),
+                escape(", ".join(f"{field}={value or repr(value)}" for field, value in content.items())),
+            )
+        if len(alike) > ALIKE:
+            table.add_row(f"[dim]and {len(alike) - ALIKE} more like it")
+    console.print(table)
+
+
+def _natural(key: str) -> list[tuple[int, str]]:
+    """Sort participant-10 after participant-9."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", key)]
+
+
+async def check_presence(store: aioredis.Redis, *, expected: bool) -> None:
+    """Raise DemoError when the keys of who is in the lesson do not come to exist, or to be gone."""
+    keys = (f"lesson_teacher_{LESSON}", f"lesson_student_{LESSON}")
+    deadline = time.monotonic() + PRESENCE_TIMEOUT
+    while await store.exists(*keys) != (len(keys) if expected else 0):
+        if time.monotonic() > deadline:
+            raise DemoError(f"{' and '.join(keys)} should {'exist' if expected else 'be gone'}")
+        await asyncio.sleep(0.05)
+
+
+async def demonstrate(log: IO[bytes]) -> None:
+    """Show everything, step by step; raises DemoError at the first thing that is wrong."""
+    # A demo that is told to stop takes its server with it.
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+    step("Start the server, with a PostgreSQL and a Valkey of its own")
+    async with started_server(log) as server:
+        sign = Signer("@.lesson-server/auth.key")
+        clients = teachers(LESSON, 1, sign) + participants(LESSON, PARTICIPANTS, GUESTS, sign)
+        async with aioredis.Redis.from_url(server.redis_url, decode_responses=True) as store:
+            step(f"A teacher and {PARTICIPANTS} participants join lesson {LESSON}; {GUESTS} of them are guests")
+            async with attending(clients, server.url):
+                report = Report(clients)
+                console.print(report.as_table())
+                if report.failed:
+                    raise DemoError(f"{report.failed} of {len(clients)} could not join")
+
+                step("The states of their connections (GET /metrics)")
+                await show_states(server.url)
+
+                step("What stands in Redis")
+                await check_presence(store, expected=True)
+                await show_redis(store)
+
+            step("All leave; nobody is in the lesson any more")
+            await check_presence(store, expected=False)
+            await show_redis(store)
+
+        step("Stop the server")
+        await server.stop()
+
+
+def step(text: str) -> None:
+    """Announce what comes next."""
+    console.print(f"\n[bold cyan]{text}")
+
+
+def main() -> int:
+    """Run the demo; returns the exit status."""
+    started = time.monotonic()
+    with tempfile.TemporaryFile() as log:
+        try:
+            asyncio.run(demonstrate(log))
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            return EXIT_INTERRUPTED
+        except (DemoError, SigningError, OSError, aiohttp.ClientError, redis.RedisError) as error:
+            log.seek(0)
+            for line in log.read().decode(errors="replace").splitlines()[-LOG_TAIL:]:
+                console.print(f"[dim]{escape(line)}", soft_wrap=True)
+            console.print(f"\n[bold red]The demo has failed: {escape(str(error) or repr(error))}")
+            return 1
+    console.print(f"\n[bold green]All is well, in {time.monotonic() - started:.1f} s.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""Teachers (teacher-1, teacher-2, ...) join a lesson; prints their outcomes, exits 1 when a join failed."""
+
+import sys
+from collections.abc import Sequence
+
+from simulation import Client, Signer, argument_parser, run
+
+
+def teachers(lesson: str, count: int, sign: Signer) -> list[Client]:
+    """Return ``count`` Teacher Apps that are about to join ``lesson``."""
+    return [
+        Client(client="teacher", lesson_id=lesson, access_token=sign(f"teacher-{number}", "teacher"))
+        for number in range(1, count + 1)
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = argument_parser(__doc__, count=1).parse_args(argv)
+    return run(args, "Teachers", lambda sign: teachers(args.lesson, args.count, sign))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,449 @@
+"""What the simulators of clients share: a client, many of them at once, and the report of what became of them.
+
+A client is known to the lesson-server only by what it sends: nothing here imports the server. Words used below:
+
+* to *join* is to connect with a handshake, emit ``join_lesson`` and get its acknowledgement;
+* an *outcome* is how that ended, in the server's own words where it gave any: ``SUCCESS``, the message of an ERROR or
+  of a refused handshake, or else ``timeout``, ``connection lost`` and the like;
+* the clients *attend* from their joins until they are dismissed, all together.
+"""
+
+import argparse
+import asyncio
+import json
+import math
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+import jwt
+import socketio
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+SUCCESS = "SUCCESS"
+INTERRUPTED = "interrupted"
+TIMEOUT = "timeout"
+LOST = "connection lost"
+DROPPED = "dropped while held"
+
+# Seconds for each of connect and join. The server answers a join within 5 s whatever fails; the rest is the network's.
+PATIENCE = 10.0
+
+# Seconds for the goodbye: a server may let the last request of a polling client hang, though it has understood.
+FAREWELL = 2.0
+
+# Seconds that a token is good for: longer than anybody holds a simulated lesson.
+TOKEN_TTL = 24 * 60 * 60
+
+# The status of a process that SIGINT ended, as shells report it.
+EXIT_INTERRUPTED = 130
+
+PERCENTILES = (50, 95, 99)
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+ALGORITHMS = sorted(jwt.algorithms.get_default_algorithms().keys() - {"none"})
+
+TRANSPORTS = {"websocket": ["websocket"], "polling": ["polling"], "both": ["polling", "websocket"]}
+
+
+class SigningError(Exception):
+    """There is no key to sign access tokens with, or it does not fit the algorithm."""
+
+
+class UnreachableError(Exception):
+    """Nobody listens at the URL."""
+
+
+@dataclass(frozen=True)
+class Signer:
+    """Mints access tokens.
+
+    Args:
+        source: the key itself (an HMAC secret or a PEM), or ``@`` and the file that holds it. Read when first needed:
+            guests need none.
+        algorithm: the JWT algorithm that the server expects.
+    """
+
+    source: str
+    algorithm: str = "HS256"
+
+    @cached_property
+    def _key(self) -> str:
+        if not self.source.startswith("@"):
+            return self.source
+        try:
+            return Path(self.source[1:]).read_text("utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SigningError(f"no key for access tokens (start the server, or give --key): {error}") from None
+
+    def __call__(self, subject: str, role: str) -> str:
+        """Return a token for ``subject``; raises SigningError."""
+        claims = {"sub": subject, "role": role, "exp": int(time.time()) + TOKEN_TTL}
+        try:
+            return jwt.encode(claims, self._key, self.algorithm)
+        except (jwt.PyJWTError, TypeError, ValueError) as error:
+            raise SigningError(f"the key can't sign with {self.algorithm}: {error}") from None
+
+
+class Client:
+    """One simulated client, and what became of it.
+
+    Args:
+        auth: the ``auth`` object of its handshake.
+    """
+
+    def __init__(self, **auth: str) -> None:
+        self.auth = auth
+        self.outcome = INTERRUPTED
+        self.connect_ms: float | None = None
+        self.join_ms: float | None = None
+        self._sio: socketio.AsyncClient | None = None
+
+    async def join(self, url: str, transport: str, http_session: Callable[[], aiohttp.ClientSession]) -> None:
+        """Connect and join; sets ``outcome`` and, as far as it came, the latencies. Raises nothing."""
+        self._sio = sio = socketio.AsyncClient(
+            reconnection=False, handle_sigint=False, request_timeout=PATIENCE, http_session=http_session
+        )
+        settled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def settle(outcome: str) -> None:
+            if not settled.done():
+                settled.set_result(outcome)
+
+        sio.on("connect_error", lambda *reason: settle(_message(reason)))
+        sio.on("disconnect", lambda _reason: settle(LOST))
+        try:
+            started = time.perf_counter()
+            async with asyncio.timeout(PATIENCE):
+                await sio.connect(url, auth=self.auth, transports=TRANSPORTS[transport], wait_timeout=PATIENCE)
+            self.connect_ms = _milliseconds_since(started)
+
+            started = time.perf_counter()
+            async with asyncio.timeout(PATIENCE):
+                # Not sio.call(): it goes on waiting when the connection is lost.
+                await sio.emit("join_lesson", callback=lambda *answer: settle(_outcome(answer)))
+                self.outcome = await settled
+            self.join_ms = _milliseconds_since(started)
+        except TimeoutError:
+            self.outcome = TIMEOUT
+        except Exception as error:  # the library lets TypeErrors and more out when a server closes in mid-handshake
+            self.outcome = settled.result() if settled.done() else str(error) or type(error).__name__
+
+    async def leave(self) -> None:
+        """Disconnect. A client that the server has dropped since its join is found out here."""
+        if self._sio is None:
+            return
+        if self.outcome == SUCCESS and not self._sio.connected:
+            self.outcome = DROPPED
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL):
+                await self._sio.disconnect()
+
+
+def _message(reason: tuple[object, ...]) -> str:
+    """Return the server's message from the arguments of connect_error, or the library's own words."""
+    match reason:
+        case ({"message": str(message)},):
+            return message
+        case _:
+            return " ".join(map(str, reason))
+
+
+def _outcome(answer: tuple[object, ...]) -> str:
+    """Return the outcome that the arguments of an acknowledgement tell."""
+    match answer:
+        case ({"status": "SUCCESS", "data": {}},):
+            return SUCCESS
+        case ({"status": "ERROR", "message": str(message)},):
+            return message
+        case _:
+            return f"unexpected answer {json.dumps(answer, default=repr)}"
+
+
+def _milliseconds_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1000
+
+
+@asynccontextmanager
+async def attending(
+    clients: Sequence[Client],
+    url: str,
+    *,
+    transport: str = "websocket",
+    rate: float = 0,
+    on_outcome: Callable[[], None] = lambda: None,
+) -> AsyncIterator[None]:
+    """Let all clients join, and hold them until the end of the ``async with``, whatever ends it.
+
+    Args:
+        transport: a key of TRANSPORTS.
+        rate: connections begun per second, on time even when the server is slow; 0: all at once.
+        on_outcome: called once for each client when its join has ended.
+    """
+
+    async def join_after(delay: float, client: Client) -> None:
+        await asyncio.sleep(delay)
+        await client.join(url, transport, http_session)
+        on_outcome()
+
+    async with aiohttp.TCPConnector(limit=0) as connector:
+        # A session each, since a session keeps cookies, and by these a load balancer may tell clients apart.
+        http_session = partial(aiohttp.ClientSession, connector=connector, connector_owner=False)
+        try:
+            async with asyncio.TaskGroup() as joins:
+                for number, client in enumerate(clients):
+                    joins.create_task(join_after(number / rate if rate else 0, client))
+            yield
+        finally:
+            await asyncio.gather(*(client.leave() for client in clients))
+
+
+# The report
+
+
+def percentile(values: Iterable[float], percent: int) -> float:
+    """Return the nearest-rank percentile of at least one value: a value that was measured."""
+    ordered = sorted(values)
+    return ordered[math.ceil(len(ordered) * percent / 100) - 1]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of the clients, as numbers, a table and a picture."""
+
+    clients: Sequence[Client]
+
+    @property
+    def failed(self) -> int:
+        return sum(client.outcome != SUCCESS for client in self.clients)
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        return Counter(client.outcome for client in self.clients)
+
+    @property
+    def connect_ms(self) -> list[float]:
+        """The latency of each connection that came about."""
+        return [client.connect_ms for client in self.clients if client.connect_ms is not None]
+
+    def join_ms(self, outcome: str = SUCCESS) -> list[float]:
+        """The latency of each join that ended with ``outcome``."""
+        return [c.join_ms for c in self.clients if c.join_ms is not None and c.outcome == outcome]
+
+    def as_json(self) -> str:
+        """Return the numbers as one JSON object; the percentiles of the joins are those of the successful ones."""
+        return json.dumps(
+            {
+                "clients": len(self.clients),
+                "failed": self.failed,
+                "outcomes": dict(self.outcomes.most_common()),
+                "connect_ms": _percentiles(self.connect_ms),
+                "join_ms": _percentiles(self.join_ms()),
+            },
+            ensure_ascii=False,
+        )
+
+    def as_table(self) -> Table:
+        """Return the outcomes, the commonest first, each with the percentiles of its joins."""
+        table = Table("outcome")
+        for column in ("clients", *(f"join p{percent}" for percent in PERCENTILES)):
+            table.add_column(column, justify="right", no_wrap=True)
+        for outcome, count in self.outcomes.most_common():
+            latencies = _percentiles(self.join_ms(outcome)).values()
+            table.add_row(
+                outcome,
+                str(count),
+                *("" if latency is None else f"{latency:.1f} ms" for latency in latencies),
+                style="green" if outcome == SUCCESS else "red",
+            )
+        return table
+
+    def plot(self, file: Path, title: str) -> None:
+        """Draw the share of clients that had connected, and joined, after so many milliseconds."""
+        from matplotlib.figure import Figure  # half a second that only a picture is worth
+
+        figure = Figure(figsize=(9, 5), layout="constrained")
+        axes = figure.add_subplot()
+        curves = {"connect": self.connect_ms, "join": self.join_ms()}
+        for color, (name, latencies) in zip(("tab:blue", "tab:orange"), curves.items(), strict=True):
+            if not latencies:
+                continue
+            marks = {percent: percentile(latencies, percent) for percent in PERCENTILES}
+            label = f"{name} ({len(latencies)}): " + ", ".join(f"p{p} {ms:.1f}" for p, ms in marks.items()) + " ms"
+            axes.ecdf(latencies, color=color, linewidth=2, label=label)
+            axes.plot(list(marks.values()), [percent / 100 for percent in marks], "o", color=color, markersize=6)
+        for percent in PERCENTILES:
+            axes.axhline(percent / 100, color="grey", linewidth=0.8, linestyle=":")
+            axes.annotate(
+                f"p{percent}",
+                (1, percent / 100),
+                xycoords=("axes fraction", "data"),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color="dimgrey",
+            )
+        axes.set(title=title, xlabel="milliseconds", ylabel="share of clients", ylim=(0, 1.03))
+        axes.set_xlim(left=0)
+        axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+        figure.savefig(file, dpi=150)
+
+
+def _percentiles(latencies: list[float]) -> dict[str, float | None]:
+    return {f"p{p}": round(percentile(latencies, p), 3) if latencies else None for p in PERCENTILES}
+
+
+# The command line
+
+
+def argument_parser(description: str | None, *, count: int) -> argparse.ArgumentParser:
+    """Return the options that all simulators have; ``count`` is the default of --count."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    add = parser.add_argument
+    add("--url", type=server_url, default="http://127.0.0.1:8080", help="of the server (default: %(default)s)")
+    add("--lesson", default="1", metavar="ID", help="the lesson to join (default: %(default)s)")
+    add("--count", type=integer_from(1), default=count, metavar="N", help="clients in all (default: %(default)s)")
+    add("--rate", type=number, default=0, metavar="N", help="connections per second (default: all at once)")
+    add("--hold", type=number, default=0, metavar="SECONDS", help="stay so long after the last join (default: 0)")
+    add(
+        "--transport",
+        choices=TRANSPORTS,
+        default="websocket",
+        help="(default: %(default)s; both: polling, then the upgrade)",
+    )
+    add("--key", metavar="TEXT|@FILE", help="signs the access tokens (default: auth.key in the data directory)")
+    add(
+        "--data-dir",
+        type=Path,
+        default=Path(".lesson-server"),
+        metavar="DIR",
+        help="the server's data directory (default: %(default)s)",
+    )
+    add("--algorithm", choices=ALGORITHMS, default="HS256", metavar="NAME", help="of the key (default: %(default)s)")
+    add("--json", action="store_true", help="print one JSON object in place of the table")
+    add("--plot", type=picture, metavar="FILE", help="draw the latencies (.png or .svg)")
+    return parser
+
+
+def server_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in DEFAULT_PORTS or not parts.hostname or parts.port == 0:
+        raise ValueError
+    return text.rstrip("/")
+
+
+def integer_from(least: int) -> Callable[[str], int]:
+    def integer(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return value
+
+    return integer
+
+
+def number(text: str) -> float:
+    if not 0 <= (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 0 up")
+    return value
+
+
+def picture(text: str) -> Path:
+    file = Path(text)
+    if file.suffix not in {".png", ".svg"}:
+        raise argparse.ArgumentTypeError(f"{text!r} ends in neither .png nor .svg")
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no directory {str(file.parent)!r}")
+    return file
+
+
+def run(args: argparse.Namespace, name: str, clients_of: Callable[[Signer], list[Client]]) -> int:
+    """Simulate as the command line says, print the report, and return the exit status.
+
+    Args:
+        name: what the clients are called in the title of the report.
+        clients_of: makes the clients, with tokens from the signer that it is given.
+
+    Returns:
+        0 when all joined, 1 when one did not, 2 when there is no usable key, 130 after Ctrl-C; the report comes with
+        0, 1 (if there was a server at all) and 130.
+    """
+    try:
+        clients = clients_of(Signer(args.key or f"@{args.data_dir / 'auth.key'}", args.algorithm))
+    except SigningError as error:
+        print(error, file=sys.stderr)
+        return 2
+    _raise_open_file_limit()
+    report = Report(clients)
+    interrupted = False
+    try:
+        asyncio.run(_simulate(clients, args))
+    except UnreachableError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        interrupted = True
+
+    title = f"{name} of lesson {args.lesson} at {args.url}"
+    if args.json:
+        print(report.as_json())
+    else:
+        print(title)
+        Console().print(report.as_table())
+    if args.plot:
+        report.plot(args.plot, title)
+    if interrupted:
+        return EXIT_INTERRUPTED
+    return 1 if report.failed else 0
+
+
+async def _simulate(clients: Sequence[Client], args: argparse.Namespace) -> None:
+    await _check_reachable(args.url)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    with progress:
+        bar = progress.add_task("joining", total=len(clients))
+        async with attending(
+            clients, args.url, transport=args.transport, rate=args.rate, on_outcome=partial(progress.advance, bar)
+        ):
+            progress.update(bar, description="holding")
+            await asyncio.sleep(args.hold)
+
+
+async def _check_reachable(url: str) -> None:
+    """Raise UnreachableError when nobody listens: said once, not by each client in the words of a library."""
+    parts = urlsplit(url)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            _, writer = await asyncio.open_connection(parts.hostname, parts.port or DEFAULT_PORTS[parts.scheme])
+    except TimeoutError:
+        raise UnreachableError(f"no answer from {url} in {PATIENCE:.0f} s") from None
+    except OSError as error:
+        raise UnreachableError(f"no server at {url}: {error}") from None
+    writer.close()
+
+
+def _raise_open_file_limit() -> None:
+    """Allow as many sockets as the system lets us have: the usual soft limit is 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

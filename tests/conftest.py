@@ -1,0 +1,99 @@
+"""Real stores for the tests: one PostgreSQL and one Valkey for the run, emptied before each test that uses them."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import jwt
+import psycopg2
+import pytest
+import redis
+from tornado.ioloop import IOLoop
+
+from lesson_server.embedded import EmbeddedStores
+from lesson_server.server import LessonServer
+from lesson_server.settings import load
+
+KEY = "a key of the tests, long enough for HS256"
+
+# A test must see the settings that it makes, whatever the shell of the developer exports.
+for name in [name for name in os.environ if name.startswith("LESSON_")]:
+    del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def running_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStores]:
+    with EmbeddedStores(tmp_path_factory.mktemp("stores")) as stores:
+        stores.start(print)
+        yield stores
+
+
+@pytest.fixture
+def stores(running_stores: EmbeddedStores) -> EmbeddedStores:
+    """The stores as a first start leaves them: lesson 1 with 30 seats, and nothing in Redis."""
+    with psycopg2.connect(running_stores.dsn) as connection, connection.cursor() as cursor:
+        cursor.execute("DELETE FROM lessons WHERE id <> '1'; UPDATE lessons SET seat_count = 30, title = ''")
+    connection.close()
+    with redis.Redis.from_url(running_stores.redis_url) as client:
+        client.flushall()
+    return running_stores
+
+
+@pytest.fixture
+def redis_client(stores: EmbeddedStores) -> Iterator["redis.Redis"]:
+    """A client of the tests' own, to look at what the server wrote."""
+    with redis.Redis.from_url(stores.redis_url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+def sql(stores: EmbeddedStores) -> Iterator["psycopg2.extensions.cursor"]:
+    """A cursor of the tests' own in the embedded RDS; each statement is committed."""
+    connection = psycopg2.connect(stores.dsn)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        yield cursor
+    connection.close()
+
+
+@pytest.fixture
+def environ(stores: EmbeddedStores) -> dict[str, str]:
+    """The environment of a server on the running stores, on a free port."""
+    return {
+        "LESSON_RDS_DSN": stores.dsn,
+        "LESSON_REDIS_URL": stores.redis_url,
+        "LESSON_AUTH_KEY": KEY,
+        "LESSON_SERVER_PORT": "0",
+    }
+
+
+@pytest.fixture
+def start_server(io_loop: IOLoop, environ: dict[str, str]) -> Iterator[Callable[..., LessonServer]]:
+    """Starts servers in this process; keyword arguments are further environment variables."""
+    servers = []
+
+    def start_server(**more: str) -> LessonServer:
+        server = LessonServer(load(environ={**environ, **more}))
+        io_loop.run_sync(server.start)
+        servers.append(server)
+        return server
+
+    yield start_server
+    for server in servers:
+        io_loop.run_sync(server.stop)
+
+
+@pytest.fixture
+def server(start_server: Callable[..., LessonServer]) -> LessonServer:
+    return start_server()
+
+
+@pytest.fixture
+def mint() -> Callable[..., str]:
+    """Mints access tokens that the server of :func:`environ` accepts, or nearly."""
+
+    def mint(subject: object = "p1", role: object = "student", key: str = KEY, ttl: int = 60, **more: object) -> str:
+        claims = {"sub": subject, "role": role, "exp": int(time.time()) + ttl, **more}
+        return jwt.encode({name: value for name, value in claims.items() if value is not None}, key)
+
+    return mint

@@ -1,0 +1,203 @@
+"""lessons.py against a real PostgreSQL."""
+
+import asyncio
+import os
+import resource
+import threading
+
+import psycopg2
+import pytest
+
+from lesson_server.errors import LessonNotFound, StoreUnavailable
+from lesson_server.lessons import Lesson, Lessons, add_lesson, list_lessons
+from lesson_server.settings import RdsSettings
+
+QUERY = RdsSettings().lesson_query
+SLOW = "SELECT seat_count FROM lessons, pg_sleep(60) WHERE id = %(lesson_id)s"
+
+
+@pytest.fixture
+def open_lessons(io_loop, stores):
+    opened = []
+
+    def open_lessons(query=QUERY, timeout=3.0, pool_size=2):
+        lessons = Lessons(stores.dsn, query, timeout, pool_size)
+        io_loop.run_sync(lessons.open)
+        opened.append(lessons)
+        return lessons
+
+    yield open_lessons
+    for lessons in opened:
+        io_loop.run_sync(lessons.close)
+
+
+@pytest.fixture
+def lessons(open_lessons):
+    return open_lessons()
+
+
+@pytest.mark.gen_test
+async def test_a_lesson_has_its_seats(lessons):
+    assert await lessons.get("1") == Lesson("1", 30)
+
+
+@pytest.mark.gen_test
+async def test_an_unknown_lesson_is_named(lessons):
+    with pytest.raises(LessonNotFound, match="^lesson no-such not found$"):
+        await lessons.get("no-such")
+
+
+@pytest.mark.parametrize(("in_rds", "seats"), [(None, 0), (0, 0), (-3, 0), (1, 1), (10_000, 10_000)])
+def test_null_and_zero_are_no_seats(io_loop, lessons, sql, in_rds, seats):
+    sql.execute("UPDATE lessons SET seat_count = %s", (in_rds,))
+    assert io_loop.run_sync(lambda: lessons.get("1")).seat_count == seats
+
+
+@pytest.mark.gen_test
+async def test_a_seat_count_that_redis_could_not_hold_is_an_error_of_the_data(lessons, sql):
+    sql.execute("UPDATE lessons SET seat_count = 10001")
+    with pytest.raises(ValueError, match="10001"):
+        await lessons.get("1")
+
+
+@pytest.mark.gen_test
+async def test_a_lesson_id_is_never_part_of_the_statement(lessons):
+    with pytest.raises(LessonNotFound):
+        await lessons.get("1' OR '1'='1")
+
+
+def test_a_platform_may_ask_its_own_tables(io_loop, open_lessons):
+    lessons = open_lessons("SELECT 7.0 WHERE %(lesson_id)s = 'abc'")
+    assert io_loop.run_sync(lambda: lessons.get("abc")) == Lesson("abc", 7)
+
+
+def test_joins_that_wait_together_share_one_query(io_loop, open_lessons, sql):
+    sql.execute("CREATE SEQUENCE asked")
+    try:
+        lessons = open_lessons(
+            "SELECT 5 FROM (SELECT nextval('asked')) asked, pg_sleep(0.1) WHERE %(lesson_id)s = '1'"
+        )
+
+        async def ask():
+            return await asyncio.gather(*(lessons.get("1") for _ in range(50)))
+
+        assert io_loop.run_sync(ask) == [Lesson("1", 5)] * 50
+        sql.execute("SELECT last_value FROM asked")
+        assert sql.fetchone() == (1,)
+    finally:
+        sql.execute("DROP SEQUENCE asked")
+
+
+def test_a_join_that_gives_up_does_not_take_the_answer_from_the_others(io_loop, open_lessons):
+    lessons = open_lessons("SELECT 5 FROM pg_sleep(0.2) WHERE %(lesson_id)s = '1'")
+
+    async def ask():
+        first = asyncio.create_task(lessons.get("1"))
+        second = asyncio.create_task(lessons.get("1"))
+        await asyncio.sleep(0.05)
+        first.cancel()
+        return await second
+
+    assert io_loop.run_sync(ask) == Lesson("1", 5)
+
+
+def test_a_slow_rds_is_unavailable_and_its_query_ends_on_the_server_too(io_loop, open_lessons, sql):
+    lessons = open_lessons(SLOW, timeout=0.3)
+    with pytest.raises(StoreUnavailable):
+        io_loop.run_sync(lambda: lessons.get("1"))
+    for _ in range(200):
+        sql.execute("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%pg_sleep(60)%%' AND pid <> pg_backend_pid() AND state = 'active'")
+        if sql.fetchone() == (0,):
+            return
+        io_loop.run_sync(lambda: asyncio.sleep(0.05))
+    pytest.fail("the query goes on on the server")
+
+
+def test_a_statement_that_the_server_cancels_is_unavailable_and_not_a_cancellation(io_loop, stores):
+    """aiopg raises CancelledError for it, which would end the join's task without an answer."""
+    lessons = Lessons(stores.dsn, SLOW, 3.0, 1)
+    lessons._timeout = 0.2  # the server gives up first
+    io_loop.run_sync(lessons.open)
+    lessons._timeout = 10.0
+    with pytest.raises(StoreUnavailable):
+        io_loop.run_sync(lambda: lessons.get("1"), timeout=20)
+    io_loop.run_sync(lessons.close)
+
+
+@pytest.mark.gen_test
+async def test_a_broken_statement_is_unavailable_also_above_descriptor_1023(open_lessons_later):
+    """aiopg's error path calls select(), which can't take such a descriptor; the query would hang."""
+    lessons = await open_lessons_later("SELECT nonsense WHERE %(lesson_id)s = ''")
+    with pytest.raises(StoreUnavailable):
+        await asyncio.wait_for(lessons.get("1"), 10)
+
+
+@pytest.fixture
+def open_lessons_later(io_loop, stores):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    opened = []
+
+    async def open_lessons_later(query):
+        lessons = Lessons(stores.dsn, query, 3.0, 1)
+        await lessons.open()
+        opened.append(lessons)
+        return lessons
+
+    yield open_lessons_later
+    for lessons in opened:
+        io_loop.run_sync(lessons.close)
+    for descriptor in taken:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_connections_that_rds_has_closed_are_replaced_unnoticed(io_loop, lessons, sql):
+    """As after a restart or a failover of RDS."""
+    sql.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = 'lessons'")
+    assert io_loop.run_sync(lambda: lessons.get("1")) == Lesson("1", 30)
+
+
+def test_open_says_in_one_line_why_it_can_not(io_loop, tmp_path):
+    lessons = Lessons(f"postgresql://someone:sesame@/lessons?host={tmp_path}", QUERY, 1.0, 1)
+    with pytest.raises(StoreUnavailable) as caught:
+        io_loop.run_sync(lessons.open)
+    assert str(tmp_path) in caught.value.cause
+    assert "\n" not in caught.value.cause
+    assert "sesame" not in caught.value.cause
+
+
+def test_the_log_tells_of_a_change_and_not_of_each_request(io_loop, lessons, stores, caplog):
+    good, lessons._query = lessons._query, "SELECT broken WHERE %(lesson_id)s = ''"
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            io_loop.run_sync(lambda: lessons.get("1"))
+    lessons._query = good
+    for _ in range(3):
+        io_loop.run_sync(lambda: lessons.get("1"))
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
+
+
+def test_the_command_line_adds_changes_and_lists(stores):
+    assert add_lesson(stores.dsn, "b", None, "") is True
+    assert add_lesson(stores.dsn, "b", 12, "Algebra") is False
+    assert list_lessons(stores.dsn) == [("1", 30, ""), ("b", 12, "Algebra")]
+
+
+def test_the_command_line_says_why_it_can_not(tmp_path):
+    with pytest.raises(StoreUnavailable) as caught:
+        list_lessons(f"host={tmp_path} dbname=lessons")
+    assert str(tmp_path) in caught.value.cause
+
+
+def test_the_schema_is_what_the_default_query_asks(sql):
+    sql.execute(QUERY, {"lesson_id": "1"})
+    assert sql.fetchone() == (30,)
+    with pytest.raises(psycopg2.errors.NotNullViolation):
+        sql.execute("INSERT INTO lessons (id, title) VALUES ('x', NULL)")
+
+
+def test_no_thread_is_left(io_loop, lessons):
+    io_loop.run_sync(lambda: lessons.get("1"))
+    assert threading.active_count() == 1
