@@ -12,16 +12,18 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from lesson_server import __version__, embedded
+from lesson_server.configuration import Configuration, load
 from lesson_server.errors import StoreUnavailable
 from lesson_server.identity import Identities
 from lesson_server.lessons import LESSON_ID, add_lesson, list_lessons
-from lesson_server.settings import Settings, SettingsError, load
+from lesson_server.settings import Settings, SettingsError
 
 # Seconds that a token of `lesson-server token` is good for: a day at school.
 DEFAULT_TTL = 12 * 60 * 60
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
 
 
 class CommandFailed(Exception):
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; those of the process when None.
 
     Returns:
-        the exit status: 0, 1 when the command failed, 2 when a setting or an argument is wrong.
+        the exit status: 0, 1 when the command failed, 2 when a setting or an argument is wrong, 130 after Ctrl-C.
     """
     args = _parser().parse_args(arguments)
     try:
@@ -47,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(error.cause, EXIT_FAILED)
     except (embedded.EmbeddedError, CommandFailed, OSError) as error:
         return _failed(str(error), EXIT_FAILED)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     return 0
 
 
@@ -169,7 +173,7 @@ def _lesson_database(settings: Settings) -> Iterator[str]:
 # lesson-server settings
 
 
-def show_settings(settings: Settings, args: argparse.Namespace) -> None:
+def show_settings(settings: Configuration, args: argparse.Namespace) -> None:
     """Prints every setting in force and where it came from."""
     rows = list(settings.rows())
     names = max(len(row.name) for row in rows)

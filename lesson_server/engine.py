@@ -1,17 +1,14 @@
-"""Engine.IO 4 on Tornado, as we run it: every message, buffer and wait has a bound, and what is refused is closed.
+"""Engine.IO 4 on Tornado, as we run it: what is refused is closed, and nothing that a client sends is believed.
 
 python-engineio keeps the sessions and the ids; its Tornado driver is not used. That one trusts what arrives, buffers
 without limit in both directions, compresses each connection (229 kB of memory instead of 42), and leaves the sockets of
 refused clients open for ever.
-
-A :class:`Session` is one client; its transport is polling until a websocket is attached, at once or by an upgrade.
 """
 
 import asyncio
-import base64
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 import engineio
@@ -20,278 +17,10 @@ from tornado.iostream import StreamBufferFullError, StreamClosedError
 from tornado.web import HTTPError
 from tornado.websocket import WebSocketHandler
 
+from lesson_server import sessions
+from lesson_server.sessions import OPEN, ProtocolError, RequestRefused, Session
+
 logger = logging.getLogger(__name__)
-
-# Bytes of a message or a polling request. Ours have no data but an access token in the handshake.
-MAX_MESSAGE_SIZE = 16 * 1024
-# Packets in the body of a POST, as in the reference implementations.
-MAX_PACKETS_IN_POST = 16
-# Bytes and packets that a client may leave unread before it is dropped. An acknowledgement has about 40 bytes.
-MAX_UNREAD_BYTES = 64 * 1024
-MAX_UNREAD_PACKETS = 256
-# Seconds for a socket to complete its handshake, an upgrade included.
-HANDSHAKE_TIMEOUT = 10
-# Seconds between pings, and to answer one: the defaults of Socket.IO.
-PING_INTERVAL = 25
-PING_TIMEOUT = 20
-
-TEXT_FRAME, BINARY_FRAME = 0x1, 0x2
-OPEN, CLOSE, PING, PONG, MESSAGE, UPGRADE, NOOP = "0123456"
-SEPARATOR = "\x1e"
-
-
-class ProtocolError(Exception):
-    """The client broke the protocol; its session ends. The text is ours, nothing of what the client sent."""
-
-
-class RequestRefused(Exception):
-    """An HTTP request or websocket handshake is refused, with the status and the code of Engine.IO's protocol."""
-
-    def __init__(self, code: int, message: str, status: int = 400) -> None:
-        super().__init__(message)
-        self.body = orjson.dumps({"code": code, "message": message})
-        self.status = status
-
-
-class Session:
-    """One Engine.IO session. Its first ten seconds are for the handshake; then it is pinged until it ends.
-
-    Args:
-        engine: where the session is kept.
-        sid: its id.
-    """
-
-    __slots__ = (
-        "_engine",
-        "_outbox",
-        "_pinged",
-        "_poll_request",
-        "_poller",
-        "_timer",
-        "_upgrading",
-        "_websocket",
-        "closed",
-        "session",
-        "sid",
-        "waiting_events",
-    )
-
-    def __init__(self, engine: "Engine", sid: str) -> None:
-        self.sid = sid
-        self.session: dict[str, Any] = {}  # python-socketio keeps its sessions here
-        self.closed = False
-        self.waiting_events = 0  # counted by transport.py
-        self._engine = engine
-        self._websocket: EngineHandler | None = None
-        self._upgrading: EngineHandler | None = None
-        self._outbox: list[str] = []
-        self._poller: asyncio.Future[None] | None = None
-        self._poll_request: EngineHandler | None = None
-        self._pinged = False
-        self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, self.drop, "handshake timeout")
-
-    @property
-    def upgraded(self) -> bool:
-        """Whether the transport is a websocket; the name is python-engineio's."""
-        return self._websocket is not None
-
-    def establish(self) -> None:
-        """The handshake is complete: from now on the client is pinged."""
-        self._wait(PING_INTERVAL, self._ping)
-
-    # Sending
-
-    def send(self, message: str | bytes) -> None:
-        """Sends a message, or drops the client if it has left too much unread."""
-        if self.closed:
-            return
-        if isinstance(message, str):
-            self._write(MESSAGE + message)
-        elif self._websocket is not None:
-            self._websocket.write_frame(BINARY_FRAME, message)
-        else:
-            self._write("b" + base64.b64encode(message).decode())
-
-    def _write(self, packet: str) -> None:
-        if self._websocket is not None:
-            self._websocket.write_frame(TEXT_FRAME, packet.encode())
-            return
-        self._outbox.append(packet)
-        if len(self._outbox) > MAX_UNREAD_PACKETS or sum(map(len, self._outbox)) > MAX_UNREAD_BYTES:
-            self.drop("slow reader")
-        else:
-            self._release_poller()
-
-    # Receiving
-
-    def receive(self, packet: str | bytes) -> Awaitable[None] | None:
-        """Takes a packet in.
-
-        Returns:
-            what to wait for before the next packet may be taken in, if anything.
-
-        Raises:
-            ProtocolError: the packet is none of a client's in this state.
-        """
-        if self.closed:
-            return None
-        if isinstance(packet, bytes):
-            return self._engine.on_message(self, packet)
-        kind, data = packet[:1], packet[1:]
-        if kind == MESSAGE:
-            return self._engine.on_message(self, data)
-        if kind == PONG:
-            if self._pinged:  # one that nobody asked for must not put a deadline off
-                self._pinged = False
-                self._wait(PING_INTERVAL, self._ping)
-            return None
-        if kind == CLOSE:
-            return self.close(self._engine.reason.CLIENT_DISCONNECT)
-        raise ProtocolError("unknown packet")
-
-    def receive_post(self, body: bytes) -> list[str | bytes]:
-        """The packets of a polling request's body.
-
-        Raises:
-            ProtocolError: it is not a list of packets.
-        """
-        try:
-            packets = body.decode().split(SEPARATOR)
-            if len(packets) > MAX_PACKETS_IN_POST:
-                raise ProtocolError("too many packets")
-            return [base64.b64decode(packet[1:], validate=True) if packet[:1] == "b" else packet for packet in packets]
-        except ValueError:
-            raise ProtocolError("malformed payload") from None
-
-    # The polling transport
-
-    async def poll(self, request: "EngineHandler") -> str:
-        """Waits until there is something to send, and takes it.
-
-        Raises:
-            RequestRefused: another request of this session waits already. The session ends, as in the protocol.
-        """
-        if self._poller is not None:
-            self.drop("two polls at once")
-            raise RequestRefused(3, "Bad request")
-        if self._upgrading is not None:
-            return NOOP  # the client pauses its polling, and waits for this last answer
-        if not self._outbox:
-            self._poller = asyncio.get_running_loop().create_future()
-            self._poll_request = request
-            await self._poller
-            self._poller = self._poll_request = None
-        return self._take_outbox()
-
-    def _release_poller(self) -> None:
-        if self._poller is not None and not self._poller.done():
-            self._poller.set_result(None)
-
-    def _take_outbox(self) -> str:
-        payload = SEPARATOR.join(self._outbox) or NOOP
-        self._outbox.clear()
-        return payload
-
-    # The websocket transport
-
-    def attach(self, websocket: "EngineHandler") -> None:
-        """The transport is this websocket from now on."""
-        self._websocket = websocket
-        self._upgrading = None
-        for packet in self._outbox:
-            websocket.write_frame(TEXT_FRAME, packet.encode())
-        self._outbox = []
-        self._release_poller()
-
-    def is_transport(self, websocket: "EngineHandler") -> bool:
-        """Whether the packets of the session come by this websocket."""
-        return self._websocket is websocket
-
-    def receive_from(self, websocket: "EngineHandler", packet: str | bytes) -> Awaitable[None] | None:
-        """Takes a packet in from a websocket: its own, or one that would take the place of polling."""
-        if self.closed:
-            websocket.disconnect(abort=True)
-            return None
-        try:
-            if self.is_transport(websocket):
-                return self.receive(packet)
-            self._probe(websocket, packet)
-        except ProtocolError as error:
-            if self.is_transport(websocket):
-                self.drop(str(error))
-            else:
-                websocket.disconnect(abort=True)
-        return None
-
-    def _probe(self, websocket: "EngineHandler", packet: str | bytes) -> None:
-        if packet == PING + "probe" and self._upgrading is None and self._websocket is None:
-            self._upgrading = websocket
-            websocket.write_frame(TEXT_FRAME, (PONG + "probe").encode())
-            self._release_poller()
-        elif packet == UPGRADE and self._upgrading is websocket:
-            self.attach(websocket)
-        else:
-            raise ProtocolError("not an upgrade")
-
-    def lost(self, handler: "EngineHandler") -> None:
-        """A websocket, or the request that waited for packets, is gone."""
-        if handler is self._upgrading:
-            self._upgrading = None  # polling goes on
-        elif handler is self._websocket or handler is self._poll_request:
-            self._engine.spawn(self.close(self._engine.reason.TRANSPORT_CLOSE))
-
-    # The end
-
-    def drop(self, why: str) -> None:
-        """Ends the session of a client that broke the rules or went away; nothing more is sent."""
-        if self._shut(abort=True):
-            logger.info("client dropped: %s", why)
-            self._engine.spawn(self._engine.on_close(self, self._engine.reason.TRANSPORT_ERROR))
-
-    async def close(self, reason: str) -> None:
-        """Ends the session: first the transport, then what the application holds for it. Idempotent.
-
-        Args:
-            reason: one of ``engineio.Server.reason``.
-        """
-        if self._shut(abort=False):
-            await self._engine.on_close(self, reason)
-
-    def _shut(self, *, abort: bool) -> bool:
-        """Ends the transport, at once: frames that have been read already must not be taken in any more.
-
-        Args:
-            abort: don't wait for the client to read what was sent to it.
-
-        Returns:
-            False when the session has ended before.
-        """
-        if self.closed:
-            return False
-        self.closed = True
-        self._timer.cancel()
-        if self._upgrading is not None:
-            self._upgrading.disconnect(abort=True)
-        if self._websocket is not None:
-            self._websocket.disconnect(abort=abort)
-            return True
-        if abort:
-            self._outbox.clear()
-        self._outbox.append(CLOSE)
-        if self._poller is None:
-            self._engine.keep_farewell(self.sid, self._take_outbox())
-        self._release_poller()
-        return True
-
-    def _ping(self) -> None:
-        self._pinged = True
-        self._wait(PING_TIMEOUT, lambda: self.drop("ping timeout"))
-        self._write(PING)
-
-    def _wait(self, seconds: float, then: Callable[[], None]) -> None:
-        """The one timer of a session: for the handshake, then for the next ping or its answer."""
-        self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(seconds, then)
 
 
 class EngineHandler(WebSocketHandler):
@@ -321,7 +50,7 @@ class EngineHandler(WebSocketHandler):
 
     @property
     def max_message_size(self) -> int:
-        return MAX_MESSAGE_SIZE
+        return sessions.MAX_MESSAGE_SIZE
 
     # Polling
 
@@ -398,7 +127,7 @@ class EngineHandler(WebSocketHandler):
         self.finish(refusal.body)
 
     def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> "asyncio.Future[None]":
-        """Sends the answer. A refusal closes the connection, Tornado's own too: the client has no business to keep it."""
+        """Sends the answer. A refusal, Tornado's own too, closes the connection: the client can't need it any more."""
         refused = self.get_status() >= 400
         if refused:
             self.set_header("Connection", "close")
@@ -422,11 +151,11 @@ class EngineHandler(WebSocketHandler):
     async def open(self, *args: str, **kwargs: str) -> None:
         assert self.ws_connection is not None
         assert self.ws_connection.stream is not None
-        self.ws_connection.stream.max_write_buffer_size = MAX_UNREAD_BYTES
+        self.ws_connection.stream.max_write_buffer_size = sessions.MAX_UNREAD_BYTES
         if self._session is None:
             self._session = await self._engine.open(self, "websocket")
         else:
-            asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, self._expire_probe)
+            asyncio.get_running_loop().call_later(sessions.HANDSHAKE_TIMEOUT, self._expire_probe)
 
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
         assert self._session is not None
@@ -500,9 +229,9 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         opening = {
             "sid": session.sid,
             "upgrades": ["websocket"] if transport == "polling" and "websocket" in self.transports else [],
-            "pingInterval": PING_INTERVAL * 1000,
-            "pingTimeout": PING_TIMEOUT * 1000,
-            "maxPayload": MAX_MESSAGE_SIZE,
+            "pingInterval": sessions.PING_INTERVAL * 1000,
+            "pingTimeout": sessions.PING_TIMEOUT * 1000,
+            "maxPayload": sessions.MAX_MESSAGE_SIZE,
         }
         session._write(OPEN + orjson.dumps(opening).decode())
         return session
@@ -519,17 +248,18 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         finally:
             self.sockets.pop(session.sid, None)
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Runs ``work`` beside the caller, and keeps it from being collected before it is done."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     # A polling client that is between two requests when its session ends learns of it by the next one.
 
     def keep_farewell(self, sid: str, payload: str) -> None:
         self._farewells[sid] = payload
-        asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, self._farewells.pop, sid, None)
+        asyncio.get_running_loop().call_later(sessions.HANDSHAKE_TIMEOUT, self._farewells.pop, sid, None)
 
     def take_farewell(self, sid: str) -> str | None:
         return self._farewells.pop(sid, None)

@@ -92,7 +92,7 @@ class NotATeacher(Refusal):
 
 
 class StoreUnavailable(Refusal):
-    """RDS or Redis failed or was too slow. ``cause`` is for the operator; the client is told only the plain sentence."""
+    """RDS or Redis failed or was too slow. ``cause`` is for the operator; the client gets only the plain sentence."""
 
     message = "the lesson service is unavailable, try again"
     outcome = "store_unavailable"

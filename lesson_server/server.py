@@ -10,7 +10,7 @@ from tornado.web import Application
 
 from lesson_server.analytics import make_analytics
 from lesson_server.connection import Services
-from lesson_server.engine import HANDSHAKE_TIMEOUT, MAX_MESSAGE_SIZE, EngineHandler
+from lesson_server.engine import EngineHandler
 from lesson_server.gateway import Gateway
 from lesson_server.identity import Identities
 from lesson_server.lessons import Lessons
@@ -18,6 +18,7 @@ from lesson_server.metrics import ConnectionsCollector, Metrics
 from lesson_server.presence import Presence
 from lesson_server.redis_store import RedisStore
 from lesson_server.seats import Seats
+from lesson_server.sessions import HANDSHAKE_TIMEOUT, MAX_MESSAGE_SIZE
 from lesson_server.settings import Settings
 from lesson_server.transport import SocketServer
 from lesson_server.web import HealthHandler, MetricsHandler, NotFoundHandler, Readiness, ReadyHandler

@@ -15,7 +15,8 @@ import orjson
 import socketio
 from socketio.packet import ACK, BINARY_EVENT, CONNECT, DISCONNECT, EVENT, Packet
 
-from lesson_server.engine import Engine, ProtocolError, Session
+from lesson_server.engine import Engine
+from lesson_server.sessions import ProtocolError, Session
 
 NAMESPACE = "/"
 
@@ -131,16 +132,22 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
     async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
         """Answers a handshake, and closes the transport of a refused one."""
         session = self.eio.sockets[eio_sid]
-        await super()._handle_connect(eio_sid, namespace, data)
-        if session.closed:  # while its handler ran
+        try:
+            await super()._handle_connect(eio_sid, namespace, data)
+        except Exception:
             await self._forget(eio_sid)
+            raise
+        if session.closed:  # while the handler ran
+            await self._handle_eio_disconnect(eio_sid, self.reason.TRANSPORT_CLOSE)
         elif self.manager.sid_from_eio_sid(eio_sid, NAMESPACE) is None:
             await session.close(self.reason.SERVER_DISCONNECT)
         else:
             session.establish()
 
     async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
-        """Ends what the library holds for a session, whatever a handler has raised or left undone."""
+        """Ends what the library holds for a session, whatever its handler raises."""
+        if self.manager.is_pre_connected(self.manager.sid_from_eio_sid(eio_sid, NAMESPACE), NAMESPACE):
+            return  # the connect handler is running; what comes after it must find the session as it was
         try:
             await super()._handle_eio_disconnect(eio_sid, reason)
         finally:
@@ -150,7 +157,6 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         sid = self.manager.sid_from_eio_sid(eio_sid, NAMESPACE)
         if sid is not None:
             await self.manager.disconnect(sid, NAMESPACE, ignore_queue=True)
-        self._binary_packet.pop(eio_sid, None)
         self.environ.pop(eio_sid, None)
 
     def _begin_event(self, session: Session, packet: StrictPacket) -> None:

@@ -20,12 +20,13 @@ import aiohttp
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 from redis import asyncio as aioredis
+from report import Report
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from simulate_participants import participants
 from simulate_teacher import teachers
-from simulation import EXIT_INTERRUPTED, Report, Signer, SigningError, attending
+from simulation import EXIT_INTERRUPTED, Signer, SigningError, attending
 
 LESSON = "1"
 PARTICIPANTS = 30

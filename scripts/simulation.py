@@ -1,4 +1,4 @@
-"""What the simulators of clients share: a client, many of them at once, and the report of what became of them.
+"""What the simulators of clients share: a client, many of them at once, and the command line.
 
 A client is known to the lesson-server only by what it sends: nothing here imports the server. Words used below:
 
@@ -15,8 +15,7 @@ import math
 import resource
 import sys
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -26,11 +25,10 @@ from urllib.parse import urlsplit
 import aiohttp
 import jwt
 import socketio
+from report import SUCCESS, Report
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-SUCCESS = "SUCCESS"
 INTERRUPTED = "interrupted"
 TIMEOUT = "timeout"
 LOST = "connection lost"
@@ -47,8 +45,6 @@ TOKEN_TTL = 24 * 60 * 60
 
 # The status of a process that SIGINT ended, as shells report it.
 EXIT_INTERRUPTED = 130
-
-PERCENTILES = (50, 95, 99)
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -207,104 +203,6 @@ async def attending(
             yield
         finally:
             await asyncio.gather(*(client.leave() for client in clients))
-
-
-# The report
-
-
-def percentile(values: Iterable[float], percent: int) -> float:
-    """Return the nearest-rank percentile of at least one value: a value that was measured."""
-    ordered = sorted(values)
-    return ordered[math.ceil(len(ordered) * percent / 100) - 1]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What became of the clients, as numbers, a table and a picture."""
-
-    clients: Sequence[Client]
-
-    @property
-    def failed(self) -> int:
-        return sum(client.outcome != SUCCESS for client in self.clients)
-
-    @property
-    def outcomes(self) -> Counter[str]:
-        return Counter(client.outcome for client in self.clients)
-
-    @property
-    def connect_ms(self) -> list[float]:
-        """The latency of each connection that came about."""
-        return [client.connect_ms for client in self.clients if client.connect_ms is not None]
-
-    def join_ms(self, outcome: str = SUCCESS) -> list[float]:
-        """The latency of each join that ended with ``outcome``."""
-        return [c.join_ms for c in self.clients if c.join_ms is not None and c.outcome == outcome]
-
-    def as_json(self) -> str:
-        """Return the numbers as one JSON object; the percentiles of the joins are those of the successful ones."""
-        return json.dumps(
-            {
-                "clients": len(self.clients),
-                "failed": self.failed,
-                "outcomes": dict(self.outcomes.most_common()),
-                "connect_ms": _percentiles(self.connect_ms),
-                "join_ms": _percentiles(self.join_ms()),
-            },
-            ensure_ascii=False,
-        )
-
-    def as_table(self) -> Table:
-        """Return the outcomes, the commonest first, each with the percentiles of its joins."""
-        table = Table("outcome")
-        for column in ("clients", *(f"join p{percent}" for percent in PERCENTILES)):
-            table.add_column(column, justify="right", no_wrap=True)
-        for outcome, count in self.outcomes.most_common():
-            latencies = _percentiles(self.join_ms(outcome)).values()
-            table.add_row(
-                outcome,
-                str(count),
-                *("" if latency is None else f"{latency:.1f} ms" for latency in latencies),
-                style="green" if outcome == SUCCESS else "red",
-            )
-        return table
-
-    def plot(self, file: Path, title: str) -> None:
-        """Draw the share of clients that had connected, and joined, after so many milliseconds."""
-        from matplotlib.figure import Figure  # half a second that only a picture is worth
-
-        figure = Figure(figsize=(9, 5), layout="constrained")
-        axes = figure.add_subplot()
-        curves = {"connect": self.connect_ms, "join": self.join_ms()}
-        for color, (name, latencies) in zip(("tab:blue", "tab:orange"), curves.items(), strict=True):
-            if not latencies:
-                continue
-            marks = {percent: percentile(latencies, percent) for percent in PERCENTILES}
-            label = f"{name} ({len(latencies)}): " + ", ".join(f"p{p} {ms:.1f}" for p, ms in marks.items()) + " ms"
-            axes.ecdf(latencies, color=color, linewidth=2, label=label)
-            axes.plot(list(marks.values()), [percent / 100 for percent in marks], "o", color=color, markersize=6)
-        for percent in PERCENTILES:
-            axes.axhline(percent / 100, color="grey", linewidth=0.8, linestyle=":")
-            axes.annotate(
-                f"p{percent}",
-                (1, percent / 100),
-                xycoords=("axes fraction", "data"),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-                color="dimgrey",
-            )
-        axes.set(title=title, xlabel="milliseconds", ylabel="share of clients", ylim=(0, 1.03))
-        axes.set_xlim(left=0)
-        axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
-        figure.savefig(file, dpi=150)
-
-
-def _percentiles(latencies: list[float]) -> dict[str, float | None]:
-    return {f"p{p}": round(percentile(latencies, p), 3) if latencies else None for p in PERCENTILES}
 
 
 # The command line

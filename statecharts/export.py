@@ -3,11 +3,8 @@
 Both drawings hold every row of the chart: its trigger, its [conditions], and its steps in their order.
 """
 
-import argparse
-import hashlib
-import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from types import ModuleType
@@ -21,13 +18,13 @@ COMMAND = "python -m statecharts.export"
 
 # Characters a line of a state's sentence: four states and their arrows then fit the width of a README, about 900 px.
 SENTENCE_WIDTH = 40
-STATE_WIDTH = 240
+STATE_WIDTH = 225
 
 # The join is what a reader looks for: it stands out. The ways back and out are there to be looked up.
 JOIN_STYLE = {"color": "#0550ae", "fontcolor": "#0550ae", "penwidth": "2.5", "weight": "100"}
 STYLES = {
     "abandon": {"color": "#bc7a2c", "fontcolor": "#8a4f0b", "style": "dashed", "tailport": "w", "headport": "sw"},
-    "disconnect": {"color": "#8c959f", "fontcolor": "#57606a", "tailport": "e"},
+    "disconnect": {"color": "#8c959f", "fontcolor": "#57606a", "tailport": "se"},
 }
 
 

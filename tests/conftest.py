@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jwt
 import psycopg2
@@ -10,15 +11,29 @@ import pytest
 import redis
 from tornado.ioloop import IOLoop
 
+from lesson_server.configuration import load
 from lesson_server.embedded import EmbeddedStores
 from lesson_server.server import LessonServer
-from lesson_server.settings import load
 
 KEY = "a key of the tests, long enough for HS256"
+
+WriteToml = Callable[[str], Path]
 
 # A test must see the settings that it makes, whatever the shell of the developer exports.
 for name in [name for name in os.environ if name.startswith("LESSON_")]:
     del os.environ[name]
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> WriteToml:
+    """Writes a file of settings."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "settings.toml"
+        path.write_text(text, "utf-8")
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,15 @@
 """The services of a connection in memory, and the faults that can be made to happen in them.
 
 Every await of a fake is a *point* that a test can choose: ``presence.set_client`` comes before the effect of that call,
-``presence.set_client, done`` after it, and a ``#2`` tells the second time from the first. A write that fails at
-``…, done`` is one whose answer was lost.
+and a ``#2`` tells the second time from the first. What writes to Redis has a second point after the effect,
+``presence.set_client, done``: a write that fails there is one whose answer was lost. The rooms and sessions of the
+sockets are in the process, and have no answer to lose.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from lesson_server.connection import Connection, Services
 from lesson_server.errors import AccessTokenExpired, AccessTokenInvalid, LessonNotFound, StoreUnavailable
@@ -18,8 +19,16 @@ from lesson_server.lessons import Lesson
 from lesson_server.metrics import Metrics
 from lesson_server.presence import ClientRecord, TeacherRecord
 
+T = TypeVar("T")
+
 # More turns of the event loop than any chain of wake-ups in a join takes.
 TURNS = 20
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """``asyncio.run`` that leaves the current event loop alone: pytest-tornado's plugin has one there."""
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        return runner.run(work)
 
 
 async def settle() -> None:
@@ -28,18 +37,26 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+def store_down() -> StoreUnavailable:
+    return StoreUnavailable("Redis", "down")
+
+
 class Hold:
-    """A point that waits until the test lets it go on."""
+    """A point that waits until the test lets it go on, or fail."""
 
     def __init__(self) -> None:
         self.reached = asyncio.Event()
         self._released = asyncio.Event()
+        self._error: Exception | None = None
 
-    async def __call__(self) -> None:
+    async def wait(self) -> None:
         self.reached.set()
         await self._released.wait()
+        if self._error is not None:
+            raise self._error
 
-    def release(self) -> None:
+    def release(self, error: Exception | None = None) -> None:
+        self._error = error
         self._released.set()
 
 
@@ -49,7 +66,7 @@ class Faults:
     def __init__(self) -> None:
         self.passed: list[str] = []
         self._times: Counter[str] = Counter()
-        self._plans: dict[str, Callable[[], Awaitable[None]]] = {}
+        self._holds: dict[str, Hold] = {}
 
     async def point(self, name: str) -> None:
         """Called by the fakes at each await."""
@@ -57,21 +74,18 @@ class Faults:
         times = self._times[name]
         point = name if times == 1 else f"{name} #{times}"
         self.passed.append(point)
-        if point in self._plans:
-            await self._plans[point]()
+        if point in self._holds:
+            await self._holds[point].wait()
 
     def fail_at(self, point: str, error: Exception) -> None:
-        async def fail() -> None:
-            raise error
-
-        self._plans[point] = fail
+        self.hold_at(point).release(error)
 
     def hang_at(self, point: str) -> None:
         """For ever; only a cancellation ends it."""
-        self._plans[point] = Hold()
+        self.hold_at(point)
 
     def hold_at(self, point: str) -> Hold:
-        hold = self._plans[point] = Hold()
+        hold = self._holds[point] = Hold()
         return hold
 
 
@@ -100,7 +114,6 @@ class FakeSockets:
     async def enter_room(self, sid: str, room: str) -> None:
         await self._point("sockets.enter_room")
         self.rooms.setdefault(room, set()).add(sid)
-        await self._point("sockets.enter_room, done")
 
     async def leave_room(self, sid: str, room: str) -> None:
         await self._point("sockets.leave_room")
@@ -108,7 +121,6 @@ class FakeSockets:
         members.discard(sid)
         if not members:
             self.rooms.pop(room, None)
-        await self._point("sockets.leave_room, done")
 
     async def get_session(self, sid: str) -> dict[str, Any]:
         """The session itself, as the library does: who changes it has saved it."""
@@ -120,7 +132,6 @@ class FakeSockets:
         if sid not in self.sessions:
             raise KeyError("Session is disconnected")
         self.sessions[sid] = session
-        await self._point("sockets.save_session, done")
 
 
 class FakeLessons:

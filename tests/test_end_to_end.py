@@ -295,14 +295,14 @@ def test_every_key_has_the_prefix(io_loop, start_server, redis_client, mint):
             await join(participant)
             await join(teacher)
             day, hour = 86_400, 3_600
-            assert {key: redis_client.ttl(key) for key in redis_client.keys()} == {
+            assert {key: redis_client.ttl(key) for key in redis_client.keys("*")} == {
                 "school:lesson_seat_1": hour,
                 "school:lesson_teacher_1": day,
                 "school:t1": hour,
                 "school:p1": day,
                 "school:lesson_student_1": hour,
             }
-            assert {redis_client.type(key) for key in redis_client.keys()} == {"hash"}
+            assert {redis_client.type(key) for key in redis_client.keys("*")} == {"hash"}
 
     io_loop.run_sync(story)
 

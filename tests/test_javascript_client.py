@@ -19,7 +19,8 @@ pytestmark = [
 async def run(server, joins=1, transports=("websocket",), **auth):
     """What the client saw, as tests/js/join.js prints it."""
     options = json.dumps({"auth": auth, "joins": joins, "transports": transports})
-    node = await asyncio.create_subprocess_exec("node", JS / "join.js", server.url, options, stdout=asyncio.subprocess.PIPE)
+    command = ("node", JS / "join.js", server.url, options)
+    node = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     output, _ = await node.communicate()
     return json.loads(output)
 

@@ -43,7 +43,7 @@ async def test_a_lesson_has_its_seats(lessons):
 
 @pytest.mark.gen_test
 async def test_an_unknown_lesson_is_named(lessons):
-    with pytest.raises(LessonNotFound, match="^lesson no-such not found$"):
+    with pytest.raises(LessonNotFound, match=r"^lesson no-such not found$"):
         await lessons.get("no-such")
 
 
@@ -74,9 +74,7 @@ def test_a_platform_may_ask_its_own_tables(io_loop, open_lessons):
 def test_joins_that_wait_together_share_one_query(io_loop, open_lessons, sql):
     sql.execute("CREATE SEQUENCE asked")
     try:
-        lessons = open_lessons(
-            "SELECT 5 FROM (SELECT nextval('asked')) asked, pg_sleep(0.1) WHERE %(lesson_id)s = '1'"
-        )
+        lessons = open_lessons("SELECT 5 FROM (SELECT nextval('asked')) asked, pg_sleep(0.1) WHERE %(lesson_id)s = '1'")
 
         async def ask():
             return await asyncio.gather(*(lessons.get("1") for _ in range(50)))
@@ -106,7 +104,10 @@ def test_a_slow_rds_is_unavailable_and_its_query_ends_on_the_server_too(io_loop,
     with pytest.raises(StoreUnavailable):
         io_loop.run_sync(lambda: lessons.get("1"))
     for _ in range(200):
-        sql.execute("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%pg_sleep(60)%%' AND pid <> pg_backend_pid() AND state = 'active'")
+        sql.execute(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE query LIKE '%pg_sleep(60)%' AND pid <> pg_backend_pid() AND state = 'active'"
+        )
         if sql.fetchone() == (0,):
             return
         io_loop.run_sync(lambda: asyncio.sleep(0.05))
@@ -155,7 +156,9 @@ def open_lessons_later(io_loop, stores):
 
 def test_connections_that_rds_has_closed_are_replaced_unnoticed(io_loop, lessons, sql):
     """As after a restart or a failover of RDS."""
-    sql.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = 'lessons'")
+    sql.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = 'lessons'"
+    )
     assert io_loop.run_sync(lambda: lessons.get("1")) == Lesson("1", 30)
 
 

@@ -11,9 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_end_to_end import SUCCESS, client, join, until
 from tornado.httpclient import AsyncHTTPClient
 
+from lesson_server.configuration import load
 from lesson_server.errors import StoreUnavailable
 from lesson_server.server import LessonServer
-from lesson_server.settings import SettingsError, load
+from lesson_server.settings import SettingsError
 
 
 async def get(server, path):

@@ -1,0 +1,123 @@
+"""What became of simulated clients: as numbers, as a table, and as a picture."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from rich.table import Table
+
+SUCCESS = "SUCCESS"  # the outcome of a client that has joined; any other is a failure
+
+PERCENTILES = (50, 95, 99)
+
+
+class Reported(Protocol):
+    """What a report asks of a client: its outcome, and its latencies as far as it came."""
+
+    @property
+    def outcome(self) -> str: ...
+
+    @property
+    def connect_ms(self) -> float | None: ...
+
+    @property
+    def join_ms(self) -> float | None: ...
+
+
+def percentile(values: Iterable[float], percent: int) -> float:
+    """Return the nearest-rank percentile of at least one value: a value that was measured."""
+    ordered = sorted(values)
+    return ordered[math.ceil(len(ordered) * percent / 100) - 1]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of the clients, as numbers, a table and a picture."""
+
+    clients: Sequence[Reported]
+
+    @property
+    def failed(self) -> int:
+        return sum(client.outcome != SUCCESS for client in self.clients)
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        return Counter(client.outcome for client in self.clients)
+
+    @property
+    def connect_ms(self) -> list[float]:
+        """The latency of each connection that came about."""
+        return [client.connect_ms for client in self.clients if client.connect_ms is not None]
+
+    def join_ms(self, outcome: str = SUCCESS) -> list[float]:
+        """The latency of each join that ended with ``outcome``."""
+        return [c.join_ms for c in self.clients if c.join_ms is not None and c.outcome == outcome]
+
+    def as_json(self) -> str:
+        """Return the numbers as one JSON object; the percentiles of the joins are those of the successful ones."""
+        return json.dumps(
+            {
+                "clients": len(self.clients),
+                "failed": self.failed,
+                "outcomes": dict(self.outcomes.most_common()),
+                "connect_ms": _percentiles(self.connect_ms),
+                "join_ms": _percentiles(self.join_ms()),
+            },
+            ensure_ascii=False,
+        )
+
+    def as_table(self) -> Table:
+        """Return the outcomes, the commonest first, each with the percentiles of its joins."""
+        table = Table("outcome")
+        for column in ("clients", *(f"join p{percent}" for percent in PERCENTILES)):
+            table.add_column(column, justify="right", no_wrap=True)
+        for outcome, count in self.outcomes.most_common():
+            latencies = _percentiles(self.join_ms(outcome)).values()
+            table.add_row(
+                outcome,
+                str(count),
+                *("" if latency is None else f"{latency:.1f} ms" for latency in latencies),
+                style="green" if outcome == SUCCESS else "red",
+            )
+        return table
+
+    def plot(self, file: Path, title: str) -> None:
+        """Draw the share of clients that had connected, and joined, after so many milliseconds."""
+        from matplotlib.figure import Figure  # half a second that only a picture is worth
+
+        figure = Figure(figsize=(9, 5), layout="constrained")
+        axes = figure.add_subplot()
+        curves = {"connect": self.connect_ms, "join": self.join_ms()}
+        for color, (name, latencies) in zip(("tab:blue", "tab:orange"), curves.items(), strict=True):
+            if not latencies:
+                continue
+            marks = {percent: percentile(latencies, percent) for percent in PERCENTILES}
+            label = f"{name} ({len(latencies)}): " + ", ".join(f"p{p} {ms:.1f}" for p, ms in marks.items()) + " ms"
+            axes.ecdf(latencies, color=color, linewidth=2, label=label)
+            axes.plot(list(marks.values()), [percent / 100 for percent in marks], "o", color=color, markersize=6)
+        for percent in PERCENTILES:
+            axes.axhline(percent / 100, color="grey", linewidth=0.8, linestyle=":")
+            axes.annotate(
+                f"p{percent}",
+                (1, percent / 100),
+                xycoords=("axes fraction", "data"),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color="dimgrey",
+            )
+        axes.set(title=title, xlabel="milliseconds", ylabel="share of clients", ylim=(0, 1.03))
+        axes.set_xlim(left=0)
+        axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+        figure.savefig(file, dpi=150)
+
+
+def _percentiles(latencies: list[float]) -> dict[str, float | None]:
+    return {f"p{p}": round(percentile(latencies, p), 3) if latencies else None for p in PERCENTILES}

@@ -1,0 +1,813 @@
+"""engine.py as clients see it: both transports, the upgrade, and whatever bytes arrive."""
+
+import asyncio
+import gc
+import socket
+
+import orjson
+import pytest
+from edge import (
+    ACK,
+    BINARY_JOIN,
+    CLOSE,
+    JOIN,
+    JOIN_WITH_ACK,
+    LONG,
+    PING,
+    POLLING,
+    REFUSAL,
+    REFUSED_HANDSHAKE,
+    SECRET,
+    TEXT,
+    UPGRADE_HEADERS,
+    Edge,
+    edge_fixture,  # noqa: F401
+    frame,
+    impatient_fixture,  # noqa: F401
+    until,
+    websocket_query,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tornado.ioloop import IOLoop
+
+from lesson_server import sessions
+from lesson_server.engine import Engine
+from lesson_server.sessions import MAX_MESSAGE_SIZE, MAX_PACKETS_IN_POST, MAX_UNREAD_BYTES, MAX_UNREAD_PACKETS
+
+impatient = pytest.mark.usefixtures("impatient")
+FOREIGN = "https://elsewhere.example"
+
+
+def join_of_size(size: int) -> str:
+    return '42["join_lesson"' + " " * (size - len(JOIN)) + "]"
+
+
+# Polling
+
+
+@pytest.mark.gen_test
+async def test_polling_handshake_join_and_acknowledgement(edge: Edge) -> None:
+    response = await edge.request("GET", POLLING)
+    opening = orjson.loads(response.body[1:])
+    assert response.headers["content-type"] == "text/plain; charset=UTF-8"
+    assert response.headers["cache-control"] == "no-store"
+    assert response.body[:1] == b"0"
+    assert opening.pop("sid") in edge.sio.eio.sockets
+    assert opening == {"upgrades": ["websocket"], "pingInterval": 25_000, "pingTimeout": 20_000, "maxPayload": 16_384}
+
+    client = await edge.connected_polling()
+    assert (await client.post(JOIN_WITH_ACK)).body == b"ok"
+    assert await client.poll() == [ACK]
+
+
+@pytest.mark.gen_test
+async def test_a_poll_waits_for_what_comes_later(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    async with client.waiting() as poll:
+        await client.post(JOIN_WITH_ACK, JOIN_WITH_ACK)
+        assert (await poll.response()).body.startswith(ACK.encode())
+
+
+@pytest.mark.gen_test
+async def test_a_polling_only_server_offers_no_upgrade_and_takes_none(edge: Edge) -> None:
+    edge.sio.eio.transports = ["polling"]
+    client = await edge.connected_polling()
+    assert orjson.loads((await edge.request("GET", POLLING)).body[1:])["upgrades"] == []
+    assert (await edge.request("GET", websocket_query(client.sid), **UPGRADE_HEADERS)).status == 400
+
+
+@pytest.mark.gen_test
+async def test_jsonp_is_not_spoken(edge: Edge) -> None:
+    """A script of another origin needs no Origin header: it must never be given a script."""
+    response = await edge.request("GET", POLLING + "&j=0")
+    assert response.headers["content-type"].startswith("text/plain")
+    assert response.body[:2] == b"0{"
+
+
+@pytest.mark.gen_test
+async def test_two_polls_at_once_end_the_session(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    async with client.waiting() as poll:
+        assert (await client.get()).status == 400
+        assert (await poll.response()).body == b"1"
+    assert edge.application.reasons == ["transport error"]
+    assert edge.log == ["client dropped: two polls at once"]
+
+
+@pytest.mark.gen_test
+async def test_a_client_that_disappears_from_its_poll_is_disconnected(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    async with client.waiting() as poll:
+        poll.disappear()
+        await until(lambda: edge.application.reasons == ["transport close"])
+
+
+@pytest.mark.gen_test
+async def test_the_end_of_a_session_reaches_a_poll_that_waits(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    async with client.waiting() as poll:
+        await edge.sio.eio.disconnect(client.sid)
+        assert (await poll.response()).body == b"1"
+    assert (await client.get()).status == 400
+
+
+@pytest.mark.gen_test
+async def test_the_end_of_a_session_reaches_the_next_poll(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    await client.post(JOIN_WITH_ACK)
+    await until(lambda: edge.sessions[0]._outbox)
+    await edge.sio.eio.disconnect(client.sid)
+    assert await client.poll() == [ACK, "1"]
+    assert (await client.get()).status == 400
+
+
+@impatient
+@pytest.mark.gen_test
+async def test_the_last_words_to_a_client_that_never_asks_are_forgotten(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    await edge.sio.eio.disconnect(client.sid)
+    await until(lambda: not edge.sio.eio._farewells)
+
+
+@pytest.mark.gen_test
+async def test_a_session_that_is_ending_is_unknown_to_requests(edge: Edge) -> None:
+    """Nobody would ever answer a poll that began to wait while the disconnect handler ran."""
+    client = await edge.connected_polling()
+    may_end = asyncio.Event()
+
+    async def slow_disconnect(sid: str, reason: str) -> None:
+        await may_end.wait()
+        await edge.application.disconnect(sid, reason)
+
+    edge.sio.on("disconnect", slow_disconnect)
+    leaving = asyncio.create_task(client.post("1"))
+    await until(lambda: edge.sessions[0].closed)
+    assert await client.poll() == ["1"]
+    assert (await client.get()).status == 400
+    assert (await client.post(JOIN)).status == 400
+    may_end.set()
+    assert (await leaving).body == b"ok"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"", id="empty body"),
+        pytest.param(b"\x1e", id="empty packets"),
+        pytest.param(b"4" + b"\xff", id="invalid UTF-8"),
+        pytest.param(b"b!", id="invalid base64"),
+        pytest.param("bé".encode(), id="base64 beyond ASCII"),
+        pytest.param(b"b" + b"AAAA", id="unannounced attachment"),
+        pytest.param(b"2", id="ping of a client"),
+        pytest.param(b"2probe", id="probe"),
+        pytest.param(b"5", id="upgrade"),
+        pytest.param(b"9" + SECRET.encode(), id="unknown packet"),
+        pytest.param(b"\x1e".join([b"3"] * (MAX_PACKETS_IN_POST + 1)), id="too many packets"),
+        pytest.param(b"4" + SECRET.encode(), id="malformed message"),
+    ],
+)
+@pytest.mark.gen_test
+async def test_a_body_that_is_no_list_of_packets_ends_the_session(edge: Edge, body: bytes) -> None:
+    client = await edge.connected_polling()
+    connection = await edge.connection()
+    response = await connection.request("POST", client.query, body, **{"Content-Length": str(len(body))})
+    assert response.status == 400
+    assert await connection.is_ended() == b""
+    assert edge.application.reasons == ["transport error"]
+    assert len(edge.log) == 1
+    await edge.serves_others()
+
+
+@pytest.mark.gen_test
+async def test_a_body_that_is_too_large_is_not_read(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    connection = await edge.connection()
+    await connection.send_request("POST", client.query, **{"Content-Length": str(MAX_MESSAGE_SIZE + 1)})
+    assert (await connection.is_ended()).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.gen_test
+async def test_chunks_that_are_too_large_together_are_not_read(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    connection = await edge.connection()
+    await connection.send_request("POST", client.query, **{"Transfer-Encoding": "chunked"})
+    await connection.write(b"1000\r\n" + bytes(0x1000) + b"\r\n")
+    await connection.write((b"1000\r\n" + bytes(0x1000) + b"\r\n") * 4)
+    assert (await connection.is_ended()).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.gen_test
+async def test_binary_messages_travel_as_base64_when_polling(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    await client.post(BINARY_JOIN, "bAAE=")
+    assert edge.application.joins == [(b"\x00\x01",)]
+    await edge.sio.eio.send(client.sid, b"\x02")
+    assert await client.poll() == ["bAg=="]
+
+
+@pytest.mark.gen_test
+async def test_a_polling_client_that_never_polls_is_dropped(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    for _ in range(MAX_UNREAD_PACKETS + 1):
+        await edge.sio.eio.send(client.sid, "")
+    await until(lambda: not edge.sessions)
+    assert edge.log == ["client dropped: slow reader"]
+    assert await client.poll() == ["1"]
+
+
+@pytest.mark.gen_test
+async def test_large_messages_count_more_than_small_ones(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    await edge.sio.eio.send(client.sid, "x" * MAX_UNREAD_BYTES)
+    await until(lambda: not edge.sessions)
+    assert edge.application.reasons == ["transport error"]
+
+
+# Websocket
+
+
+@pytest.mark.gen_test
+async def test_websocket_handshake_join_and_acknowledgement(edge: Edge) -> None:
+    client = await edge.connected()
+    await client.send(JOIN_WITH_ACK)
+    assert await client.receive() == ACK
+    await edge.sio.eio.send(edge.sessions[0].sid, b"\x02")
+    assert await client.receive() == b"\x02"
+    await client.leave()
+    await until(lambda: edge.application.reasons == ["transport close"])
+
+
+@pytest.mark.gen_test
+async def test_compression_is_not_negotiated(edge: Edge) -> None:
+    """A compressor costs 187 kB a connection."""
+    connection = await edge.connection()
+    offer = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}
+    response = await connection.request("GET", websocket_query(), **UPGRADE_HEADERS, **offer)
+    assert response.status == 101
+    assert "sec-websocket-extensions" not in response.headers
+
+
+@pytest.mark.gen_test
+async def test_the_end_of_a_session_reaches_a_websocket(edge: Edge) -> None:
+    client = await edge.connected()
+    await edge.sio.eio.disconnect()
+    assert await client.messages() == []
+    assert edge.application.reasons == ["server disconnect"]
+
+
+@pytest.mark.parametrize("packet", ["1", "41"])
+@pytest.mark.gen_test
+async def test_a_client_can_end_its_session_itself(edge: Edge, packet: str) -> None:
+    websocket = await edge.connected()
+    await websocket.send(packet)
+    assert await websocket.messages() == []
+    polling = await edge.connected_polling()
+    assert (await polling.post(packet)).body == b"ok"
+    assert await polling.poll() == ["1"]
+    assert edge.application.reasons == ["client disconnect"] * 2
+    assert edge.log == []
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        pytest.param(frame(join_of_size(MAX_MESSAGE_SIZE + 1)), id="message too large"),
+        pytest.param(frame("", length=2**63 - 1), id="message announced too large"),
+        pytest.param(
+            frame(join_of_size(MAX_MESSAGE_SIZE), final=False) + frame(b" ", 0x0), id="fragments too large together"
+        ),
+        pytest.param(frame(b"4\xff", TEXT), id="invalid UTF-8"),
+        pytest.param(frame("4", 0xF), id="unknown opcode"),
+        pytest.param(b"\xff" + frame("4")[1:], id="reserved bits"),
+        pytest.param(frame("4", 0x0), id="continuation of nothing"),
+        pytest.param(frame("4", final=False) * 2, id="fragments of two messages"),
+        pytest.param(frame("x" * 126, PING), id="large control frame"),
+        pytest.param(frame(b"\x03\xe8\xff", CLOSE), id="close frame with invalid UTF-8"),
+        pytest.param(frame(b"\x00", CLOSE), id="close frame with half a code"),
+        pytest.param(frame(""), id="empty packet"),
+        pytest.param(frame("2"), id="ping of a client"),
+        pytest.param(frame("2probe"), id="probe of a websocket"),
+        pytest.param(frame("5"), id="upgrade of a websocket"),
+        pytest.param(frame("9" + SECRET), id="unknown packet"),
+        pytest.param(frame(b""), id="empty attachment"),
+        pytest.param(frame("4" + SECRET), id="malformed message"),
+        pytest.param(SECRET.encode() * 1000, id="garbage"),
+    ],
+)
+@pytest.mark.gen_test
+async def test_a_frame_that_is_none_of_a_client_s_ends_the_session(edge: Edge, frames: bytes) -> None:
+    client = await edge.connected()
+    await client.write(frames)
+    await client.messages()
+    await until(lambda: len(edge.application.reasons) == 1)
+    assert edge.application.joins == []
+    await edge.serves_others()
+
+
+@pytest.mark.gen_test
+async def test_a_message_may_be_as_large_as_the_handshake_says(edge: Edge) -> None:
+    client = await edge.connected()
+    await client.send(join_of_size(MAX_MESSAGE_SIZE))
+    await until(lambda: edge.application.joins)
+
+
+@pytest.mark.gen_test
+async def test_what_follows_a_fault_is_not_taken_in(edge: Edge) -> None:
+    """The frames that arrived with it have been read already; each would be a line in the log."""
+    client = await edge.connected()
+    await client.send("9", *[JOIN] * 500, *["9"] * 500)
+    await client.messages()
+    assert edge.application.joins == []
+    assert edge.log == ["client dropped: unknown packet"]
+
+
+@pytest.mark.gen_test
+async def test_fragments_are_put_together(edge: Edge) -> None:
+    client = await edge.connected()
+    half = len(JOIN_WITH_ACK) // 2
+    await client.write(frame(JOIN_WITH_ACK[:half], final=False) + frame("are you there", PING))
+    await client.write(frame(JOIN_WITH_ACK[half:], 0x0))
+    assert await client.receive() == b"are you there"
+    assert await client.receive() == ACK
+
+
+@pytest.mark.gen_test
+async def test_a_flood_of_tiny_frames_does_not_keep_others_waiting(edge: Edge) -> None:
+    client = await edge.connected()
+    flood = asyncio.create_task(client.write(frame("43[]") * 50_000))
+    await edge.serves_others()
+    await flood
+    await client.send(JOIN_WITH_ACK)
+    assert await client.receive() == ACK
+
+
+@pytest.mark.gen_test
+async def test_a_client_that_floods_and_never_reads_is_dropped(edge: Edge) -> None:
+    """What it leaves unread is bounded: here by the system's buffers, which are small, and by the server's."""
+    edge.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # its connections inherit it
+    client = await edge.connected(receive_buffer=4096)
+    joins = edge.application.joins
+    ack_id = "1" * 100
+    while edge.sessions:
+        answered = len(joins)
+        await client.send(*[f'42{ack_id}["join_lesson"]'] * 8)
+        await until(lambda answered=answered: len(joins) == answered + 8 or not edge.sessions)
+    assert edge.log == ["client dropped: slow reader"]
+    assert len(joins) * len(ack_id) < MAX_UNREAD_BYTES + 32 * 1024
+    await edge.serves_others()
+
+
+@pytest.mark.parametrize("opcode", [PING, CLOSE])
+@pytest.mark.gen_test
+async def test_a_slow_reader_without_room_for_a_control_frame_is_no_defect(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch, opcode: int
+) -> None:
+    monkeypatch.setattr(sessions, "MAX_UNREAD_BYTES", 120)  # the OPEN packet finds room
+    client = await edge.websocket()
+    edge.sessions[0]._websocket.ws_connection.stream.max_write_buffer_size = 1
+    await client.write(frame(b"\x03\xe8" * 50, opcode))
+    await client.messages()
+    await until(lambda: not edge.sessions)
+
+
+@pytest.mark.gen_test
+async def test_a_slow_reader_without_room_for_the_last_frame_is_closed(edge: Edge) -> None:
+    client = await edge.connected()
+    edge.sessions[0]._websocket.ws_connection.stream.max_write_buffer_size = 1
+    await edge.sio.eio.disconnect()
+    assert await client.messages() == []
+    assert edge.application.reasons == ["server disconnect"]
+
+
+# The upgrade
+
+
+@pytest.mark.gen_test
+async def test_an_upgrade_of_a_client_whose_poll_waits(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    async with client.waiting() as poll:
+        websocket = await edge.websocket(client.sid)
+        await websocket.send("2probe")
+        assert await websocket.receive() == "3probe"
+        assert (await poll.response()).body == b"6"
+    await websocket.send("5", JOIN_WITH_ACK)
+    assert await websocket.receive() == ACK
+    assert edge.sio.eio.transport(client.sid) == "websocket"
+
+
+@pytest.mark.gen_test
+async def test_an_upgrade_brings_what_no_poll_has_taken(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    websocket = await edge.websocket(client.sid)
+    await websocket.send("2probe")
+    assert await websocket.receive() == "3probe"
+    await client.post(JOIN_WITH_ACK)
+    assert await client.poll() == ["6"]
+    await websocket.send("5")
+    assert await websocket.receive() == ACK
+    await websocket.leave()
+    await until(lambda: edge.application.reasons == ["transport close"])
+
+
+@pytest.mark.gen_test
+async def test_after_an_upgrade_polling_is_refused(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    websocket = await edge.websocket(client.sid)
+    await websocket.send("2probe", "5")
+    await until(lambda: edge.sessions[0].upgraded)
+    assert (await client.get()).status == 400
+    assert (await client.post(JOIN)).status == 400
+    assert (await edge.request("GET", websocket_query(client.sid), **UPGRADE_HEADERS)).status == 400
+    await websocket.send(JOIN_WITH_ACK)
+    assert await websocket.receive() == "3probe"
+    assert await websocket.receive() == ACK
+
+
+@pytest.mark.gen_test
+async def test_of_two_upgrades_at_once_the_second_is_closed(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    first, second = await edge.websocket(client.sid), await edge.websocket(client.sid)
+    await first.send("2probe")
+    assert await first.receive() == "3probe"
+    await second.send("2probe")
+    assert await second.messages() == []
+    await first.send("5", JOIN_WITH_ACK)
+    assert await first.receive() == ACK
+
+
+@pytest.mark.parametrize("message", ["5", JOIN, "3", "2", "", b"2probe"])
+@pytest.mark.gen_test
+async def test_a_websocket_that_does_not_probe_is_closed_and_polling_goes_on(edge: Edge, message: str | bytes) -> None:
+    client = await edge.connected_polling()
+    websocket = await edge.websocket(client.sid)
+    await websocket.send(message)
+    assert await websocket.messages() == []
+    await client.post(JOIN_WITH_ACK)
+    assert await client.poll() == [ACK]
+
+
+@impatient
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.gen_test
+async def test_an_upgrade_that_is_not_completed_is_closed_and_polling_goes_on(edge: Edge, begun: bool) -> None:
+    client = await edge.connected_polling()
+    websocket = await edge.websocket(client.sid)
+    if begun:
+        await websocket.send("2probe")
+    assert await websocket.messages() == ["3probe"] * begun
+    await client.post(JOIN_WITH_ACK)
+    assert await client.poll() == [ACK]
+
+
+@pytest.mark.gen_test
+async def test_an_upgrade_ends_with_its_session(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    websocket = await edge.websocket(client.sid)
+    await websocket.send("2probe")
+    assert await websocket.receive() == "3probe"
+    await client.post("1")
+    assert await websocket.messages() == []
+
+
+@pytest.mark.gen_test
+async def test_nothing_is_upgraded_after_its_session(edge: Edge) -> None:
+    """No timer would ever close it."""
+    client = await edge.connected_polling()
+    websocket = await edge.websocket(client.sid)
+    await client.post("1")
+    await websocket.send("2probe", "5")
+    assert await websocket.messages() == []
+
+
+# The handshake, and ping and pong
+
+
+@impatient
+@pytest.mark.parametrize(
+    "packets", [(), ("3",) * 9, ("43[]",), (frame("", PING),)], ids=["silence", "pongs", "acknowledgement", "pings"]
+)
+@pytest.mark.gen_test
+async def test_a_websocket_without_a_handshake_is_closed(edge: Edge, packets: tuple[str | bytes, ...]) -> None:
+    client = await edge.websocket()
+    for packet in packets:
+        await (client.write(packet) if isinstance(packet, bytes) else client.send(packet))
+    await client.messages()
+    assert edge.log == ["client dropped: handshake timeout"]
+
+
+@impatient
+@pytest.mark.gen_test
+async def test_a_polling_client_without_a_handshake_is_dropped(edge: Edge) -> None:
+    client = await edge.polling()
+    assert await client.poll() == ["1"]
+    assert edge.log == ["client dropped: handshake timeout"]
+
+
+@impatient
+@pytest.mark.gen_test
+async def test_after_the_handshake_no_handshake_is_missed(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "PING_INTERVAL", 3 * sessions.HANDSHAKE_TIMEOUT)
+    client = await edge.connected()
+    assert await client.receive() == "2"
+
+
+@pytest.mark.gen_test
+async def test_a_client_that_answers_pings_stays(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "PING_INTERVAL", 0.02)
+    client = await edge.connected()
+    for _ in range(3):
+        assert await client.receive() == "2"
+        await client.send("3")
+
+
+@pytest.mark.parametrize("packets", [(), (JOIN, "43[]")])
+@pytest.mark.gen_test
+async def test_a_client_that_answers_no_ping_is_dropped(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch, packets: tuple[str, ...]
+) -> None:
+    """Whatever else it says: a pong that was sent before the ping is none."""
+    monkeypatch.setattr(sessions, "PING_INTERVAL", 0.05)
+    monkeypatch.setattr(sessions, "PING_TIMEOUT", 0.05)
+    client = await edge.connected()
+    await client.send("3")
+    assert await client.receive() == "2"
+    await client.send(*packets)
+    assert await client.messages() == []
+    assert edge.log == ["client dropped: ping timeout"]
+
+
+@pytest.mark.gen_test
+async def test_a_polling_client_is_pinged_too(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "PING_INTERVAL", 0.05)
+    monkeypatch.setattr(sessions, "PING_TIMEOUT", 0.5)
+    client = await edge.connected_polling()
+    assert await client.poll() == ["2"]
+    await client.post("3")
+    assert await client.poll() == ["2"]
+    assert await client.poll() == ["1"]
+    assert edge.log == ["client dropped: ping timeout"]
+
+
+@pytest.mark.gen_test
+async def test_a_refused_handshake_is_answered_and_its_websocket_closed(edge: Edge) -> None:
+    client = await edge.websocket()
+    await client.send(REFUSED_HANDSHAKE)
+    assert await client.messages() == ['44{"message":"' + REFUSAL + '"}']
+    assert not edge.sessions
+
+
+@pytest.mark.gen_test
+async def test_a_refused_handshake_is_answered_and_its_polling_ended(edge: Edge) -> None:
+    client = await edge.polling()
+    async with client.waiting() as poll:
+        await client.post(REFUSED_HANDSHAKE)
+        assert (await poll.response()).body == b'44{"message":"' + REFUSAL.encode() + b'"}\x1e1'
+    client = await edge.polling()
+    await client.post(REFUSED_HANDSHAKE)
+    assert await client.poll() == ['44{"message":"' + REFUSAL + '"}', "1"]
+    assert (await client.get()).status == 400
+
+
+# Refused requests
+
+WEBSOCKET = websocket_query()
+REFUSED_REQUESTS = [
+    pytest.param("GET", POLLING + "&sid=nobody", {}, 400, 1, id="polling: unknown sid"),
+    pytest.param("POST", POLLING + "&sid=nobody", {}, 400, 1, id="POST: unknown sid"),
+    pytest.param("GET", websocket_query("nobody"), UPGRADE_HEADERS, 400, 1, id="websocket: unknown sid"),
+    pytest.param("POST", POLLING, {}, 400, 2, id="POST without a sid"),
+    pytest.param("GET", "EIO=3&transport=polling", {}, 400, 5, id="polling: EIO=3"),
+    pytest.param("GET", "EIO=3&transport=websocket", UPGRADE_HEADERS, 400, 5, id="websocket: EIO=3"),
+    pytest.param("GET", "transport=polling", {}, 400, 5, id="no EIO"),
+    pytest.param("GET", "EIO=4&transport=foo", {}, 400, 0, id="unknown transport"),
+    pytest.param("GET", "", {}, 400, 0, id="no query"),
+    pytest.param("GET", WEBSOCKET, {}, 400, 0, id="transport=websocket without an upgrade"),
+    pytest.param("GET", POLLING, UPGRADE_HEADERS, 400, 0, id="transport=polling with an upgrade"),
+    pytest.param("GET", WEBSOCKET, UPGRADE_HEADERS | {"Connection": "keep-alive"}, 400, None, id="half an upgrade"),
+    pytest.param("GET", WEBSOCKET, UPGRADE_HEADERS | {"Sec-WebSocket-Key": ""}, 400, None, id="websocket: no key"),
+    pytest.param("GET", WEBSOCKET, UPGRADE_HEADERS | {"Sec-WebSocket-Version": "8"}, 426, None, id="websocket: old"),
+    pytest.param("GET", POLLING, {"Origin": FOREIGN}, 403, 4, id="polling: foreign origin"),
+    pytest.param("GET", POLLING, {"Origin": "null"}, 403, 4, id="polling: origin null"),
+    pytest.param("POST", POLLING, {"Origin": FOREIGN}, 403, 4, id="POST: foreign origin"),
+    pytest.param("OPTIONS", POLLING, {"Origin": FOREIGN}, 403, 4, id="OPTIONS: foreign origin"),
+    pytest.param("GET", WEBSOCKET, UPGRADE_HEADERS | {"Origin": FOREIGN}, 403, 4, id="websocket: foreign origin"),
+    pytest.param("GET", POLLING + "&sid=%ff", {}, 400, 3, id="invalid UTF-8 in the query"),
+    pytest.param("PUT", POLLING, {}, 405, 3, id="PUT"),
+    pytest.param("BREW", POLLING, {}, 405, 3, id="unknown method"),
+]
+
+
+@pytest.mark.parametrize(("method", "query", "headers", "status", "code"), REFUSED_REQUESTS)
+@pytest.mark.gen_test
+async def test_a_refused_request_is_answered_and_its_socket_closed(
+    edge: Edge, method: str, query: str, headers: dict[str, str], status: int, code: int | None
+) -> None:
+    connection = await edge.connection()
+    response = await connection.request(method, f"{query}&access_token={SECRET}", **headers)
+    assert response.status == status
+    if code is not None:
+        assert orjson.loads(response.body)["code"] == code
+    assert SECRET.encode() not in response.body
+    assert await connection.is_ended() == b""
+    assert not edge.sessions
+    assert edge.log == []
+
+
+# Origins
+
+
+@pytest.mark.parametrize(
+    ("allowed", "origin", "is_allowed"),
+    [
+        ((), "http://{host}", True),
+        ((), "HTTP://{host}", True),
+        ((), "https://{host}", True),  # TLS ends at a proxy
+        ((), "http://{host}.elsewhere.example", False),
+        ((), "http://elsewhere.example:{port}", False),
+        ((), "http://{host}, " + FOREIGN, False),
+        ((), "", False),
+        ((FOREIGN,), FOREIGN, True),
+        ((FOREIGN,), FOREIGN.upper(), True),
+        ((FOREIGN,), FOREIGN + ":8443", False),
+        ((FOREIGN,), "http://{host}", True),
+        (("*",), "https://anywhere.example", True),
+    ],
+)
+@pytest.mark.gen_test
+async def test_origins(edge: Edge, allowed: tuple[str, ...], origin: str, is_allowed: bool) -> None:
+    edge.sio.eio._allowed_origins = frozenset(allowed)
+    origin = origin.format(host=f"127.0.0.1:{edge.port}", port=edge.port)
+    polling = await edge.request("GET", POLLING, Origin=origin)
+    websocket = await edge.request("GET", WEBSOCKET, Origin=origin, **UPGRADE_HEADERS)
+    if is_allowed:
+        assert (polling.status, websocket.status) == (200, 101)
+        assert polling.headers["access-control-allow-origin"] == origin
+        assert polling.headers["access-control-allow-credentials"] == "true"
+        assert polling.headers["vary"] == "Origin"
+    else:
+        assert (polling.status, websocket.status) == (403, 403)
+        assert "access-control-allow-origin" not in polling.headers
+
+
+def test_allowed_origins_reach_the_engine() -> None:
+    eio = Engine(allowed_origins=(FOREIGN,))
+    assert eio.allows(FOREIGN, "here.example")
+    assert not eio.allows("https://other.example", "here.example")
+    assert not eio.allows("null", "")
+
+
+@pytest.mark.gen_test
+async def test_without_an_origin_no_cors_headers_are_sent(edge: Edge) -> None:
+    response = await edge.request("GET", POLLING)
+    assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+@pytest.mark.gen_test
+async def test_a_preflight_is_answered(edge: Edge) -> None:
+    edge.sio.eio._allowed_origins = frozenset({FOREIGN})
+    response = await edge.request("OPTIONS", POLLING, Origin=FOREIGN, **{"Access-Control-Request-Method": "POST"})
+    assert response.status == 204
+    assert response.headers["access-control-allow-origin"] == FOREIGN
+    assert response.headers["access-control-allow-methods"] == "GET, POST, OPTIONS"
+    assert response.headers["access-control-allow-headers"] == "Content-Type"
+
+
+# Sockets that never become a request
+
+HOST = b"Host: here.example\r\n"
+GET = b"GET /socket.io/?access_token=" + SECRET.encode() + b" HTTP/1.1\r\n"
+POST = GET.replace(b"GET", b"POST") + HOST
+
+
+@impatient
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"", id="silence"),
+        pytest.param(b"GET /socket.io/?access_token=" + SECRET.encode(), id="half a request line"),
+        pytest.param(GET + HOST, id="half a header"),
+        pytest.param(POST + b"Content-Length: 9\r\n\r\n12345678", id="half a body"),
+        pytest.param(POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\n4\r\n", id="half of chunks"),
+        pytest.param(b"\x16\x03\x01\x02\x00" + bytes(range(256)), id="TLS"),
+        pytest.param(SECRET.encode() * 2_000, id="garbage without an end"),
+        pytest.param(SECRET.encode() + b"\r\n\r\n", id="garbage"),
+        pytest.param(GET + b"Host: " + SECRET.encode() + b"/\r\n\r\n", id="bad host"),
+        pytest.param(GET + HOST + b"A: " + b"x" * MAX_MESSAGE_SIZE + b"\r\n\r\n", id="large header"),
+        pytest.param(GET + HOST + SECRET.encode() + b"\r\n\r\n", id="header without a colon"),
+        pytest.param(POST + b"Content-Length: -1\r\n\r\n", id="negative length"),
+        pytest.param(b"GET /socket.io/ HTTP/2.0\r\n" + HOST + b"\r\n", id="HTTP/2"),
+    ],
+)
+@pytest.mark.gen_test
+async def test_a_socket_that_sends_no_request_is_closed(edge: Edge, data: bytes) -> None:
+    connection = await edge.connection()
+    await connection.write(data)
+    answer = await connection.is_ended()
+    assert answer in {b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"}
+    assert edge.log == []
+
+
+@impatient
+@pytest.mark.parametrize("head", [GET + b"A: ", POST + b"Content-Length: 9999\r\n\r\n"], ids=["header", "body"])
+@pytest.mark.gen_test
+async def test_a_socket_that_trickles_is_closed(edge: Edge, head: bytes) -> None:
+    """Bytes now and then put no deadline off."""
+    connection = await edge.connection()
+    await connection.write(head)
+
+    async def trickle() -> None:
+        while True:
+            await connection.write(b"x")
+            await asyncio.sleep(sessions.HANDSHAKE_TIMEOUT / 10)
+
+    trickling = asyncio.create_task(trickle())
+    await connection.is_ended()
+    trickling.cancel()
+
+
+@impatient
+@pytest.mark.gen_test
+async def test_a_socket_that_is_kept_alive_for_nothing_is_closed(edge: Edge) -> None:
+    connection = await edge.connection()
+    assert (await connection.request("OPTIONS", POLLING)).status == 204
+    assert await connection.is_ended() == b""
+
+
+# The engine for those that embed it
+
+
+@pytest.mark.gen_test
+async def test_messages_to_a_session_that_has_gone_are_dropped(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    session = edge.sessions[0]
+    await edge.sio.eio.disconnect(client.sid)
+    session.send("late")
+    await edge.sio.eio.send(client.sid, "late")
+    await edge.sio.eio.disconnect(client.sid)
+    assert await client.poll() == ["1"]
+
+
+@pytest.mark.gen_test
+async def test_emitted_events_reach_both_transports(edge: Edge) -> None:
+    polling, websocket = await edge.connected_polling(), await edge.connected()
+    await edge.sio.emit("news", 1)
+    assert await polling.poll() == ['42["news",1]']
+    assert await websocket.receive() == '42["news",1]'
+
+
+# Anything at all
+
+BEGINNINGS = ["4", "40", "42", "45", "451-", "421", "42[", '42["join_lesson",']
+PACKETS = st.one_of(
+    st.text(max_size=40),
+    st.sampled_from(["40{}", JOIN, JOIN_WITH_ACK, BINARY_JOIN, "41", "1", "3", "43[]"]),
+    st.builds(str.__add__, st.sampled_from(BEGINNINGS), st.text(max_size=20)),
+)
+FRAMES = st.one_of(
+    PACKETS.map(frame),
+    st.binary(max_size=40).map(frame),
+    st.builds(frame, st.binary(max_size=130), st.integers(0, 15), final=st.booleans()),
+    st.binary(max_size=20),
+)
+
+
+def test_whatever_arrives_nothing_is_left_and_nothing_is_logged_as_an_error(edge: Edge, io_loop: IOLoop) -> None:
+    """The fixture asserts the rest: no session, room, environment or attachment is left of any of them."""
+
+    async def attack(frames: list[bytes], *, handshake: bool) -> None:
+        client = await (edge.connected() if handshake else edge.websocket())
+        await client.write(b"".join(frames))
+        client.disappear()
+        await until(lambda: not edge.sessions)
+
+    @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(st.lists(FRAMES, max_size=12), st.booleans())
+    def fuzz(frames: list[bytes], handshake: bool) -> None:
+        io_loop.run_sync(lambda: attack(frames, handshake=handshake), timeout=LONG)
+
+    fuzz()
+    io_loop.run_sync(edge.serves_others)
+    gc.collect()  # a task that failed unseen says so now
+
+
+def test_whatever_is_posted_nothing_is_left_and_nothing_is_logged_as_an_error(edge: Edge, io_loop: IOLoop) -> None:
+    bodies = st.one_of(
+        st.binary(max_size=60),
+        st.lists(PACKETS, max_size=20).map(lambda packets: "\x1e".join(packets).encode()),
+    )
+
+    async def attack(body: bytes) -> None:
+        client = await edge.polling()
+        response = await edge.request("POST", client.query, body, **{"Content-Length": str(len(body))})
+        assert response.status in {200, 400}
+        await edge.sio.eio.disconnect()
+
+    @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(bodies)
+    def fuzz(body: bytes) -> None:
+        io_loop.run_sync(lambda: attack(body), timeout=LONG)
+
+    fuzz()
+    io_loop.run_sync(edge.serves_others)
+    gc.collect()

@@ -1,0 +1,234 @@
+"""Any interleaving of joins, second joins, disconnects and failing stores ends in a state that the chart allows, with
+Redis agreeing.
+
+Nothing runs by itself here: every await of the services waits until the schedule lets it go on or makes it fail. So
+each schedule that Hypothesis draws is one exact interleaving, and a failing one is replayed and shrunk.
+"""
+
+import asyncio
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from fakes import Faults, Hold, World, run, settle, store_down
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lesson_server.connection import Connection
+from lesson_server.gateway import Answer
+from lesson_server.presence import ClientRecord, TeacherRecord
+
+# The same people more than once, in the same lesson and in another one.
+PEOPLE = [
+    {"client": "teacher", "lesson_id": "1", "access_token": "teacher:t-1"},
+    {"client": "teacher", "lesson_id": "1", "access_token": "teacher:t-1"},
+    {"client": "teacher", "lesson_id": "2", "access_token": "teacher:t-1"},
+    {"client": "participant", "lesson_id": "1", "access_token": "student:p-1"},
+    {"client": "participant", "lesson_id": "1", "access_token": "student:p-1"},
+    {"client": "participant", "lesson_id": "2", "access_token": "student:p-1"},
+    {"client": "participant", "lesson_id": "1"},
+]
+
+
+@dataclass(frozen=True)
+class Join:
+    """A connection sends ``join_lesson``, whatever is under way."""
+
+    connection: int
+
+
+@dataclass(frozen=True)
+class Disconnect:
+    connection: int
+
+
+@dataclass(frozen=True)
+class Proceed:
+    """What a connection waits for comes, and so do the next ones."""
+
+    connection: int
+    awaits: int
+
+
+@dataclass(frozen=True)
+class Fail:
+    """The next store that a connection waits for raises: before the effect, or when it is done and can't say so."""
+
+    connection: int
+
+
+Action = Join | Disconnect | Proceed | Fail
+
+
+def actions_of(numbers: set[int]) -> st.SearchStrategy[list[Action]]:
+    connection = st.sampled_from(sorted(numbers))
+    proceed = st.builds(Proceed, connection, st.integers(1, 10))
+    others = [st.builds(kind, connection) for kind in (Join, Fail, Disconnect)]
+    return st.lists(st.one_of(proceed, *others), min_size=5, max_size=60)
+
+
+# Few of them meet often, many seldom: both are drawn.
+schedules = st.sets(st.integers(0, len(PEOPLE) - 1), min_size=1).flatmap(actions_of)
+
+# Whose work a task is; a task inherits it from what starts it.
+acting: ContextVar[int] = ContextVar("acting")
+
+
+class Director(Faults):
+    """Faults by which every await waits for its turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: list[tuple[int, str, Hold]] = []
+
+    async def point(self, name: str) -> None:
+        turn = (acting.get(), name, Hold())
+        self._waiting.append(turn)
+        try:
+            await turn[2].wait()
+        finally:
+            self._waiting.remove(turn)
+
+    def proceed(self, number: int, error: Exception | None = None) -> None:
+        """What a connection waits for comes, or raises."""
+        for connection, _, hold in self._waiting:
+            if connection == number:
+                hold.release(error)
+                return
+
+    def waits_for(self, number: int) -> str:
+        """The point that a connection waits at, if any."""
+        return next((name for connection, name, _ in self._waiting if connection == number), "")
+
+    def who_waits(self) -> list[int]:
+        return [number for number, *_ in self._waiting]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a record is in Redis at one key, and whether it outlives the connection that wrote it."""
+
+    sid: str
+    key: str
+    fields: dict[str, str]
+    outlives: bool = False
+
+
+def traces(record: TeacherRecord | ClientRecord) -> list[Trace]:
+    """The table of the contract, section 5."""
+    if isinstance(record, TeacherRecord):
+        return [
+            Trace(record.sid, f"lesson_teacher_{record.lesson_id}", {record.user_id: record.sid}),
+            Trace(record.sid, record.user_id, {"lesson_id": record.lesson_id}),
+        ]
+    fields = {"sid": record.sid, "client_id": record.client_id, "role": record.role}
+    return [
+        Trace(record.sid, f"lesson_student_{record.lesson_id}", {record.client_id: record.sid}),
+        Trace(record.sid, record.client_id, fields, outlives=True),
+    ]
+
+
+class Play:
+    """One schedule, acted by a world."""
+
+    def __init__(self) -> None:
+        self.director = Director()
+        self.world = World(faults=self.director)
+        self.cast: list[Connection] = []
+        self.gone: set[int] = set()
+        self.joins: list[tuple[int, asyncio.Task[Answer | None]]] = []
+        self.ends: list[asyncio.Task[None]] = []
+
+    async def act(self, schedule: list[Action]) -> None:
+        self.cast = [await self.world.connect(f"sid-{number}", auth) for number, auth in enumerate(PEOPLE)]
+        for action in schedule:
+            await self.take(action)
+        while waiting := self.director.who_waits():
+            await self.take(Proceed(waiting[0], 1))
+        for task in self.ends:
+            await task
+
+    async def take(self, action: Action) -> None:
+        number = action.connection
+        acting.set(number)
+        match action:
+            case Join() if number not in self.gone:
+                self.joins.append((number, asyncio.create_task(self.world.join(self.cast[number].sid))))
+            case Disconnect() if number not in self.gone:
+                self.gone.add(number)
+                self.ends.append(asyncio.create_task(self.world.disconnect(self.cast[number].sid)))
+            case Proceed():
+                for _ in range(action.awaits):
+                    self.director.proceed(number)
+                    await settle()
+            case Fail():
+                while self.director.waits_for(number).startswith("sockets."):
+                    self.director.proceed(number)
+                    await settle()
+                self.director.proceed(number, store_down())
+        await settle()
+        self.check_states()
+
+    # What must be so at every moment
+
+    def check_states(self) -> None:
+        for connection in self.cast:
+            assert connection.state in connection.CHART.STATES
+
+    # What must be so when all is over
+
+    def check_ends(self) -> None:
+        """Every connection is where its joins and its end have led it, and holds what that state says."""
+        for number, connection in enumerate(self.cast):
+            answers = [join.result() for owner, join in self.joins if owner == number]
+            if number in self.gone:
+                expected = "disconnected"
+            elif {"status": "SUCCESS", "data": {}} in answers:
+                expected = "registered" if "access_token" in PEOPLE[number] else "seated"
+            else:
+                assert None not in answers
+                expected = "connected"
+            assert connection.state == expected
+        assert self.world.gateway.connections.keys() == {
+            connection.sid for number, connection in enumerate(self.cast) if number not in self.gone
+        }
+
+    def check_rooms_and_sessions(self) -> None:
+        joined = [connection for connection in self.cast if connection.state in ("seated", "registered")]
+        rooms: dict[str, set[str]] = {}
+        for connection in joined:
+            rooms.setdefault(connection.lesson_id, set()).add(connection.sid)
+        assert self.world.sockets.rooms == rooms
+        seated = {sid for sid, session in self.world.sockets.sessions.items() if session}
+        assert seated == {connection.sid for connection in joined}
+
+    def check_presence(self) -> None:
+        """Redis holds what the last who wrote a record wrote there, if that one is registered, and nothing else.
+
+        ``{client_id}`` outlives its connection, but not a join that failed.
+        """
+        last = {
+            (trace.key, min(trace.fields)): trace for record in self.world.presence.written for trace in traces(record)
+        }
+        by_sid = {connection.sid: connection for connection in self.cast}
+        expected: dict[str, dict[str, str]] = {}
+        for trace in last.values():
+            connection = by_sid[trace.sid]
+            was_registered = "register → registered" in connection.story
+            if connection.state == "registered" or (trace.outlives and was_registered):
+                expected.setdefault(trace.key, {}).update(trace.fields)
+        hashes = self.world.redis.hashes
+        assert {key: fields for key, fields in hashes.items() if not key.startswith("lesson_seat_")} == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(schedules)
+def test_any_interleaving_ends_in_a_state_that_the_chart_allows_with_redis_agreeing(schedule):
+    async def act() -> None:
+        play = Play()
+        await play.act(schedule)
+        play.check_ends()
+        play.world.presence.pay()  # Redis is back
+        play.check_rooms_and_sessions()
+        play.check_presence()
+
+    run(act())
