@@ -1,10 +1,13 @@
-"""Draws the charts, as Mermaid and as SVG, into diagrams/: ``python -m statecharts.export [--check]``.
+"""Draws the charts into diagrams/, as Mermaid and as SVG: ``python -m statecharts.export [--check]``.
 
-Both drawings hold every row of the chart: its trigger, its [conditions], and its steps in their order.
+Every row of a chart is one arrow of its drawings, with its trigger, its [conditions] and its steps in their order.
 """
 
+import argparse
+import hashlib
+import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from types import ModuleType
@@ -16,32 +19,75 @@ CHARTS = {"teacher": teacher, "participant": participant}
 DIAGRAMS = Path(__file__).parent / "diagrams"
 COMMAND = "python -m statecharts.export"
 
-# Characters a line of a state's sentence: four states and their arrows then fit the width of a README, about 900 px.
+# Characters a line of a state's sentence. With the arrows at both sides it fills a README's width, about 900 px.
 SENTENCE_WIDTH = 40
+
+# Points. Helvetica needs about 185 for such a line; a viewer without it may have Verdana, a fifth wider.
 STATE_WIDTH = 225
 
-# The join is what a reader looks for: it stands out. The ways back and out are there to be looked up.
-JOIN_STYLE = {"color": "#0550ae", "fontcolor": "#0550ae", "penwidth": "2.5", "weight": "100"}
+# The join is what a reader looks for, so it stands out; the ways back and out are there to be looked up.
+JOIN_STYLE = {"color": "#0550ae", "fontcolor": "#0550ae", "penwidth": "2.5"}
 STYLES = {
-    "abandon": {"color": "#bc7a2c", "fontcolor": "#8a4f0b", "style": "dashed", "tailport": "w", "headport": "sw"},
-    "disconnect": {"color": "#8c959f", "fontcolor": "#57606a", "tailport": "se"},
+    "abandon": {"color": "#bc7a2c", "fontcolor": "#8a4f0b", "style": "dashed"},
+    "disconnect": {"color": "#8c959f", "fontcolor": "#57606a"},
 }
 
-
-def heading(row: dict[str, Any]) -> str:
-    """The trigger of a row and its conditions: ``register [has_access_token]``."""
-    return " ".join([row["trigger"], *(f"[{condition}]" for condition in row.get("conditions", []))])
+Row = dict[str, Any]
 
 
-def steps(row: dict[str, Any]) -> list[str]:
-    return row.get("before", [])
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the drawings, or with ``--check`` compare them with the charts; return the exit status."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description="Draw the statecharts into statecharts/diagrams.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a drawing is stale or missing")
+    if parser.parse_args(argv).check:
+        return check()
+    write()
+    return 0
+
+
+def write() -> None:
+    for name, chart in CHARTS.items():
+        source = dot(name, chart)
+        for path, text in ((_mmd(name), mermaid(chart)), (_svg(name), seal(source, draw(source)))):
+            path.write_text(text, encoding="utf-8", newline="\n")
+            print(path)
+
+
+def check() -> int:
+    stale = [path for name, chart in CHARTS.items() for path in _stale(name, chart)]
+    for path in stale:
+        print(f"{path} is {'stale' if path.exists() else 'missing'}", file=sys.stderr)
+    if stale:
+        print(f"to draw the charts again, run: {COMMAND}", file=sys.stderr)
+    return 1 if stale else 0
+
+
+def _stale(name: str, chart: ModuleType) -> Iterator[Path]:
+    if _read(_mmd(name)) != mermaid(chart):
+        yield _mmd(name)
+    svg = _read(_svg(name))
+    drawing, _, _ = svg.rpartition("<!--")
+    if svg != seal(dot(name, chart), drawing):
+        yield _svg(name)
+
+
+def _mmd(name: str) -> Path:
+    return DIAGRAMS / f"{name}.mmd"
+
+
+def _svg(name: str) -> Path:
+    return DIAGRAMS / f"{name}.svg"
+
+
+def _read(path: Path) -> str:
+    return path.read_text("utf-8") if path.exists() else ""
 
 
 # Mermaid
 
 
 def mermaid(chart: ModuleType) -> str:
-    """The chart as a Mermaid state diagram, as GitHub renders it."""
+    """The chart as a Mermaid state diagram, in the syntax that GitHub renders."""
     return "\n".join(_mermaid_lines(chart)) + "\n"
 
 
@@ -49,57 +95,90 @@ def _mermaid_lines(chart: ModuleType) -> Iterator[str]:
     yield "stateDiagram-v2"
     yield f"    [*] --> {chart.INITIAL}"
     for row in chart.TRANSITIONS:
-        yield f"    {row['source']} --> {row['dest']} : {'<br/>'.join([heading(row), *steps(row)])}"
+        label = "<br/>".join([_heading(row), *_steps(row)])
+        yield f"    {row['source']} --> {row['dest']} : {label}"
     for state, sentence in chart.STATES.items():
-        # Not the `note … : text` of one line, which ends at a semicolon.
-        yield f"    note right of {state}"
-        yield from textwrap.wrap(sentence, SENTENCE_WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8)
-        yield "    end note"
+        # Not the short form `note right of … : text`, which ends at the sentence's first semicolon.
+        yield f"    note right of {state}\n        {sentence}\n    end note"
 
 
 # DOT and SVG
 
 
 def dot(name: str, chart: ModuleType) -> str:
-    """The chart in Graphviz's language, from the top to the bottom, on a white ground that suits a dark page too."""
+    """The chart in Graphviz's language: from top to bottom, on a white card that suits a light and a dark page."""
     return "\n".join(_dot_lines(name, chart)) + "\n"
 
 
 def _dot_lines(name: str, chart: ModuleType) -> Iterator[str]:
+    font = 'fontname="Helvetica,Arial,sans-serif"'
     yield f"digraph {name} {{"
     yield '  graph [bgcolor="transparent", pad="0.05", nodesep="0.3", ranksep="0.3"]'
-    # Text begins at the left everywhere, so that a viewer's font that is not ours moves no line.
-    font = 'fontname="Helvetica,Arial,sans-serif"'
     yield f'  node [{font}, fontsize="10", shape="box", style="rounded,filled", margin="0.15,0.1", group="states"]'
     yield f'  edge [{font}, fontsize="9", arrowsize="0.7"]'
-    yield "  subgraph cluster_ground {"
+    # A cluster, because a graph's own background can't have round corners.
+    yield "  subgraph cluster_card {"
     yield '    graph [style="rounded,filled", color="#d0d7de", fillcolor="white", margin="12"]'
     yield '    start [shape="circle", style="filled", fillcolor="black", label="", width="0.16"]'
     for state, sentence in chart.STATES.items():
-        label = _html(f"<b>{state}</b>", *map(escape, textwrap.wrap(sentence, SENTENCE_WIDTH)), width=STATE_WIDTH)
-        yield f'    {state} [label={label}, color="#57606a", fillcolor="#f6f8fa"]'
+        lines = [f"<b>{state}</b>", *map(escape, textwrap.wrap(sentence, SENTENCE_WIDTH))]
+        yield f'    {state} [label={_label(lines, width=STATE_WIDTH)}, color="#57606a", fillcolor="#f6f8fa"]'
     yield "  }"
     yield f'  start -> {chart.INITIAL} [penwidth="2"]'
     for row in chart.TRANSITIONS:
         style = JOIN_STYLE if row["trigger"] in chart.JOIN else STYLES[row["trigger"]]
-        attributes = ", ".join(f'{key}="{value}"' for key, value in style.items())
-        label = _html(f"<b>{row['trigger']}</b>{heading(row).removeprefix(row['trigger'])}", *steps(row))
+        attributes = ", ".join(f'{key}="{value}"' for key, value in (style | _route(list(chart.STATES), row)).items())
+        label = _label([f"<b>{_heading(row)}</b>", *_steps(row)])
         yield f"  {row['source']} -> {row['dest']} [label={label}, {attributes}]"
     yield "}"
 
 
-def _html(*lines: str, width: int = 0, padding: int = 5) -> str:
+def _route(states: list[str], row: Row) -> dict[str, str]:
+    """Straight down to the next state, down on the right past others, back up on the left."""
+    distance = states.index(row["dest"]) - states.index(row["source"])
+    if distance == 1:
+        return {"weight": "100"}
+    return {"tailport": "e"} if distance > 1 else {"tailport": "w", "headport": "sw"}
+
+
+def _label(lines: list[str], width: int = 0) -> str:
+    # Every line begins at the left: where a viewer's font is not the one measured here, only line ends move.
     text = "".join(f'{line}<br align="left"/>' for line in lines)
-    return f'<<table border="0" cellpadding="{padding}" width="{width}"><tr><td align="left">{text}</td></tr></table>>'
+    return f'<<table border="0" cellpadding="5" width="{width}"><tr><td align="left">{text}</td></tr></table>>'
 
 
 def draw(source: str) -> str:
-    import pygraphviz
+    """The SVG of a DOT source. The only part that needs pygraphviz: ``--check`` runs without."""
+    try:
+        import pygraphviz
+    except ImportError:
+        sys.exit("drawing needs pygraphviz: pip install 'lesson-server[dev]'")
+    svg: bytes = pygraphviz.AGraph(string=source).draw(format="svg", prog="dot")
+    return svg.decode()
 
-    return pygraphviz.AGraph(string=source).draw(format="svg", prog="dot").decode()
+
+def seal(source: str, drawing: str) -> str:
+    """The drawing with a digest of itself and of its source as last line.
+
+    Graphviz lays the same source out differently by its version and the fonts of the machine, so ``--check`` can't draw
+    again and compare. The digest tells, anywhere and without Graphviz, whether the chart (or how it is drawn) has
+    changed since the drawing was made, and whether the drawing was edited.
+    """
+    digest = hashlib.sha256(f"{source}{drawing}".encode()).hexdigest()
+    return f"{drawing}<!-- sha256 of the DOT source and this drawing: {digest} -->\n"
+
+
+# The words of both
+
+
+def _heading(row: Row) -> str:
+    return " ".join([row["trigger"], *(f"[{condition}]" for condition in row.get("conditions", ()))])
+
+
+def _steps(row: Row) -> Sequence[str]:
+    steps: Sequence[str] = row.get("before", ())
+    return steps
 
 
 if __name__ == "__main__":
-    for name, chart in CHARTS.items():
-        Path(f"/tmp/v/{name}.svg").write_text(draw(dot(name, chart)))
-        Path(f"/tmp/v/{name}.mmd").write_text(mermaid(chart))
+    sys.exit(main())

@@ -196,10 +196,10 @@ class FakePresence:
         self.written: list[TeacherRecord | ClientRecord] = []
         self._redis = redis
         self._point = faults.point
-        self._owed: dict[str, Callable[[], None]] = {}
+        self.owed: dict[str, Callable[[], None]] = {}
 
     async def set_teacher(self, record: TeacherRecord) -> None:
-        self._owed.pop(record.sid, None)
+        self.owed.pop(record.sid, None)
         await self._point("presence.set_teacher")
         self._redis.hset(f"lesson_teacher_{record.lesson_id}", {record.user_id: record.sid})
         self._redis.hset(record.user_id, {"lesson_id": record.lesson_id})
@@ -207,7 +207,7 @@ class FakePresence:
         await self._point("presence.set_teacher, done")
 
     async def set_client(self, record: ClientRecord) -> bool:
-        self._owed.pop(record.sid, None)
+        self.owed.pop(record.sid, None)
         await self._point("presence.set_client")
         previous = self._redis.hget(record.client_id, "sid")
         fields = {"sid": record.sid, "client_id": record.client_id, "role": record.role}
@@ -240,11 +240,11 @@ class FakePresence:
             removal()
             await self._point(f"{name}, done")
         except StoreUnavailable:
-            self._owed[sid] = removal
+            self.owed[sid] = removal
 
     def pay(self) -> None:
-        while self._owed:
-            self._owed.popitem()[1]()
+        while self.owed:
+            self.owed.popitem()[1]()
 
 
 class FakeIdentities:
