@@ -22,6 +22,9 @@ from lesson_server.health import Condition
 # A lesson_id, as text.
 LESSON_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
+# What a connection that has died raises; the last is the pool's, when one has died while the pool looked at another.
+BROKEN_CONNECTION = (psycopg2.OperationalError, psycopg2.InterfaceError, AssertionError)
+
 # A seat map is one Redis hash written by one script: the bound keeps a wrong row in RDS from stalling Redis for all.
 MAX_SEATS = 10_000
 
@@ -123,12 +126,8 @@ class Lessons:
         """The first row, or None. All errors of aiopg and psycopg2 are translated here."""
         try:
             async with asyncio.timeout(self._timeout):
-                try:
-                    row = await self._execute(query, parameters)
-                except (psycopg2.OperationalError, psycopg2.InterfaceError):
-                    # The connection had died since it was last used, as all of them have after a restart of RDS.
-                    row = await self._execute(query, parameters)
-        except (psycopg2.Error, OSError, TimeoutError) as error:
+                row = await self._execute_somewhere(query, parameters)
+        except (psycopg2.Error, OSError, TimeoutError, AssertionError) as error:
             self._condition.failed(_cause(error))
             raise StoreUnavailable("RDS", _cause(error)) from error
         except asyncio.CancelledError:
@@ -140,6 +139,13 @@ class Lessons:
             raise StoreUnavailable("RDS", "statement timeout") from None
         self._condition.answered()
         return row
+
+    async def _execute_somewhere(self, query: str, parameters: dict[str, str]) -> Any:
+        """Tries other connections when some have died since they were last used, as all have after a restart of RDS."""
+        for _ in range(self._pool_size):
+            with contextlib.suppress(*BROKEN_CONNECTION):
+                return await self._execute(query, parameters)
+        return await self._execute(query, parameters)
 
     async def _execute(self, query: str, parameters: dict[str, str]) -> Any:
         assert self._pool is not None, "Lessons.open() comes first"

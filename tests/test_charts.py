@@ -146,6 +146,33 @@ def test_the_steps_of_a_join_are_the_arrows_of_the_diagram_in_its_order(chart, a
     assert [step for row in join for step in row["before"]] == arrows
 
 
+GIVEN_BACK_BY = {
+    "enter_room": "leave_room",
+    "save_session": "clear_session",
+    "save_client": "clear_session",
+    "set_teacher_presence": "remove_presence",
+    "set_client_presence": "remove_presence",
+}
+
+
+@every_chart
+def test_a_way_out_gives_back_what_was_taken_even_by_a_step_that_failed(chart):
+    taken: set[str] = set()
+    for trigger, state in zip((*chart.JOIN, None), chart.STATES, strict=False):
+        held = set(taken)
+        taken |= {
+            GIVEN_BACK_BY[step]
+            for row in rows(chart, trigger, state)
+            for step in row["before"]
+            if step in GIVEN_BACK_BY
+        }
+        for row in rows(chart, "abandon", state):
+            assert set(row["before"]) == taken
+        # The session ends with its transport; and a room is entered within the process, so not by half.
+        (end,) = rows(chart, "disconnect", state)
+        assert set(end.get("before", [])) == (held | taken & {"remove_presence"}) - {"clear_session"}
+
+
 def test_only_a_participant_without_a_token_stays_seated():
     conditional = [
         (chart, row["trigger"], row["conditions"])
