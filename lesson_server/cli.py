@@ -4,12 +4,19 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
+import resource
 import signal
+import socket
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
+import uvloop
 from pydantic import SecretStr
+from tornado.ioloop import PeriodicCallback
 
 from lesson_server import __version__, embedded
 from lesson_server.configuration import Configuration, load
@@ -17,9 +24,13 @@ from lesson_server.errors import StoreUnavailable
 from lesson_server.identity import Identities
 from lesson_server.lessons import LESSON_ID, add_lesson, list_lessons
 from lesson_server.settings import Settings, SettingsError
+from lesson_server.workers import Supervisor
 
 # Seconds that a token of `lesson-server token` is good for: a day at school.
 DEFAULT_TTL = 12 * 60 * 60
+
+# Seconds between two looks of a worker at whether its parent lives.
+ORPHAN_INTERVAL = 1.0
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -68,6 +79,7 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
     logging.getLogger("lesson_server").setLevel(logging.INFO)
     # Until the event loop takes the signals over, SIGTERM unwinds as SIGINT does, so that no store is left running.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _allow_many_files()
     with contextlib.suppress(KeyboardInterrupt):
         if not settings.embedded:
             _serve(settings)
@@ -79,25 +91,80 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
             _serve(_with_stores(settings, stores))
 
 
+def _allow_many_files() -> None:
+    """A connection is an open file, and the usual limit is 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _serve(settings: Settings) -> None:
-    import uvloop
+    if settings.server.workers == 1:
+        uvloop.run(_serve_until_signal(settings))
+        return
+    with tempfile.TemporaryDirectory(prefix="lesson-server-") as metrics_dir:
+        # Before prometheus_client is imported: it then keeps the figures of all workers there, and each tells the sum.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
+        from prometheus_client.multiprocess import mark_process_dead
 
-    uvloop.run(_serve_until_signal(settings))
+        from lesson_server.server import open_port, url_of
+
+        sockets = open_port(settings)
+        supervisor = Supervisor(
+            settings.server.workers, lambda ready: _work(settings, sockets, ready), mark_process_dead
+        )
+        if supervisor.run(lambda: _say(f"lesson-server listening on {url_of(settings, sockets)}")):
+            raise CommandFailed("a worker could not start")
 
 
-async def _serve_until_signal(settings: Settings) -> None:
+def _work(settings: Settings, sockets: list[socket.socket], ready: Callable[[], object]) -> int:
+    """One worker, in a process of its own. It ends when its parent is no more."""
+    try:
+        uvloop.run(_serve_until_signal(settings, sockets, ready))
+    except (SettingsError, OSError) as error:
+        return _failed(str(error), EXIT_FAILED)
+    except StoreUnavailable as error:
+        return _failed(error.cause, EXIT_FAILED)
+    return 0
+
+
+async def _serve_until_signal(
+    settings: Settings, sockets: list[socket.socket] | None = None, ready: Callable[[], object] | None = None
+) -> None:
+    """Serves until the first signal, then sends the clients away; a second signal stops at once.
+
+    Args:
+        settings: with the stores and the key.
+        sockets: what a worker listens on; None for a server alone.
+        ready: what a worker calls once it serves.
+    """
     from lesson_server.server import LessonServer
 
-    stopping = asyncio.Event()
+    signals: asyncio.Queue[None] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, None)
     server = LessonServer(settings)
     try:
-        await server.start()
-        _say(f"lesson-server listening on {server.url}")
-        await stopping.wait()
+        await server.start(sockets)
+        if ready is None:
+            _say(f"lesson-server listening on {server.url}")
+        else:
+            ready()
+            watch = PeriodicCallback(partial(_stop_if_orphaned, os.getppid(), signals), ORPHAN_INTERVAL * 1000)
+            watch.start()
+        await signals.get()
+        drain = asyncio.create_task(server.drain())
+        second = asyncio.create_task(signals.get())
+        await asyncio.wait({drain, second}, return_when=asyncio.FIRST_COMPLETED)
+        drain.cancel()
+        second.cancel()
     finally:
         await server.stop()
+
+
+def _stop_if_orphaned(parent: int, signals: asyncio.Queue[None]) -> None:
+    """Stops a worker whose parent was killed; nobody would do it later."""
+    if os.getppid() != parent:
+        signals.put_nowait(None)
 
 
 def _with_stores(settings: Settings, stores: embedded.EmbeddedStores) -> Settings:

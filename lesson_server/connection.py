@@ -19,7 +19,7 @@ from lesson_server.identity import Identities, Identity, is_subject
 from lesson_server.lessons import Lesson, Lessons
 from lesson_server.machine import Chart, LessonMachine
 from lesson_server.metrics import Metrics
-from lesson_server.presence import ClientRecord, Presence, TeacherRecord
+from lesson_server.presence import ClientRecord, Presence, Record, TeacherRecord
 from lesson_server.seats import Seats
 
 logger = logging.getLogger(__name__)
@@ -177,6 +177,11 @@ class Connection:
     async def ensure_seat_map(self) -> None:
         await self._services.seats.ensure_map(self.lesson_id, self.get_seat())
 
+    # After Redis has lost what it held
+
+    async def restore_presence(self) -> None:
+        await self._services.presence.restore(self._record())
+
     # Giving back
 
     @giving_back
@@ -191,6 +196,9 @@ class Connection:
         await self._services.sockets.leave_room(self.sid, self.lesson_id)
 
     async def remove_presence(self) -> None:
+        raise NotImplementedError
+
+    def _record(self) -> Record:
         raise NotImplementedError
 
 
@@ -222,11 +230,11 @@ class TeacherConnection(Connection):
 
     @giving_back
     async def remove_presence(self) -> None:
-        await self._services.presence.remove_teacher(self._record())
+        await self._services.presence.remove(self._record())
 
     def _record(self) -> TeacherRecord:
         assert self._identity is not None
-        return TeacherRecord(self.lesson_id, self.sid, self._identity.subject)
+        return TeacherRecord(self.sid, self.lesson_id, self._identity.subject)
 
 
 class ParticipantConnection(Connection):
@@ -262,8 +270,8 @@ class ParticipantConnection(Connection):
     @giving_back
     async def remove_presence(self) -> None:
         if self._identity is not None:  # a guest left none
-            await self._services.presence.remove_client(self._record(), forget=self.state != "registered")
+            await self._services.presence.remove(self._record(), forget=self.state != "registered")
 
     def _record(self) -> ClientRecord:
         assert self._identity is not None
-        return ClientRecord(self.lesson_id, self.sid, self._identity.subject, self._identity.role)
+        return ClientRecord(self.sid, self.lesson_id, self._identity.subject, self._identity.role)

@@ -18,6 +18,7 @@ from tornado.web import HTTPError
 from tornado.websocket import WebSocketHandler
 
 from lesson_server import sessions
+from lesson_server.errors import ServiceBusy
 from lesson_server.sessions import OPEN, ProtocolError, RequestRefused, Session
 
 logger = logging.getLogger(__name__)
@@ -109,6 +110,7 @@ class EngineHandler(WebSocketHandler):
         if self.get_query_argument("EIO", "") != "4":
             raise RequestRefused(5, "Unsupported protocol version")
         if sid is None:
+            self._engine.admit()
             return None
         session: Session | None = self._engine.sockets.get(sid)
         if session is None or session.closed:
@@ -211,13 +213,27 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         super().__init__(async_mode="tornado", monitor_clients=False, **kwargs)
         self._allowed_origins = frozenset(allowed_origins)
         self._farewells: dict[str, str] = {}
+        self._door_open = True
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def close_door(self) -> None:
+        """From now on no session begins; those that are here go on."""
+        self._door_open = False
 
     def allows(self, origin: str, host: str) -> bool:
         """Whether a page of that origin may connect to this host."""
         authority = origin.lower().partition("://")[2]
         same = authority == host.lower() and authority != ""  # of the origin "null" nothing is left
         return same or "*" in self._allowed_origins or origin.lower() in self._allowed_origins
+
+    def admit(self) -> None:
+        """Lets a session begin.
+
+        Raises:
+            RequestRefused: the server is about to stop; another one will take the client.
+        """
+        if not self._door_open:
+            raise RequestRefused(3, str(ServiceBusy()), 503)
 
     async def open(self, handler: EngineHandler, transport: str) -> Session:
         """Begins a session and sends its OPEN packet."""
@@ -281,5 +297,4 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
     async def disconnect(self, sid: str | None = None) -> None:
         """Ends one session, or all of them."""
         sessions = list(self.sockets.values()) if sid is None else [self.sockets[sid]] if sid in self.sockets else []
-        for session in sessions:
-            await session.close(self.reason.SERVER_DISCONNECT)
+        await asyncio.gather(*(session.close(self.reason.SERVER_DISCONNECT) for session in sessions))

@@ -88,7 +88,15 @@ class NotATeacher(Refusal):
     outcome = "not_a_teacher"
 
 
-# The acknowledgement of join_lesson: our fault.
+# The handshake or the acknowledgement: our fault.
+
+
+class ServiceBusy(Refusal):
+    """More clients than this process takes on at once; see admission.py."""
+
+    message = "the lesson service is busy, try again"
+    outcome = "busy"
+    retryable = True
 
 
 class StoreUnavailable(Refusal):

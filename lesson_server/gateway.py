@@ -14,6 +14,7 @@ from typing import Any
 
 from socketio.exceptions import ConnectionRefusedError  # noqa: A004 (the library's, not the builtin)
 
+from lesson_server.admission import Admission
 from lesson_server.connection import Connection, ParticipantConnection, Services, TeacherConnection
 from lesson_server.errors import (
     HubRefused,
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds for the steps of a join. The contract promises an answer within 5; giving back after a failure takes the rest.
 JOIN_DEADLINE = 4.0
+# Connections restored at the same time.
+RESTORE_BATCH = 100
 
 Answer = dict[str, Any]
 SUCCESS: Answer = {"status": "SUCCESS", "data": {}}
@@ -80,14 +83,16 @@ class Gateway:
     Args:
         sio: the Socket.IO server; the handlers are registered with it.
         services: what the connections work with.
+        admission: how many connections and joins are taken on.
     """
 
-    def __init__(self, sio: SocketServer, services: Services) -> None:
+    def __init__(self, sio: SocketServer, services: Services, admission: Admission) -> None:
         self.connections: dict[str, Connection] = {}
         self._services = services
         self._metrics = services.metrics
         self._machines = {kind: LessonMachine(kind.CHART, self._metrics.observe_step) for kind in KINDS.values()}
         self._joins: dict[str, asyncio.Future[Answer | None]] = {}
+        self._admission = admission
         sio.on("connect", self.connect)
         sio.on("join_lesson", self.join_lesson)
         sio.on("disconnect", self.disconnect)
@@ -111,6 +116,7 @@ class Gateway:
         """
         try:
             handshake = Handshake.parse(auth)
+            self._admission.admit_connection(len(self.connections))
         except Refusal as refusal:
             raise ConnectionRefusedError(str(refusal)) from None
         kind = handshake.kind
@@ -130,6 +136,10 @@ class Gateway:
         running = self._joins.get(sid)
         if running is not None:
             return await asyncio.shield(running)
+        try:
+            self._admission.admit_join()
+        except Refusal as refusal:
+            return self._refused(connection, refusal)
         running = self._joins[sid] = asyncio.get_running_loop().create_future()
         answer = None
         try:
@@ -145,6 +155,28 @@ class Gateway:
         if connection is None:
             return  # its handshake was refused
         await self._give_back(connection, "disconnect")
+
+    # What a node asks of its connections
+
+    def holds(self, sid: str) -> bool:
+        """Whether there is such a connection, in whatever state."""
+        return sid in self.connections
+
+    async def restore(self, indexed: set[str]) -> None:
+        """Writes again what the connections hold in Redis, except the presence of those that the index still has.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow; some have been restored.
+        """
+        # The newest first: of two connections of one person, it is the one that stood in Redis.
+        lost = [connection for sid, connection in reversed(self.connections.items()) if sid not in indexed]
+        for start in range(0, len(lost), RESTORE_BATCH):
+            await asyncio.gather(*map(self._restore, lost[start : start + RESTORE_BATCH]))
+
+    @staticmethod
+    async def _restore(connection: Connection) -> None:
+        with contextlib.suppress(InvalidTransition):  # it has not joined, or has just ended
+            await connection.fire("restore")
 
     # The join
 

@@ -11,14 +11,18 @@ a participant, wherever it is  ``{client_id}``: sid, client_id, role. It outlive
 
 Every record is taken back only by the connection that wrote it: a removal compares the sid that it finds. Each script
 touches one key, so that Redis Cluster can serve it.
+
+What a node has written stands in its index as well (``lesson_node_{node_id}``: sid → record), in the same round trip,
+so that another node can take it back should this one die; see nodes.py.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from redis.asyncio.client import Pipeline
 
 from lesson_server.errors import StoreUnavailable
@@ -32,6 +36,10 @@ DAY = 24 * 60 * 60
 REMOVAL_PATIENCE = 0.5
 # Seconds between two tries to give back what is owed.
 RETRY_INTERVAL = 1.0
+# Entries of an index read in one round trip.
+SCAN_COUNT = 200
+# Records that are taken back at the same time.
+BATCH_SIZE = 100
 
 # Reads and replaces in one: of two connections of a client at once, exactly one finds nobody before it.
 REPLACE_CLIENT = """
@@ -39,6 +47,14 @@ local previous = redis.call('HGET', KEYS[1], 'sid')
 redis.call('HSET', KEYS[1], 'sid', ARGV[1], 'client_id', ARGV[2], 'role', ARGV[3])
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 return previous
+"""
+
+# After a loss: whoever has come back since by another connection knows better.
+SET_IF_FREE = """
+if redis.call('HEXISTS', KEYS[1], ARGV[2]) == 0 then
+    redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+end
+redis.call('EXPIRE', KEYS[1], ARGV[1])
 """
 
 # The connection's own record only: the same person may have come back by another one.
@@ -52,21 +68,24 @@ return 0
 
 @dataclass(frozen=True, slots=True)
 class TeacherRecord:
-    """A teacher in a lesson."""
+    """A teacher in a lesson, by this sid."""
 
-    lesson_id: str
     sid: str
+    lesson_id: str
     user_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class ClientRecord:
-    """A participant in a lesson."""
+    """A participant in a lesson, by this sid."""
 
-    lesson_id: str
     sid: str
+    lesson_id: str
     client_id: str
     role: str
+
+
+Record = TeacherRecord | ClientRecord
 
 
 class Presence:
@@ -78,14 +97,22 @@ class Presence:
     Args:
         store: the connection to Redis.
         retention: seconds that records without a life of their own are kept (``presence.retention``).
+        node_id: names the index of what is written here.
     """
 
-    def __init__(self, store: RedisStore, retention: int) -> None:
+    def __init__(self, store: RedisStore, retention: int, node_id: str) -> None:
         self._store = store
         self._retention = retention
-        self._owed: dict[str, Callable[[], Awaitable[None]]] = {}
+        self._node_id = node_id
+        self.held: set[str] = set()  # the sids whose records stand, or should stand, in Redis
+        self._owed: dict[str, tuple[Record, bool]] = {}
         self._paying = asyncio.Lock()
         self._payer: asyncio.Task[None] | None = None
+
+    @property
+    def owes(self) -> bool:
+        """Whether something is still to be given back."""
+        return bool(self._owed)
 
     async def set_teacher(self, record: TeacherRecord) -> None:
         """Writes where a teacher is. One round trip.
@@ -97,9 +124,11 @@ class Presence:
         """
         await self._forgive(record.sid)
         async with self._store.round_trip() as redis, redis.pipeline(transaction=False) as pipe:
+            self._note(pipe, record)
             self._hset(pipe, f"lesson_teacher_{record.lesson_id}", {record.user_id: record.sid}, DAY)
             self._hset(pipe, record.user_id, {"lesson_id": record.lesson_id}, self._retention)
             await pipe.execute()
+        self.held.add(record.sid)
 
     async def set_client(self, record: ClientRecord) -> bool:
         """Writes where a participant is. One round trip.
@@ -114,70 +143,131 @@ class Presence:
         """
         await self._forgive(record.sid)
         async with self._store.round_trip() as redis, redis.pipeline(transaction=False) as pipe:
+            self._note(pipe, record)
             pipe.eval(
                 REPLACE_CLIENT, 1, self._store.key(record.client_id), record.sid, record.client_id, record.role, DAY
             )
             self._hset(pipe, f"lesson_student_{record.lesson_id}", {record.client_id: record.sid}, self._retention)
-            previous, *_ = await pipe.execute()
+            _, previous, *_ = await pipe.execute()
+        self.held.add(record.sid)
         return previous not in (None, record.sid)
 
-    async def remove_teacher(self, record: TeacherRecord) -> None:
-        """Takes back what :meth:`set_teacher` wrote for this sid, at once or as soon as Redis answers. Never raises."""
-        await self._remove(record.sid, lambda: self._remove_teacher(record))
+    async def restore(self, record: Record) -> None:
+        """Writes a record again that Redis has lost, unless the same person has come back since. One round trip.
 
-    async def remove_client(self, record: ClientRecord, *, forget: bool) -> None:
-        """Takes a participant out of its lesson, at once or as soon as Redis answers. Never raises.
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        async with self._store.round_trip() as redis, redis.pipeline(transaction=False) as pipe:
+            self._note(pipe, record)
+            if isinstance(record, TeacherRecord):
+                lesson_key = self._store.key(f"lesson_teacher_{record.lesson_id}")
+                pipe.eval(SET_IF_FREE, 1, lesson_key, DAY, record.user_id, record.sid)
+                user_key = self._store.key(record.user_id)
+                pipe.eval(SET_IF_FREE, 1, user_key, self._retention, "lesson_id", record.lesson_id)
+            else:
+                lesson_key = self._store.key(f"lesson_student_{record.lesson_id}")
+                pipe.eval(SET_IF_FREE, 1, lesson_key, self._retention, record.client_id, record.sid)
+                client = ("sid", record.sid, "client_id", record.client_id, "role", record.role)
+                pipe.eval(SET_IF_FREE, 1, self._store.key(record.client_id), DAY, *client)
+            await pipe.execute()
+
+    async def remove(self, record: Record, *, forget: bool = False) -> None:
+        """Takes back what was written for this sid, at once or as soon as Redis answers. Never raises.
 
         Args:
-            record: what :meth:`set_client` may have written.
-            forget: take ``{client_id}`` back too, as if the join had never been tried. A connection that ends leaves it
-                for its 24 h.
+            record: what may have been written.
+            forget: take a participant's ``{client_id}`` back too, as if the join had never been tried. A connection
+                that ends leaves it for its 24 h.
         """
-        await self._remove(record.sid, lambda: self._remove_client(record, forget))
+        self.held.discard(record.sid)
+        try:
+            async with asyncio.timeout(REMOVAL_PATIENCE):
+                await self._take_back(record, forget, self._node_id)
+        except (StoreUnavailable, TimeoutError):
+            self._owed[record.sid] = record, forget
+            if self._payer is None:
+                self._payer = asyncio.create_task(self._pay())
+
+    async def settled(self) -> None:
+        """Waits until nothing is owed."""
+        if self._payer is not None:
+            await asyncio.shield(self._payer)
 
     async def close(self) -> None:
         """Stops trying to give back what is owed."""
         if self._payer is not None:
             self._payer.cancel()
 
+    # The index of a node
+
+    async def index(self, node_id: str) -> AsyncIterator[list[Record]]:
+        """What a node has written, in batches of one round trip each.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        cursor = None
+        while cursor != 0:
+            async with self._store.round_trip() as redis:
+                cursor, entries = await redis.hscan(self.index_key(node_id), cursor or 0, count=SCAN_COUNT)
+            yield [_decode(sid, entry) for sid, entry in entries.items()]
+
+    async def take_back_of(self, node_id: str, record: Record) -> None:
+        """Takes back what a lost node has written for this sid.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        await self._take_back(record, False, node_id)
+
+    def index_key(self, node_id: str) -> str:
+        """The key of a node's index."""
+        return self._store.key(f"lesson_node_{node_id}")
+
+    def _note(self, pipe: Pipeline, record: Record) -> None:
+        pipe.hset(self.index_key(self._node_id), record.sid, _encode(record))
+
+    # Writing and taking back
+
     def _hset(self, pipe: Pipeline, name: str, mapping: dict[Any, Any], ttl: int) -> None:
         key = self._store.key(name)
         pipe.hset(key, mapping=mapping)
         pipe.expire(key, ttl)
 
-    async def _remove_teacher(self, record: TeacherRecord) -> None:
+    async def _take_back(self, record: Record, forget: bool, node_id: str) -> None:
+        if isinstance(record, TeacherRecord):
+            await self._take_back_teacher(record, node_id)
+        else:
+            await self._take_back_client(record, forget, node_id)
+
+    async def _take_back_teacher(self, record: TeacherRecord, node_id: str) -> None:
         lesson_key = self._store.key(f"lesson_teacher_{record.lesson_id}")
         user_key = self._store.key(record.user_id)
         async with self._store.round_trip() as redis:
-            if not await redis.eval(REMOVE_IF_HELD, 1, lesson_key, record.user_id, record.sid, record.user_id):
-                return  # the teacher is here by another connection, which {user_id} tells of as well
+            held = await redis.eval(REMOVE_IF_HELD, 1, lesson_key, record.user_id, record.sid, record.user_id)
             async with redis.pipeline(transaction=False) as pipe:
-                pipe.eval(REMOVE_IF_HELD, 1, user_key, "lesson_id", record.lesson_id, "lesson_id")
+                # If it was not held, the teacher is here by another connection, which {user_id} tells of as well.
+                if held:
+                    pipe.eval(REMOVE_IF_HELD, 1, user_key, "lesson_id", record.lesson_id, "lesson_id")
+                pipe.hdel(self.index_key(node_id), record.sid)
                 pipe.hexists(lesson_key, record.user_id)
-                _, back = await pipe.execute()
-            if back:
+                *_, back = await pipe.execute()
+            if held and back:
                 # Between the two round trips the teacher came back to this lesson, and lost {user_id} to the second.
                 await redis.hsetnx(user_key, "lesson_id", record.lesson_id)
 
-    async def _remove_client(self, record: ClientRecord, forget: bool) -> None:
+    async def _take_back_client(self, record: ClientRecord, forget: bool, node_id: str) -> None:
         async with self._store.round_trip() as redis, redis.pipeline(transaction=False) as pipe:
             lesson_key = self._store.key(f"lesson_student_{record.lesson_id}")
             pipe.eval(REMOVE_IF_HELD, 1, lesson_key, record.client_id, record.sid, record.client_id)
             if forget:
                 client_key = self._store.key(record.client_id)
                 pipe.eval(REMOVE_IF_HELD, 1, client_key, "sid", record.sid, "sid", "client_id", "role")
+            pipe.hdel(self.index_key(node_id), record.sid)
             await pipe.execute()
 
     # What is owed
-
-    async def _remove(self, sid: str, removal: Callable[[], Awaitable[None]]) -> None:
-        try:
-            async with asyncio.timeout(REMOVAL_PATIENCE):
-                await removal()
-        except (StoreUnavailable, TimeoutError):
-            self._owed[sid] = removal
-            if self._payer is None:
-                self._payer = asyncio.create_task(self._pay())
 
     async def _forgive(self, sid: str) -> None:
         """The connection writes again, so what it owes must not be taken from it any more."""
@@ -186,13 +276,26 @@ class Presence:
                 self._owed.pop(sid, None)
 
     async def _pay(self) -> None:
+        paid = False
         while self._owed:
-            await asyncio.sleep(RETRY_INTERVAL)
+            await asyncio.sleep(0 if paid else RETRY_INTERVAL)
             async with self._paying:
-                try:
-                    for sid, removal in list(self._owed.items()):
-                        await removal()
+                batch = list(self._owed.items())[:BATCH_SIZE]
+                removals = (self._take_back(record, forget, self._node_id) for _, (record, forget) in batch)
+                results = await asyncio.gather(*removals, return_exceptions=True)
+                for (sid, _), result in zip(batch, results, strict=True):
+                    if result is None:
                         self._owed.pop(sid, None)
-                except StoreUnavailable:
-                    continue
+                paid = None in results
         self._payer = None
+
+
+def _encode(record: Record) -> bytes:
+    if isinstance(record, TeacherRecord):
+        return orjson.dumps(["teacher", record.lesson_id, record.user_id])
+    return orjson.dumps(["participant", record.lesson_id, record.client_id, record.role])
+
+
+def _decode(sid: str, entry: str) -> Record:
+    kind, *fields = orjson.loads(entry)
+    return TeacherRecord(sid, *fields) if kind == "teacher" else ClientRecord(sid, *fields)

@@ -1,22 +1,30 @@
 """The server: builds everything from the settings, runs it, stops it. The only place where all objects meet."""
 
 import asyncio
+import contextlib
 import logging
+import math
+import random
+import secrets
 import socket
 
 from tornado.httpserver import HTTPServer
+from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
+from lesson_server.admission import Admission
 from lesson_server.analytics import make_analytics
 from lesson_server.connection import Services
 from lesson_server.engine import EngineHandler
 from lesson_server.gateway import Gateway
 from lesson_server.identity import Identities
 from lesson_server.lessons import Lessons
-from lesson_server.metrics import ConnectionsCollector, Metrics
+from lesson_server.metrics import Metrics
+from lesson_server.nodes import Node
 from lesson_server.presence import Presence
 from lesson_server.redis_store import RedisStore
+from lesson_server.rooms import Rooms
 from lesson_server.seats import Seats
 from lesson_server.sessions import HANDSHAKE_TIMEOUT, MAX_MESSAGE_SIZE
 from lesson_server.settings import Settings
@@ -30,9 +38,13 @@ BACKLOG = 4096
 # Bytes read at once, and held unread for one connection. Four messages of the largest size.
 READ_CHUNK_SIZE = 4 * 1024
 READ_BUFFER_SIZE = 4 * MAX_MESSAGE_SIZE
-# Connections ended at the same time when the server stops: their presence goes through one pool.
-STOP_BATCH = 100
-# Seconds at the end for the last events to reach Mixpanel.
+# Seconds between two batches of clients that are sent away, more or less: each a random part, so that the servers of a
+# deploy don't send theirs away in step.
+DRAIN_INTERVAL = 0.25
+# Seconds between two counts of the connections for the sum that any of several workers may be asked for.
+COUNT_INTERVAL = 1.0
+# Seconds at the end for the presence that is still to be removed, and for the last events to reach Mixpanel.
+PRESENCE_DEADLINE = 2.0
 ANALYTICS_DEADLINE = 3.0
 
 
@@ -48,6 +60,21 @@ def make_http_server(application: Application) -> HTTPServer:
         idle_connection_timeout=HANDSHAKE_TIMEOUT,
         body_timeout=HANDSHAKE_TIMEOUT,
     )
+
+
+def open_port(settings: Settings) -> list[socket.socket]:
+    """The listening sockets of ``server.host`` and ``server.port``.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    return bind_sockets(settings.server.port, settings.server.host, backlog=BACKLOG)
+
+
+def url_of(settings: Settings, sockets: list[socket.socket]) -> str:
+    """Where a server on these sockets can be reached."""
+    host, port = settings.server.host, sockets[0].getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class LessonServer:
@@ -78,8 +105,15 @@ class LessonServer:
             settings.redis.timeout,
             settings.redis.pool_size,
         )
-        self._presence = Presence(self._redis, settings.presence.retention)
-        self._sio = SocketServer(allowed_origins=settings.server.allowed_origins)
+        node_id = secrets.token_hex(8)
+        self._presence = Presence(self._redis, settings.presence.retention, node_id)
+        self._rooms = Rooms(self._redis)
+        self._sio = SocketServer(
+            allowed_origins=settings.server.allowed_origins,
+            client_manager=self._rooms,
+            # A polling client's requests would reach any of the workers.
+            transports=["websocket"] if settings.server.workers > 1 else ["polling", "websocket"],
+        )
         identities = Identities(settings.auth)
         if identities.weak:
             logger.warning("auth.key is shorter than %s wants: tokens are easier to forge", settings.auth.algorithm)
@@ -95,54 +129,89 @@ class LessonServer:
                 metrics=self._metrics,
                 trust_teacher_user_id=settings.auth.trust_teacher_user_id,
             ),
+            Admission(settings.server.max_connections, settings.server.connect_rate, settings.server.join_rate),
         )
-        self._metrics.registry.register(ConnectionsCollector(self.gateway.occupied_states, self.gateway.all_states))
+        self._node = Node(node_id, self._redis, self._presence, self.gateway)
+        self._readiness = Readiness({"RDS": self._lessons.ping, "Redis": self._redis.ping, "rooms": self._rooms.ping})
         self._http = make_http_server(self.application())
         self._sockets: list[socket.socket] = []
+        # Another worker may be the one that is asked for the sum.
+        self._counting = PeriodicCallback(self._count_connections, COUNT_INTERVAL * 1000)
 
     def application(self) -> Application:
         """The HTTP routes."""
-        readiness = Readiness({"RDS": self._lessons.ping, "Redis": self._redis.ping})
         return Application(
             [
                 (r"/socket\.io/", EngineHandler, {"engine": self._sio.eio}),
                 (r"/healthz", HealthHandler),
-                (r"/readyz", ReadyHandler, {"readiness": readiness}),
-                (r"/metrics", MetricsHandler, {"registry": self._metrics.registry}),
+                (r"/readyz", ReadyHandler, {"readiness": self._readiness}),
+                (r"/metrics", MetricsHandler, {"text": self._metrics_text}),
             ],
             default_handler_class=NotFoundHandler,
             log_function=lambda handler: None,  # an access log would hold what clients put into URLs
         )
 
+    def _count_connections(self) -> None:
+        self._metrics.count_connections(self.gateway.occupied_states(), self.gateway.all_states())
+
+    def _metrics_text(self) -> bytes:
+        self._count_connections()
+        return self._metrics.text()
+
     @property
     def url(self) -> str:
         """Where the server listens."""
-        host = self._settings.server.host
-        port = self._sockets[0].getsockname()[1]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return url_of(self._settings, self._sockets)
 
-    async def start(self) -> None:
+    async def start(self, sockets: list[socket.socket] | None = None) -> None:
         """Opens the stores, then the port.
+
+        Args:
+            sockets: what to listen on, if the port has been opened by a parent process.
 
         Raises:
             StoreUnavailable: RDS or Redis can't be reached.
             OSError: the port is taken.
         """
         await self._lessons.open()
-        await self._redis.ping()
-        self._sockets = bind_sockets(self._settings.server.port, self._settings.server.host, backlog=BACKLOG)
+        await self._node.start()
+        self._sio.start_rooms()
+        self._sockets = sockets or open_port(self._settings)
         self._analytics.start()
         self._http.add_sockets(self._sockets)
+        if self._settings.server.workers > 1:
+            self._counting.start()
+
+    async def drain(self) -> None:
+        """Takes no new clients, and sends those that are here away over ``server.drain`` seconds, in random order, so
+        that they don't all come back elsewhere in the same moment. May be cancelled, to stop at once."""
+        self._readiness.close()
+        self._sio.eio.close_door()
+        end = asyncio.get_running_loop().time() + self._settings.server.drain
+        sessions = list(self._sio.eio.sockets.values())
+        random.shuffle(sessions)
+        while sessions:
+            intervals = max(math.ceil((end - asyncio.get_running_loop().time()) / DRAIN_INTERVAL), 1)
+            for _ in range(math.ceil(len(sessions) / intervals)):
+                self._sio.eio.spawn(sessions.pop().close(self._sio.reason.SERVER_DISCONNECT))
+            if sessions:
+                await asyncio.sleep(DRAIN_INTERVAL * random.uniform(0.5, 1.5))  # noqa: S311
 
     async def stop(self) -> None:
-        """Stops accepting, ends every connection with its presence, sends the last events, closes the stores."""
+        """Ends every connection with its presence, sends the last events, closes the stores. Bounded in time: what
+        Redis does not take any more is left for the other nodes to sweep."""
         self._http.stop()
-        sessions = list(self._sio.eio.sockets.values())
-        for start in range(0, len(sessions), STOP_BATCH):
-            batch = sessions[start : start + STOP_BATCH]
-            await asyncio.gather(*(session.close(self._sio.reason.SERVER_DISCONNECT) for session in batch))
+        self._counting.stop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PRESENCE_DEADLINE):
+                await self._sio.eio.disconnect()
+                await self._presence.settled()
         await asyncio.to_thread(self._analytics.close, ANALYTICS_DEADLINE)
+        await self._node.close()
+        await self._rooms.close()
         await self._presence.close()
-        await self._redis.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PRESENCE_DEADLINE):
+                await self._redis.close()
         await self._lessons.close()
         await self._http.close_all_connections()

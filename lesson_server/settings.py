@@ -32,7 +32,7 @@ class SettingsError(Exception):
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?")
 _HTTP_URL = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?", re.IGNORECASE)
-_REDIS_SCHEMES = ("redis", "rediss", "unix")
+_REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel")
 _DURATION = re.compile(r"([0-9]{1,12})([smhd]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
@@ -127,13 +127,21 @@ class ServerSettings(Section):
         host: the address to listen on.
         port: the TCP port; 0 takes any free one.
         workers: processes that share the port.
+        drain: seconds over which the clients are sent away when the server is told to stop.
+        max_connections: connections that one worker holds.
+        connect_rate: connections a second that one worker takes on; twice as many at once. 0: no limit.
+        join_rate: joins a second that one worker takes on; twice as many at once. 0: no limit.
         allowed_origins: the web origins whose pages may connect; none: the server's own only; ``*`` alone: any.
         data_dir: where the embedded stores and their generated key live.
     """
 
     host: Annotated[str, BeforeValidator(_not_empty)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8080
-    workers: Annotated[int, Field(ge=1)] = 1
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    drain: Annotated[float, Field(ge=0, le=600)] = 10.0
+    max_connections: Annotated[int, Field(ge=1)] = 25_000
+    connect_rate: Annotated[float, Field(ge=0, le=1_000_000)] = 2_500.0
+    join_rate: Annotated[float, Field(ge=0, le=1_000_000)] = 2_500.0
     allowed_origins: Annotated[
         tuple[Annotated[str, AfterValidator(_normal_origin)], ...],
         BeforeValidator(_split_at_commas),
@@ -164,7 +172,7 @@ class RedisSettings(Section):
     """The Redis or Valkey that holds seats and presence.
 
     Attributes:
-        url: a URL with the scheme redis, rediss or unix. None, with ``rds.dsn`` None too: the embedded set-up.
+        url: a URL; see ``redis_store.connect`` for its schemes. None, with ``rds.dsn`` None too: the embedded set-up.
         key_prefix: stands before every key.
         timeout: seconds for one command. At most 2, for a join is answered within 5 s whatever fails.
         pool_size: connections of one worker at most.

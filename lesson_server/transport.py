@@ -75,6 +75,11 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
             **kwargs,
         )
 
+    def start_rooms(self) -> None:
+        """Lets the manager listen to the other nodes; the library would wait for the first client."""
+        self.manager_initialized = True
+        self.manager.initialize()
+
     def _engineio_server_class(self) -> type[Engine]:
         return Engine
 

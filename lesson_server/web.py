@@ -6,8 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from tornado.web import HTTPError, RequestHandler
 
 from lesson_server.errors import StoreUnavailable
@@ -33,10 +32,17 @@ class Readiness:
         self._probes = probes
         self._lock = asyncio.Lock()
         self._down: list[str] = []
+        self._closed = False
         self._asked = float("-inf")
+
+    def close(self) -> None:
+        """From now on the server is not ready: it takes no new clients."""
+        self._closed = True
 
     async def down(self) -> list[str]:
         """The names of what is down; none when the server is ready."""
+        if self._closed:
+            return ["the server is going"]
         async with self._lock:
             if time.monotonic() - self._asked > READINESS_AGE:
                 answers = await asyncio.gather(*(self._answers(probe) for probe in self._probes.values()))
@@ -100,9 +106,9 @@ class ReadyHandler(PlainHandler):
 class MetricsHandler(PlainHandler):
     """The metrics in Prometheus' text format."""
 
-    def initialize(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+    def initialize(self, text: Callable[[], bytes]) -> None:
+        self._text = text
 
     def get(self) -> None:
         self.set_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)
-        self.finish(generate_latest(self._registry))
+        self.finish(self._text())

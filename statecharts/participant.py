@@ -47,6 +47,14 @@ TRANSITIONS: list[dict[str, object]] = [
         "dest": "connected",
         "before": ["clear_session", "leave_room", "remove_presence"],
     },
+    # After Redis has lost what it held
+    {"trigger": "restore", "source": "seated", "dest": "seated", "before": ["ensure_seat_map"]},
+    {
+        "trigger": "restore",
+        "source": "registered",
+        "dest": "registered",
+        "before": ["ensure_seat_map", "restore_presence"],
+    },
     # The end
     {"trigger": "disconnect", "source": "connected", "dest": "disconnected"},
     {

@@ -10,6 +10,7 @@ Rules of the charts:
   there.
 * ``abandon`` is the way back after a failed join, ``disconnect`` the end. Each row says what its state must give back,
   the failed step of the *next* state included: a write that timed out may have happened. Giving back is idempotent.
+* ``restore`` writes again what Redis has lost; the state does not change, for nothing has happened to the client.
 * Not drawn: a second ``join_lesson``. It fires what is left of JOIN from the state that the connection is in.
 """
 
@@ -58,6 +59,14 @@ TRANSITIONS: list[dict[str, object]] = [
         "source": "seated",
         "dest": "connected",
         "before": ["clear_session", "leave_room", "remove_presence"],
+    },
+    # After Redis has lost what it held
+    {"trigger": "restore", "source": "seated", "dest": "seated", "before": ["ensure_seat_map"]},
+    {
+        "trigger": "restore",
+        "source": "registered",
+        "dest": "registered",
+        "before": ["ensure_seat_map", "restore_presence"],
     },
     # The end
     {"trigger": "disconnect", "source": "connected", "dest": "disconnected"},

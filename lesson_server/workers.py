@@ -1,0 +1,131 @@
+"""``--workers N``: processes that share a port. Their parent only starts them, and starts anew those that die."""
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+logger = logging.getLogger(__name__)
+
+# Seconds before a worker that died is started again; doubled each time it dies within STEADY seconds.
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 10.0
+STEADY = 60.0
+# Seconds between two looks at whether the workers are ready.
+START_INTERVAL = 0.05
+
+SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
+
+
+@dataclass
+class _Slot:
+    """The place of one worker: its process now, or when the next one is due."""
+
+    pid: int | None = None
+    started: float = 0.0
+    due: float = 0.0
+    pause: float = field(default=FIRST_PAUSE)
+
+
+class Supervisor:
+    """Runs workers until SIGTERM or SIGINT, which it passes on, a second one too.
+
+    Args:
+        count: how many.
+        serve: runs one worker; called in a new process with a function that it calls once it serves. Returns the exit
+            status of the process.
+        buried: called with the pid of each worker that has ended.
+    """
+
+    def __init__(self, count: int, serve: Callable[[Callable[[], object]], int], buried: Callable[[int], None]) -> None:
+        self._buried = buried
+        self._slots = [_Slot() for _ in range(count)]
+        self._serve = serve
+        self._stopping = False
+
+    def run(self, ready: Callable[[], None]) -> int:
+        """Starts the workers and stays until all have ended.
+
+        Args:
+            ready: called when all of them serve for the first time.
+
+        Returns:
+            0, or the exit status of the worker that could not start.
+        """
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self._ready_end, self._write_end = os.pipe()
+        os.set_blocking(self._ready_end, False)
+        try:
+            for slot in self._slots:
+                self._start(slot)
+            status = self._wait_until_ready()
+            if status == 0 and not self._stopping:
+                ready()
+            while any(slot.pid for slot in self._slots):
+                self._next_event(self._seconds_to_next_start())
+            return status
+        finally:
+            os.close(self._ready_end)
+            os.close(self._write_end)
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+    def _wait_until_ready(self) -> int:
+        """Waits for the first start of all workers; one that fails takes the others down, as it would be alone."""
+        waiting = len(self._slots)
+        while waiting and not self._stopping:
+            self._next_event(START_INTERVAL)
+            with contextlib.suppress(BlockingIOError):
+                waiting -= len(os.read(self._ready_end, waiting))
+            failed = [slot for slot in self._slots if slot.pid is None]
+            if failed and not self._stopping:
+                self._stop()
+                return 1
+        return 0
+
+    def _start(self, slot: _Slot) -> None:
+        slot.started = time.monotonic()
+        slot.pid = os.fork()
+        if slot.pid == 0:
+            status = 1
+            try:
+                os.close(self._ready_end)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+                status = self._serve(lambda: os.write(self._write_end, b"."))
+            finally:
+                logging.shutdown()
+                os._exit(status)  # what the parent holds, the embedded stores too, is not ours to end
+
+    def _next_event(self, timeout: float) -> None:
+        event = signal.sigtimedwait(SIGNALS, timeout)
+        if event is not None and event.si_signo != signal.SIGCHLD:
+            self._stop()
+        self._reap()
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.pid is None and not self._stopping and slot.due <= now and slot.started:
+                self._start(slot)
+
+    def _stop(self) -> None:
+        self._stopping = True
+        for slot in self._slots:
+            if slot.pid:
+                os.kill(slot.pid, signal.SIGTERM)
+
+    def _reap(self) -> None:
+        for slot in self._slots:
+            if slot.pid is None or os.waitpid(slot.pid, os.WNOHANG) == (0, 0):
+                continue
+            self._buried(slot.pid)
+            if not self._stopping:
+                lived = time.monotonic() - slot.started
+                slot.pause = FIRST_PAUSE if lived > STEADY else min(slot.pause * 2, LONGEST_PAUSE)
+                logger.error("worker %d has died; the next one starts in %.1f s", slot.pid, slot.pause)
+                slot.due = time.monotonic() + slot.pause
+            slot.pid = None
+
+    def _seconds_to_next_start(self) -> float:
+        due = [slot.due for slot in self._slots if slot.pid is None]
+        return max(min(due, default=time.monotonic() + 60.0) - time.monotonic(), 0.0)
