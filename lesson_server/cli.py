@@ -11,6 +11,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -51,9 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the exit status: 0, 1 when the command failed, 2 when a setting or an argument is wrong, 130 after Ctrl-C.
     """
     args = _parser().parse_args(arguments)
+    options = {"server.host": args.host, "server.port": args.port, "server.workers": args.workers}
+    return _status_of(lambda: args.command(load(args.config, options), args))
+
+
+def _status_of(work: Callable[[], None]) -> int:
+    """The exit status of some work; what failed is said in one line."""
     try:
-        options = {"server.host": args.host, "server.port": args.port, "server.workers": args.workers}
-        args.command(load(args.config, options), args)
+        work()
     except SettingsError as error:
         return _failed(str(error), EXIT_USAGE)
     except StoreUnavailable as error:
@@ -109,33 +115,34 @@ def _serve(settings: Settings) -> None:
         from lesson_server.server import open_port, url_of
 
         sockets = open_port(settings)
+        parent = os.getpid()
         supervisor = Supervisor(
-            settings.server.workers, lambda ready: _work(settings, sockets, ready), mark_process_dead
+            settings.server.workers,
+            lambda ready: _status_of(
+                lambda: uvloop.run(_serve_until_signal(settings, _Worker(sockets, ready, parent)))
+            ),
+            mark_process_dead,
         )
-        if supervisor.run(lambda: _say(f"lesson-server listening on {url_of(settings, sockets)}")):
-            raise CommandFailed("a worker could not start")
+        status = supervisor.run(lambda: _say(f"lesson-server listening on {url_of(settings, sockets)}"))
+        if status:
+            raise SystemExit(status)  # the worker has said why
 
 
-def _work(settings: Settings, sockets: list[socket.socket], ready: Callable[[], object]) -> int:
-    """One worker, in a process of its own. It ends when its parent is no more."""
-    try:
-        uvloop.run(_serve_until_signal(settings, sockets, ready))
-    except (SettingsError, OSError) as error:
-        return _failed(str(error), EXIT_FAILED)
-    except StoreUnavailable as error:
-        return _failed(error.cause, EXIT_FAILED)
-    return 0
+@dataclass(frozen=True)
+class _Worker:
+    """What a worker was given by its parent: its listening sockets, what it calls once it serves, the parent's pid."""
+
+    sockets: list[socket.socket]
+    ready: Callable[[], object]
+    parent: int
 
 
-async def _serve_until_signal(
-    settings: Settings, sockets: list[socket.socket] | None = None, ready: Callable[[], object] | None = None
-) -> None:
+async def _serve_until_signal(settings: Settings, worker: _Worker | None = None) -> None:
     """Serves until the first signal, then sends the clients away; a second signal stops at once.
 
     Args:
         settings: with the stores and the key.
-        sockets: what a worker listens on; None for a server alone.
-        ready: what a worker calls once it serves.
+        worker: what makes this one of several workers; None for a server alone.
     """
     from lesson_server.server import LessonServer
 
@@ -144,13 +151,12 @@ async def _serve_until_signal(
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, None)
     server = LessonServer(settings)
     try:
-        await server.start(sockets)
-        if ready is None:
+        await server.start(worker.sockets if worker else None)
+        if worker is None:
             _say(f"lesson-server listening on {server.url}")
         else:
-            ready()
-            watch = PeriodicCallback(partial(_stop_if_orphaned, os.getppid(), signals), ORPHAN_INTERVAL * 1000)
-            watch.start()
+            worker.ready()
+            PeriodicCallback(partial(_stop_if_orphaned, worker.parent, signals), ORPHAN_INTERVAL * 1000).start()
         await signals.get()
         drain = asyncio.create_task(server.drain())
         second = asyncio.create_task(signals.get())

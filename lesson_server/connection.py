@@ -115,6 +115,11 @@ class Connection:
     def __repr__(self) -> str:
         return f"<{self.CLIENT} {self.sid} lesson {self.lesson_id} {self.state}>"
 
+    @property
+    def subject(self) -> str | None:
+        """The user_id or client_id, once the token has been checked; a guest has none."""
+        return self._identity.subject if self._identity else None
+
     # The one door
 
     async def fire(self, trigger: str) -> bool:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -137,7 +138,8 @@ class Gateway:
         if running is not None:
             return await asyncio.shield(running)
         try:
-            self._admission.admit_join()
+            if connection.state == connection.CHART.INITIAL:  # joining again costs nothing, and is never refused
+                self._admission.admit_join()
         except Refusal as refusal:
             return self._refused(connection, refusal)
         running = self._joins[sid] = asyncio.get_running_loop().create_future()
@@ -162,16 +164,29 @@ class Gateway:
         """Whether there is such a connection, in whatever state."""
         return sid in self.connections
 
+    def may_be_present(self, sid: str) -> bool:
+        """Whether there is such a connection, and it is registered or joins at the moment."""
+        return sid in self.connections and (sid in self._joins or self.connections[sid].state == "registered")
+
     async def restore(self, indexed: set[str]) -> None:
         """Writes again what the connections hold in Redis, except the presence of those that the index still has.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow; some have been restored.
         """
-        # The newest first: of two connections of one person, it is the one that stood in Redis.
-        lost = [connection for sid, connection in reversed(self.connections.items()) if sid not in indexed]
-        for start in range(0, len(lost), RESTORE_BATCH):
-            await asyncio.gather(*map(self._restore, lost[start : start + RESTORE_BATCH]))
+        # The newest of each person first, for it is the one that stood in Redis; then the one before it, and so on.
+        turns: list[list[Connection]] = []
+        met: Counter[tuple[str, str]] = Counter()
+        for sid, connection in reversed(self.connections.items()):
+            if sid not in indexed:
+                person = connection.CLIENT, connection.subject or sid
+                if met[person] == len(turns):
+                    turns.append([])
+                turns[met[person]].append(connection)
+                met[person] += 1
+        for turn in turns:
+            for start in range(0, len(turn), RESTORE_BATCH):
+                await asyncio.gather(*map(self._restore, turn[start : start + RESTORE_BATCH]))
 
     @staticmethod
     async def _restore(connection: Connection) -> None:

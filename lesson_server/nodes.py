@@ -16,6 +16,7 @@ What a heartbeat costs does not grow with the number of connections: it counts t
 import asyncio
 import contextlib
 import logging
+from functools import partial
 from typing import Protocol
 
 from lesson_server.errors import StoreUnavailable
@@ -68,6 +69,9 @@ class Connections(Protocol):
     def holds(self, sid: str) -> bool:
         """Whether there is such a connection, in whatever state."""
 
+    def may_be_present(self, sid: str) -> bool:
+        """Whether there is such a connection, and it is registered or joins at the moment."""
+
     async def restore(self, indexed: set[str]) -> None:
         """Writes again what the connections hold in Redis, except the presence of those that the index still has.
 
@@ -92,6 +96,7 @@ class Node:
         self._presence = presence
         self._connections = connections
         self._differed = False  # the last heartbeat found the index and the connections to differ
+        self._sweeps: dict[str, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -100,27 +105,22 @@ class Node:
         Raises:
             StoreUnavailable: Redis can't be reached.
         """
-        await self._send_heartbeat()
+        _, _, lost, _ = await self._send_heartbeat()
+        self._begin_sweeps(lost)
         self._task = asyncio.create_task(self._live())
 
     async def close(self) -> None:
-        """Leaves. What is still owed to Redis is left for the other nodes to sweep."""
+        """Leaves. While its index has something in it, the node stays known, so that the others will sweep it."""
         if self._task is None:
             return
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
-        if self._presence.owes:
-            return
+        tasks = [self._task, *self._sweeps.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
         with contextlib.suppress(StoreUnavailable, TimeoutError):
-            async with (
-                asyncio.timeout(REMOVAL_PATIENCE),
-                self._store.round_trip() as redis,
-                redis.pipeline(transaction=False) as pipe,
-            ):
-                pipe.hdel(self._nodes_key, self._node_id)
-                pipe.delete(self._presence.index_key(self._node_id))
-                await pipe.execute()
+            async with asyncio.timeout(REMOVAL_PATIENCE), self._store.round_trip() as redis:
+                if not await redis.hlen(self._presence.index_key(self._node_id)):
+                    await redis.hdel(self._nodes_key, self._node_id)
 
     async def _live(self) -> None:
         complete = True
@@ -132,6 +132,7 @@ class Node:
                 complete = False
             except Exception:
                 logger.exception("heartbeat failed")
+                complete = False
 
     async def _beat(self, complete: bool) -> bool:
         """One heartbeat and what follows from it.
@@ -143,8 +144,7 @@ class Node:
             whether everything that had to follow was done; if not, it is tried again soon.
         """
         known, swept, lost, indexed = await self._send_heartbeat()
-        for node_id in lost:
-            await self._sweep(node_id)
+        self._begin_sweeps(lost)
         if swept:
             return False  # another node takes our presence for a ghost's; when it is done, we write it again
         differs = indexed != len(self._presence.held)
@@ -168,6 +168,19 @@ class Node:
             (known, swept, lost), indexed, _ = await pipe.execute()
         return bool(known), bool(swept), lost, indexed
 
+    def _begin_sweeps(self, lost: list[str]) -> None:
+        """Beside the heartbeat: a node that was busy with the sweep of a large one would be taken for lost itself."""
+        for node_id in lost:
+            if node_id not in self._sweeps:
+                task = self._sweeps[node_id] = asyncio.create_task(self._sweep(node_id))
+                task.add_done_callback(partial(self._end_sweep, node_id))
+
+    def _end_sweep(self, node_id: str, task: asyncio.Task[None]) -> None:
+        del self._sweeps[node_id]
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, StoreUnavailable):  # of an outage the log knows
+            logger.error("sweep of node %s failed", node_id, exc_info=error)
+
     async def _sweep(self, node_id: str) -> None:
         """Takes back everything that a lost node has written."""
         swept = 0
@@ -185,10 +198,12 @@ class Node:
     async def _reconcile(self) -> None:
         """Makes Redis agree with the connections: it came back empty or stale, or did a write that we had given up."""
         records = [record async for batch in self._presence.index(self._node_id) for record in batch]
-        strays = [record for record in records if not self._connections.holds(record.sid)]
+        strays = [record for record in records if not self._connections.may_be_present(record.sid)]
         for record in strays:
-            await self._presence.remove(record)
+            # Of a connection that is still here, it is the write of a join that failed: as if it had not been tried.
+            await self._presence.remove(record, forget=self._connections.holds(record.sid))
         indexed = {record.sid for record in records}
         lost = self._presence.held - indexed
         await self._connections.restore(indexed)
-        logger.warning("Redis and this node differed: %d records written again, %d removed", len(lost), len(strays))
+        if lost or strays:
+            logger.warning("Redis and this node differed: %d records written again, %d removed", len(lost), len(strays))

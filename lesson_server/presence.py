@@ -109,11 +109,6 @@ class Presence:
         self._paying = asyncio.Lock()
         self._payer: asyncio.Task[None] | None = None
 
-    @property
-    def owes(self) -> bool:
-        """Whether something is still to be given back."""
-        return bool(self._owed)
-
     async def set_teacher(self, record: TeacherRecord) -> None:
         """Writes where a teacher is. One round trip.
 
@@ -255,7 +250,7 @@ class Presence:
                 *_, back = await pipe.execute()
             if held and back:
                 # Between the two round trips the teacher came back to this lesson, and lost {user_id} to the second.
-                await redis.hsetnx(user_key, "lesson_id", record.lesson_id)
+                await redis.eval(SET_IF_FREE, 1, user_key, self._retention, "lesson_id", record.lesson_id)
 
     async def _take_back_client(self, record: ClientRecord, forget: bool, node_id: str) -> None:
         async with self._store.round_trip() as redis, redis.pipeline(transaction=False) as pipe:

@@ -43,6 +43,7 @@ class Rooms(AsyncPubSubManager):  # type: ignore[misc]
         super().__init__(channel=store.key("lesson_node_rooms"))
         self._store = store
         self._echoes: dict[str, asyncio.Future[None]] = {}
+        self._subscribed = asyncio.Event()
         self.thread: asyncio.Task[None] | None = None
 
     async def ping(self) -> None:
@@ -51,6 +52,7 @@ class Rooms(AsyncPubSubManager):  # type: ignore[misc]
         Raises:
             StoreUnavailable: it could not be sent.
         """
+        await self._subscribed.wait()  # what is sent before is heard by nobody
         echo = ECHO + uuid.uuid4().hex
         heard = self._echoes[echo] = asyncio.get_running_loop().create_future()
         try:
@@ -85,9 +87,8 @@ class Rooms(AsyncPubSubManager):  # type: ignore[misc]
         """What the nodes publish, without end. A subscription that hears not even this node's own echo is replaced."""
         clock = asyncio.get_running_loop().time
         while True:
-            with contextlib.suppress(
-                RedisError, OSError, StoreUnavailable
-            ):  # the round trips tell the log of an outage
+            # The round trips tell the log of an outage. A message that is no UTF-8 costs a new subscription.
+            with contextlib.suppress(RedisError, OSError, StoreUnavailable, UnicodeDecodeError):
                 async with self._store.client.pubsub() as subscription:
                     await subscription.subscribe(self.channel)
                     heard = clock()
@@ -97,8 +98,11 @@ class Rooms(AsyncPubSubManager):  # type: ignore[misc]
                             await self._send(ECHO)
                             continue
                         heard = clock()
-                        if message["type"] == "message" and not self._take_echo(message["data"]):
+                        if message["type"] == "subscribe":
+                            self._subscribed.set()
+                        elif message["type"] == "message" and not self._take_echo(message["data"]):
                             yield message["data"]
+            self._subscribed.clear()
             await asyncio.sleep(RESUBSCRIBE_INTERVAL)
 
     async def _send(self, text: str) -> None:

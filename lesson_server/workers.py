@@ -28,6 +28,7 @@ class _Slot:
     started: float = 0.0
     due: float = 0.0
     pause: float = field(default=FIRST_PAUSE)
+    status: int = 0
 
 
 class Supervisor:
@@ -49,6 +50,8 @@ class Supervisor:
     def run(self, ready: Callable[[], None]) -> int:
         """Starts the workers and stays until all have ended.
 
+        The first goes ahead: what keeps it from starting would keep them all, and need be said only once.
+
         Args:
             ready: called when all of them serve for the first time.
 
@@ -59,9 +62,7 @@ class Supervisor:
         self._ready_end, self._write_end = os.pipe()
         os.set_blocking(self._ready_end, False)
         try:
-            for slot in self._slots:
-                self._start(slot)
-            status = self._wait_until_ready()
+            status = self._start_and_wait(self._slots[:1]) or self._start_and_wait(self._slots[1:])
             if status == 0 and not self._stopping:
                 ready()
             while any(slot.pid for slot in self._slots):
@@ -72,17 +73,21 @@ class Supervisor:
             os.close(self._write_end)
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
-    def _wait_until_ready(self) -> int:
-        """Waits for the first start of all workers; one that fails takes the others down, as it would be alone."""
-        waiting = len(self._slots)
+    def _start_and_wait(self, slots: list[_Slot]) -> int:
+        """Starts workers for the first time; one that fails takes the others down, as it would go down alone."""
+        if self._stopping:
+            return 0
+        for slot in slots:
+            self._start(slot)
+        waiting = len(slots)
         while waiting and not self._stopping:
             self._next_event(START_INTERVAL)
             with contextlib.suppress(BlockingIOError):
                 waiting -= len(os.read(self._ready_end, waiting))
-            failed = [slot for slot in self._slots if slot.pid is None]
-            if failed and not self._stopping:
-                self._stop()
-                return 1
+            for slot in slots:
+                if slot.pid is None and not self._stopping:
+                    self._stop()
+                    return max(slot.status, 1)  # below 0: killed by a signal
         return 0
 
     def _start(self, slot: _Slot) -> None:
@@ -91,9 +96,12 @@ class Supervisor:
         if slot.pid == 0:
             status = 1
             try:
+                os.setpgid(0, 0)  # a Ctrl-C is for the parent, which passes it on; two would stop us at once
                 os.close(self._ready_end)
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
                 status = self._serve(lambda: os.write(self._write_end, b"."))
+            except Exception:
+                logger.exception("a worker failed")
             finally:
                 logging.shutdown()
                 os._exit(status)  # what the parent holds, the embedded stores too, is not ours to end
@@ -116,8 +124,12 @@ class Supervisor:
 
     def _reap(self) -> None:
         for slot in self._slots:
-            if slot.pid is None or os.waitpid(slot.pid, os.WNOHANG) == (0, 0):
+            if slot.pid is None:
                 continue
+            ended, status = os.waitpid(slot.pid, os.WNOHANG)
+            if not ended:
+                continue
+            slot.status = os.waitstatus_to_exitcode(status)
             self._buried(slot.pid)
             if not self._stopping:
                 lived = time.monotonic() - slot.started
@@ -127,5 +139,5 @@ class Supervisor:
             slot.pid = None
 
     def _seconds_to_next_start(self) -> float:
-        due = [slot.due for slot in self._slots if slot.pid is None]
+        due = [slot.due for slot in self._slots if slot.pid is None and not self._stopping]
         return max(min(due, default=time.monotonic() + 60.0) - time.monotonic(), 0.0)

@@ -29,6 +29,7 @@ STATE_WIDTH = 225
 JOIN_STYLE = {"color": "#0550ae", "fontcolor": "#0550ae", "penwidth": "2.5"}
 STYLES = {
     "abandon": {"color": "#bc7a2c", "fontcolor": "#8a4f0b", "style": "dashed"},
+    "restore": {"color": "#57ab5a", "fontcolor": "#1a7f37"},
     "disconnect": {"color": "#8c959f", "fontcolor": "#57606a"},
 }
 
