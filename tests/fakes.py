@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from lesson_server.admission import Admission
 from lesson_server.connection import Connection, Services
 from lesson_server.errors import AccessTokenExpired, AccessTokenInvalid, LessonNotFound, StoreUnavailable
 from lesson_server.gateway import Answer, Gateway
 from lesson_server.identity import Identity
 from lesson_server.lessons import Lesson
 from lesson_server.metrics import Metrics
-from lesson_server.presence import ClientRecord, TeacherRecord
+from lesson_server.presence import ClientRecord, Record, TeacherRecord
 
 T = TypeVar("T")
 
@@ -160,6 +161,11 @@ class FakeRedis:
     def hget(self, key: str, field: str) -> str | None:
         return self.hashes.get(key, {}).get(field)
 
+    def set_if_free(self, key: str, fields: dict[str, str]) -> None:
+        """Sets ``fields`` unless the first of them is there."""
+        if next(iter(fields)) not in self.hashes.get(key, {}):
+            self.hset(key, fields)
+
     def remove_if_held(self, key: str, field: str, value: str, *fields: str) -> bool:
         """Removes ``fields`` if ``field`` has that value; tells whether it had."""
         if self.hget(key, field) != value:
@@ -217,30 +223,41 @@ class FakePresence:
         await self._point("presence.set_client, done")
         return previous not in (None, record.sid)
 
-    async def remove_teacher(self, record: TeacherRecord) -> None:
+    async def restore(self, record: Record) -> None:
+        await self._point("presence.restore")
+        if isinstance(record, TeacherRecord):
+            self._redis.set_if_free(f"lesson_teacher_{record.lesson_id}", {record.user_id: record.sid})
+            self._redis.set_if_free(record.user_id, {"lesson_id": record.lesson_id})
+        else:
+            self._redis.set_if_free(f"lesson_student_{record.lesson_id}", {record.client_id: record.sid})
+            fields = {"sid": record.sid, "client_id": record.client_id, "role": record.role}
+            self._redis.set_if_free(record.client_id, fields)
+        await self._point("presence.restore, done")
+
+    async def remove(self, record: Record, *, forget: bool = False) -> None:
         def removal() -> None:
-            lesson_key = f"lesson_teacher_{record.lesson_id}"
-            if self._redis.remove_if_held(lesson_key, record.user_id, record.sid, record.user_id):
-                self._redis.remove_if_held(record.user_id, "lesson_id", record.lesson_id, "lesson_id")
+            if isinstance(record, TeacherRecord):
+                self._remove_teacher(record)
+            else:
+                self._remove_client(record, forget)
 
-        await self._remove("presence.remove_teacher", record.sid, removal)
-
-    async def remove_client(self, record: ClientRecord, *, forget: bool) -> None:
-        def removal() -> None:
-            lesson_key = f"lesson_student_{record.lesson_id}"
-            self._redis.remove_if_held(lesson_key, record.client_id, record.sid, record.client_id)
-            if forget:
-                self._redis.remove_if_held(record.client_id, "sid", record.sid, "sid", "client_id", "role")
-
-        await self._remove("presence.remove_client", record.sid, removal)
-
-    async def _remove(self, name: str, sid: str, removal: Callable[[], None]) -> None:
         try:
-            await self._point(name)
+            await self._point("presence.remove")
             removal()
-            await self._point(f"{name}, done")
+            await self._point("presence.remove, done")
         except StoreUnavailable:
-            self.owed[sid] = removal
+            self.owed[record.sid] = removal
+
+    def _remove_teacher(self, record: TeacherRecord) -> None:
+        lesson_key = f"lesson_teacher_{record.lesson_id}"
+        if self._redis.remove_if_held(lesson_key, record.user_id, record.sid, record.user_id):
+            self._redis.remove_if_held(record.user_id, "lesson_id", record.lesson_id, "lesson_id")
+
+    def _remove_client(self, record: ClientRecord, forget: bool) -> None:
+        lesson_key = f"lesson_student_{record.lesson_id}"
+        self._redis.remove_if_held(lesson_key, record.client_id, record.sid, record.client_id)
+        if forget:
+            self._redis.remove_if_held(record.client_id, "sid", record.sid, "sid", "client_id", "role")
 
     def pay(self) -> None:
         while self.owed:
@@ -270,7 +287,13 @@ class FakeAnalytics:
 class World:
     """A gateway with its services in memory: lesson ``1`` has 3 seats, lesson ``2`` has 2, lesson ``0`` none."""
 
-    def __init__(self, *, faults: Faults | None = None, trust_teacher_user_id: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        faults: Faults | None = None,
+        trust_teacher_user_id: bool = False,
+        admission: Admission | None = None,
+    ) -> None:
         self.faults = faults or Faults()
         self.redis = FakeRedis()
         self.sockets = FakeSockets(self.faults)
@@ -289,7 +312,7 @@ class World:
             metrics=self.metrics,
             trust_teacher_user_id=trust_teacher_user_id,
         )
-        self.gateway = Gateway(self.sockets, self.services)
+        self.gateway = Gateway(self.sockets, self.services, admission or Admission(1_000, 0, 0))
 
     async def connect(self, sid: str, auth: object) -> Connection:
         self.sockets.open(sid)

@@ -273,9 +273,9 @@ async def connection_in(world: World, kind: type[Connection], state: str) -> Con
 LAYERS = [
     {"__init__"},
     {"errors", "settings", "health", "metrics", "sessions", "processes"},
-    {"configuration", "redis_store", "engine"},
+    {"configuration", "redis_store", "engine", "admission", "workers"},
     {"lessons", "seats", "presence", "identity", "analytics", "transport"},
-    {"machine", "web", "embedded"},
+    {"machine", "web", "embedded", "nodes", "rooms"},
     {"connection"},
     {"gateway"},
     {"server"},
@@ -285,11 +285,11 @@ LAYERS = [
 # Who may know a library. embedded.py makes the stores, so it knows how to speak to them.
 OWNERS = {
     "transitions": {"machine", "connection"},
-    "socketio": {"transport", "gateway", "server", "engine"},
+    "socketio": {"transport", "gateway", "server", "engine", "rooms"},
     "engineio": {"transport", "gateway", "server", "engine"},
     "aiopg": {"lessons"},
     "psycopg2": {"lessons", "embedded"},
-    "redis": {"redis_store", "presence", "seats", "embedded"},
+    "redis": {"redis_store", "presence", "seats", "rooms", "embedded"},
     "jwt": {"identity"},
     "mixpanel": {"analytics"},
     "statecharts": {"connection"},

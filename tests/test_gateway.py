@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from socketio.exceptions import ConnectionRefusedError  # noqa: A004 (the library's, not the builtin)
 
 from lesson_server import gateway
+from lesson_server.admission import Admission
 from lesson_server.connection import ParticipantConnection, TeacherConnection
 from lesson_server.errors import HandshakeRefused
 from lesson_server.gateway import Handshake
@@ -296,7 +297,7 @@ async def test_a_join_that_arrives_on_the_way_back_gets_the_same_answer():
     world = World()
     await world.connect("sid", PARTICIPANT)
     world.faults.fail_at("presence.set_client", store_down())
-    hold = world.faults.hold_at("presence.remove_client")
+    hold = world.faults.hold_at("presence.remove")
     joins = [asyncio.create_task(world.join("sid"))]
     await hold.reached.wait()
     joins.append(asyncio.create_task(world.join("sid")))
@@ -417,3 +418,96 @@ async def test_nothing_is_kept_of_what_is_over():
         await world.disconnect(sid)
     assert world.gateway.connections == {}
     assert world.gateway._joins == {}
+
+
+# Admission
+
+BUSY = "the lesson service is busy, try again"
+
+
+@pytest.mark.gen_test
+async def test_a_handshake_that_is_one_too_many_is_told_so_and_leaves_no_connection():
+    world = World(admission=Admission(1, 0, 0))
+    await world.connect("first", PARTICIPANT)
+    with pytest.raises(ConnectionRefusedError) as refused:
+        await world.connect("second", PARTICIPANT)
+    assert refused.value.error_args == {"message": BUSY}
+    await world.disconnect("first")
+    await world.connect("third", PARTICIPANT)
+    assert list(world.gateway.connections) == ["third"]
+
+
+@pytest.mark.gen_test
+async def test_a_join_that_comes_too_fast_is_told_so_and_one_that_is_done_is_never_refused():
+    world = World(admission=Admission(10, 0, 0.001))
+    first, second = await world.connect("first", PARTICIPANT), await world.connect("second", TEACHER)
+    assert await world.join("first") == SUCCESS
+    assert await world.join("second") == {"status": "ERROR", "message": BUSY}
+    assert (second.state, world.held_by("second")) == ("connected", [])
+    assert await world.join("first") == SUCCESS
+    assert first.state == "registered"
+    assert world.joins("teacher") == {"busy": 1}
+
+
+# What Redis has lost
+
+
+@pytest.mark.gen_test
+async def test_what_redis_has_lost_is_written_again_and_it_is_no_reconnect():
+    world = World()
+    for sid, auth in (("teacher", TEACHER), ("participant", PARTICIPANT), ("guest", GUEST), ("idle", PARTICIPANT)):
+        await world.connect(sid, auth)
+        if sid != "idle":
+            await world.join(sid)
+    before = world.snapshot()
+    world.redis.hashes.clear()
+    await world.gateway.restore(set())
+    assert world.snapshot() == before
+    assert world.gateway.connections["idle"].state == "connected"
+
+
+@pytest.mark.gen_test
+async def test_of_two_connections_of_a_person_the_newest_is_restored_whatever_waits_longer():
+    world = World()
+    for sid in ("old", "new"):
+        await world.connect(sid, TEACHER)
+        await world.join(sid)
+    world.redis.hashes.clear()
+    hold = world.faults.hold_at("presence.restore")
+    restoring = asyncio.create_task(world.gateway.restore(set()))
+    await hold.reached.wait()
+    await settle()
+    hold.release()
+    await restoring
+    assert world.redis.hashes["lesson_teacher_1"] == {"t-1": "new"}
+
+
+@pytest.mark.gen_test
+async def test_who_came_back_since_is_not_overwritten():
+    world = World()
+    await world.connect("old", PARTICIPANT)
+    await world.join("old")
+    world.redis.hashes.clear()
+    await world.connect("new", PARTICIPANT)
+    await world.join("new")
+    await world.gateway.restore({"new"})
+    assert world.redis.hashes["lesson_student_1"] == {"p-1": "new"}
+    assert world.redis.hashes["p-1"]["sid"] == "new"
+
+
+@pytest.mark.gen_test
+async def test_who_may_be_present_is_registered_or_joins():
+    world = World()
+    connection = await world.connect("sid", PARTICIPANT)
+    may = [world.gateway.may_be_present("sid")]
+    hold = world.faults.hold_at("presence.set_client")
+    join = asyncio.create_task(world.join("sid"))
+    await hold.reached.wait()
+    may.append(world.gateway.may_be_present("sid"))
+    hold.release()
+    await join
+    may.append(world.gateway.may_be_present("sid"))
+    await world.disconnect("sid")
+    may.append(world.gateway.may_be_present("sid"))
+    assert may == [False, True, True, False]
+    assert connection.state == "disconnected"

@@ -11,8 +11,8 @@ from lesson_server.redis_store import RedisStore
 
 RETENTION = 7 * 86_400
 DAY = 86_400
-TEACHER = TeacherRecord("1", "sid-t", "ms-hill")
-CLIENT = ClientRecord("1", "sid-p", "p1", "student")
+TEACHER = TeacherRecord("sid-t", "1", "ms-hill")
+CLIENT = ClientRecord("sid-p", "1", "p1", "student")
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def store(io_loop, stores):
 @pytest.fixture
 def presence(io_loop, store, monkeypatch):
     monkeypatch.setattr(presence_module, "RETRY_INTERVAL", 0.01)
-    presence = Presence(store, RETENTION)
+    presence = Presence(store, RETENTION, "node")
     yield presence
     io_loop.run_sync(presence.close)
 
@@ -82,14 +82,14 @@ async def test_of_first_connections_at_once_exactly_one_is_the_first(presence):
 @pytest.mark.gen_test
 async def test_the_end_of_a_participant_leaves_what_a_reconnect_is_known_by(presence, redis_client):
     await presence.set_client(CLIENT)
-    await presence.remove_client(CLIENT, forget=False)
+    await presence.remove(CLIENT)
     assert redis_client.keys() == ["p1"]
 
 
 @pytest.mark.gen_test
 async def test_a_join_that_failed_leaves_nothing(presence, redis_client):
     await presence.set_client(CLIENT)
-    await presence.remove_client(CLIENT, forget=True)
+    await presence.remove(CLIENT, forget=True)
     assert redis_client.keys() == []
 
 
@@ -97,13 +97,13 @@ async def test_a_join_that_failed_leaves_nothing(presence, redis_client):
 async def test_the_end_of_an_old_connection_takes_nothing_from_the_new_one(presence, redis_client):
     await presence.set_client(CLIENT)
     await presence.set_client(other(CLIENT, "sid-new"))
-    await presence.remove_client(CLIENT, forget=True)
+    await presence.remove(CLIENT, forget=True)
     assert redis_client.hgetall("lesson_student_1") == {"p1": "sid-new"}
     assert redis_client.hget("p1", "sid") == "sid-new"
 
     await presence.set_teacher(TEACHER)
     await presence.set_teacher(other(TEACHER, "sid-new"))
-    await presence.remove_teacher(TEACHER)
+    await presence.remove(TEACHER)
     assert redis_client.hgetall("lesson_teacher_1") == {"ms-hill": "sid-new"}
     assert redis_client.hgetall("ms-hill") == {"lesson_id": "1"}
 
@@ -111,15 +111,15 @@ async def test_the_end_of_an_old_connection_takes_nothing_from_the_new_one(prese
 @pytest.mark.gen_test
 async def test_the_end_of_a_teacher_takes_both_records(presence, redis_client):
     await presence.set_teacher(TEACHER)
-    await presence.remove_teacher(TEACHER)
+    await presence.remove(TEACHER)
     assert redis_client.keys() == []
 
 
 @pytest.mark.gen_test
 async def test_a_teacher_who_went_on_to_another_lesson_stays_in_it(presence, redis_client):
     await presence.set_teacher(TEACHER)
-    await presence.set_teacher(TeacherRecord("2", "sid-2", "ms-hill"))
-    await presence.remove_teacher(TEACHER)
+    await presence.set_teacher(TeacherRecord("sid-2", "2", "ms-hill"))
+    await presence.remove(TEACHER)
     assert redis_client.hgetall("ms-hill") == {"lesson_id": "2"}
     assert redis_client.hgetall("lesson_teacher_2") == {"ms-hill": "sid-2"}
     assert not redis_client.exists("lesson_teacher_1")
@@ -131,8 +131,8 @@ async def test_what_is_owed_is_paid_when_redis_is_back(presence, redis_client, s
     await presence.set_teacher(TEACHER)
     with monkeypatch.context() as outage:
         outage.setattr(store, "round_trip", _raise_unavailable)
-        await presence.remove_client(CLIENT, forget=False)
-        await presence.remove_teacher(TEACHER)
+        await presence.remove(CLIENT)
+        await presence.remove(TEACHER)
         await asyncio.sleep(0.05)
         assert redis_client.hgetall("lesson_student_1") == {"p1": "sid-p"}
     await eventually(lambda: redis_client.keys() == ["p1"])
@@ -142,7 +142,7 @@ async def test_what_is_owed_is_paid_when_redis_is_back(presence, redis_client, s
 async def test_a_connection_that_joins_again_owes_nothing_any_more(presence, redis_client, store, monkeypatch):
     with monkeypatch.context() as outage:
         outage.setattr(store, "round_trip", _raise_unavailable)
-        await presence.remove_client(CLIENT, forget=True)
+        await presence.remove(CLIENT, forget=True)
     await presence.set_client(CLIENT)
     await asyncio.sleep(0.1)
     assert redis_client.hgetall("lesson_student_1") == {"p1": "sid-p"}

@@ -3,9 +3,10 @@
 import asyncio
 import logging
 from collections import Counter
+from functools import partial
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client import Counter as CounterMetric
 from prometheus_client.parser import text_string_to_metric_families
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
@@ -57,7 +58,7 @@ def app(io_loop: object, rds: FakeStore, redis: FakeStore, registry: CollectorRe
         [
             (r"/healthz", HealthHandler),
             (r"/readyz", ReadyHandler, {"readiness": Readiness({"RDS": rds.ping, "Redis": redis.ping})}),
-            (r"/metrics", MetricsHandler, {"registry": registry}),
+            (r"/metrics", MetricsHandler, {"text": partial(generate_latest, registry)}),
         ],
         default_handler_class=NotFoundHandler,
         log_function=lambda handler: None,
