@@ -83,7 +83,7 @@ class Rooms(AsyncPubSubManager):  # type: ignore[misc]
         with contextlib.suppress(StoreUnavailable):  # the local clients have been served, and the log has been told
             await self._send(orjson.dumps(data).decode())
 
-    async def _listen(self) -> AsyncIterator[str]:
+    async def _listen(self) -> AsyncIterator[dict[str, Any]]:
         """What the nodes publish, without end. A subscription that hears not even this node's own echo is replaced."""
         clock = asyncio.get_running_loop().time
         while True:
@@ -101,7 +101,10 @@ class Rooms(AsyncPubSubManager):  # type: ignore[misc]
                         if message["type"] == "subscribe":
                             self._subscribed.set()
                         elif message["type"] == "message" and not self._take_echo(message["data"]):
-                            yield message["data"]
+                            with contextlib.suppress(orjson.JSONDecodeError):
+                                data = orjson.loads(message["data"])
+                                if isinstance(data, dict):  # the library would stumble over anything else
+                                    yield data
             self._subscribed.clear()
             await asyncio.sleep(RESUBSCRIBE_INTERVAL)
 

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class _Slot:
     pid: int | None = None
     started: float = 0.0
     due: float = 0.0
-    pause: float = field(default=FIRST_PAUSE)
+    pause: float = 0.0
     status: int = 0
 
 
@@ -133,8 +133,8 @@ class Supervisor:
             self._buried(slot.pid)
             if not self._stopping:
                 lived = time.monotonic() - slot.started
-                slot.pause = FIRST_PAUSE if lived > STEADY else min(slot.pause * 2, LONGEST_PAUSE)
-                logger.error("worker %d has died; the next one starts in %.1f s", slot.pid, slot.pause)
+                slot.pause = FIRST_PAUSE if lived > STEADY else min(slot.pause * 2 or FIRST_PAUSE, LONGEST_PAUSE)
+                logger.error("worker %d has died; the next one starts in %.2f s", slot.pid, slot.pause)
                 slot.due = time.monotonic() + slot.pause
             slot.pid = None
 

@@ -1,0 +1,261 @@
+"""workers.py with trivial workers, each supervisor in a process of its own; then the command line with real ones."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.error
+import urllib.request
+
+import psutil
+import pytest
+from test_cli import ROOT, clean_environ, running
+from test_end_to_end import SUCCESS, client, join
+
+LONG = 20.0
+
+
+def until(condition, patience=LONG):
+    deadline = time.monotonic() + patience
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
+    return found
+
+
+# Supervisor
+
+
+@contextlib.contextmanager
+def supervising(work, count=2):
+    """A supervisor whose workers run ``work``; what they and it say comes out of ``stdout`` line by line."""
+    script = textwrap.dedent(
+        """
+        import logging, os, signal, sys, time
+        from lesson_server import workers
+
+        workers.FIRST_PAUSE = 0.02
+        logging.basicConfig(format="%(message)s")
+
+        def say(*words):
+            os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+        def serve(ready):
+        {work}
+
+        supervisor = workers.Supervisor({count}, serve, lambda pid: say("buried", pid))
+        status = supervisor.run(lambda: say("ready"))
+        say("end", status, sorted(workers.SIGNALS & signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+        sys.exit(status)
+        """
+    ).format(work=textwrap.indent(textwrap.dedent(work), "    "), count=count)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=clean_environ(PYTHONPATH=str(ROOT)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        children = psutil.Process(process.pid).children() if process.poll() is None else []
+        for child in children:
+            child.kill()
+        process.kill()
+        process.communicate()
+
+
+def said(process, first_word):
+    """The rest of the next line that begins so."""
+    for line in process.stdout:
+        word, _, rest = line.strip().partition(" ")
+        if word == first_word:
+            return rest
+    raise AssertionError(f"nothing said of {first_word}: {process.stderr.read()}")
+
+
+def children(process):
+    return [child.pid for child in psutil.Process(process.pid).children()]
+
+
+PATIENT = """
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+ready()
+say("serving", os.getpid())
+while True:
+    time.sleep(60)
+"""
+
+STUBBORN = """
+def first(*_):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    say("draining", os.getpid())
+signal.signal(signal.SIGTERM, first)
+ready()
+while True:
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_all_workers_serve_before_it_says_so_and_a_signal_ends_them_all(number):
+    with supervising(PATIENT, count=3) as process:
+        said(process, "ready")
+        assert len(children(process)) == 3
+        process.send_signal(number)
+        assert said(process, "end") == "0 []"  # and the signals are unblocked again
+        assert process.wait(LONG) == 0
+
+
+def test_a_worker_that_is_killed_is_buried_and_replaced():
+    with supervising(PATIENT) as process:
+        said(process, "ready")
+        victim, other = children(process)
+        for _ in range(3):
+            os.kill(victim, signal.SIGKILL)
+            assert said(process, "buried") == str(victim)
+            (victim,) = until(lambda gone=victim: set(children(process)) - {other, gone})
+            assert int(said(process, "serving")) == victim
+        process.terminate()
+        assert process.wait(LONG) == 0
+        assert re.findall(r"in ([0-9.]+) s", process.stderr.read()) == ["0.02", "0.04", "0.08"]
+
+
+def test_a_worker_that_cannot_start_ends_the_supervisor_with_its_status_and_says_why_once():
+    with supervising('say("tries", os.getpid())\nreturn 3') as process:
+        out, _ = process.communicate(timeout=LONG)
+        assert process.returncode == 3
+        assert out.count("tries") == 1
+        assert "ready" not in out.split()
+
+
+def test_a_later_worker_that_cannot_start_takes_the_others_down():
+    work = """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if supervisor._slots[1].pid == 0:
+        raise RuntimeError("a defect")
+    ready()
+    while True:
+        time.sleep(60)
+    """
+    with supervising(work) as process:
+        _, error = process.communicate(timeout=LONG)
+        assert process.returncode == 1
+        assert "a defect" in error  # a worker's traceback is not lost
+
+
+def test_a_second_signal_is_passed_on_too_and_waiting_costs_no_time():
+    with supervising(STUBBORN) as process:
+        said(process, "ready")
+        process.terminate()
+        drains = {said(process, "draining"), said(process, "draining")}
+        assert drains == {str(pid) for pid in children(process)}
+        os.kill(int(min(drains)), signal.SIGKILL)  # while it stops, nothing is started anew
+        said(process, "buried")
+        before = sum(psutil.Process(process.pid).cpu_times()[:2])
+        time.sleep(0.3)
+        assert len(children(process)) == 1
+        assert sum(psutil.Process(process.pid).cpu_times()[:2]) - before < 0.1
+        process.terminate()
+        assert process.wait(LONG) == 0
+
+
+def test_a_signal_during_the_start_ends_it():
+    with supervising("signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nsay('up')\ntime.sleep(60)") as process:
+        said(process, "up")
+        process.terminate()
+        assert process.wait(LONG) == 0
+        assert "ready" not in process.stdout.read().split()
+
+
+# lesson-server run --workers 2
+
+
+def fetch(url):
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def figure(url, start):
+    (line,) = [line for line in fetch(url + "/metrics")[1].splitlines() if line.startswith(start)]
+    return float(line.split()[-1])
+
+
+def test_two_workers_are_one_server(environ, io_loop, mint):
+    with running("--workers", "2", **environ) as server:
+        workers = children(server)
+        assert len(workers) == 2
+        assert fetch(server.url + "/readyz") == (200, "ready\n")
+        polling = fetch(server.url + "/socket.io/?EIO=4&transport=polling")
+        assert (polling[0], json.loads(polling[1])["message"]) == (400, "Transport unknown")
+
+        async def class_joins():
+            async with contextlib.AsyncExitStack() as stack:
+                for number in range(20):
+                    auth = {"client": "participant", "lesson_id": "1", "access_token": mint(f"p{number}")}
+                    assert await join(await stack.enter_async_context(client(server, **auth))) == SUCCESS
+                await io_loop.run_in_executor(None, check_sums)
+
+        def check_sums():
+            registered = 'lesson_connections{client="participant",state="registered"}'
+            until(lambda: figure(server.url, registered) == 20)
+            joins = 'lesson_joins_total{client="participant",outcome="success"}'
+            assert {figure(server.url, joins) for _ in range(10)} == {20.0}
+
+        io_loop.run_sync(class_joins)
+
+        os.kill(workers[0], signal.SIGKILL)
+        (new,) = until(lambda: set(children(server)) - set(workers))
+        until(lambda: psutil.Process(new).num_threads() and fetch(server.url + "/readyz")[0] == 200)
+        server.terminate()
+        assert server.wait(LONG) == 0
+        assert not any(psutil.pid_exists(pid) for pid in (*workers, new))
+        assert "Traceback" not in server.stderr.read()
+
+
+def test_workers_end_when_their_parent_was_killed(environ):
+    with running("--workers", "2", **environ) as server:
+        workers = children(server)
+        server.kill()
+        server.wait(LONG)
+        until(lambda: not any(psutil.pid_exists(pid) and _runs(pid) for pid in workers))
+
+
+def _runs(pid):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@pytest.mark.parametrize(
+    ("broken", "status", "named"),
+    [
+        ({"LESSON_REDIS_URL": "redis://127.0.0.1:1"}, 1, "lesson-server: Redis: "),
+        ({"LESSON_AUTH_ALGORITHM": "RS256"}, 2, "lesson-server: auth.key"),
+    ],
+)
+def test_what_keeps_a_worker_from_starting_is_said_once(environ, broken, status, named):
+    ended = subprocess.run(
+        [sys.executable, "-m", "lesson_server.cli", "run", "--workers", "3"],
+        env=clean_environ(**environ | broken),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == status
+    assert sum(line.startswith(named) for line in ended.stderr.splitlines()) == 1
+    assert ended.stdout == ""
+    assert "Traceback" not in ended.stderr
