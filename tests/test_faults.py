@@ -1,6 +1,6 @@
 """What happens in production, done to real stores and real nodes. docs/faults.md is the matrix of it.
 
-Most tests hold one client in each state of the charts (:func:`everyone`) while the fault lasts, and look at all of them.
+Most tests hold one client in each state of the charts (:func:`everyone`) while the fault lasts, and look at them all.
 """
 
 import ast
@@ -18,6 +18,8 @@ from test_end_to_end import SUCCESS, UNAVAILABLE, client, join, refusal
 from tornado.httpclient import AsyncHTTPClient
 
 from lesson_server import nodes, presence, rooms
+from lesson_server.configuration import load
+from lesson_server.server import LessonServer
 
 # The contract: seconds in which a join is answered, and in which a server is itself again once a store has returned.
 ANSWERED = 5.0
@@ -303,7 +305,7 @@ async def everyone_elsewhere(node, mint):
 
 
 def test_a_ghost_lives_45_seconds_at_most():
-    """The contract's number, from production's constants: the lease, the look of another node, and 5 s for the sweep."""
+    """The contract's number, from production's constants: the lease, another node's look, and 5 s for the sweep."""
     source = {name: value for name, value in constants_of(nodes).items() if name in ("LEASE", "HEARTBEAT_INTERVAL")}
     assert source["LEASE"] + source["HEARTBEAT_INTERVAL"] <= 45 - 5
 
