@@ -11,7 +11,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.health import Condition
@@ -21,6 +21,9 @@ HEALTH_CHECK_INTERVAL = 30
 # Connections beside those of the round trips: the subscription of the rooms, and what replaces it while it closes.
 SUBSCRIPTIONS = 2
 SENTINEL_PORT = 26379
+
+# What redis-py raises when Redis does not serve. The exception of a cluster that is gone is no RedisError.
+FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 
 # A redis-py client; that of Redis Cluster has the same commands, but no common class.
 Redis = Any
@@ -105,7 +108,7 @@ class RedisStore:
         async with self._turns:
             try:
                 yield self.client
-            except (RedisError, OSError, TimeoutError) as error:
+            except FAILURES as error:
                 cause = " ".join(str(error).split()) or type(error).__name__
                 self._condition.failed(cause)
                 raise StoreUnavailable("Redis", cause) from error

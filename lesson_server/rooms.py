@@ -12,12 +12,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
-from redis.exceptions import RedisError
 from socketio.async_manager import AsyncManager
 from socketio.async_pubsub_manager import AsyncPubSubManager
 
 from lesson_server.errors import StoreUnavailable
-from lesson_server.redis_store import RedisStore
+from lesson_server.redis_store import FAILURES, RedisStore
 
 # Seconds before a lost subscription is tried again.
 RESUBSCRIBE_INTERVAL = 1.0
@@ -88,7 +87,7 @@ class Rooms(AsyncPubSubManager):  # type: ignore[misc]
         clock = asyncio.get_running_loop().time
         while True:
             # The round trips tell the log of an outage. A message that is no UTF-8 costs a new subscription.
-            with contextlib.suppress(RedisError, OSError, StoreUnavailable, UnicodeDecodeError):
+            with contextlib.suppress(*FAILURES, StoreUnavailable, UnicodeDecodeError):
                 async with self._store.client.pubsub() as subscription:
                     await subscription.subscribe(self.channel)
                     heard = clock()

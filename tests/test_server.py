@@ -1,15 +1,22 @@
 """server.py: the whole server in one process, its pages and its end."""
 
 import asyncio
+import contextlib
 import json
+import signal
 import threading
+import time
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import socketio
 from prometheus_client.parser import text_string_to_metric_families
-from test_end_to_end import SUCCESS, client, join, until
-from tornado.httpclient import AsyncHTTPClient
+from test_cli import running
+from test_end_to_end import SUCCESS, client, join, refusal, until
+from test_redis_store import Valkeys
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError
+from tornado.websocket import websocket_connect
 
 from lesson_server.configuration import load
 from lesson_server.errors import StoreUnavailable
@@ -159,3 +166,143 @@ async def test_a_class_joins_at_once(server, redis_client, mint):
     everybody = asyncio.Barrier(60)
     assert await asyncio.gather(*(participant(number) for number in range(60))) == [SUCCESS] * 60
     await until(lambda: not redis_client.exists("lesson_student_1"))
+
+
+# The drain
+
+
+@pytest.fixture
+def away(io_loop, environ):
+    """Makes servers that a test starts and stops itself."""
+
+    def make(**more):
+        return LessonServer(load(environ={**environ, **more}))
+
+    return make
+
+
+async def guests(server, stack, count):
+    """Clients of a lesson, and a list to which the moment of each one's end is added."""
+    ends = []
+    for _ in range(count):
+        sio = await stack.enter_async_context(client(server, client="participant", lesson_id="1"))
+        sio.on("disconnect", lambda reason: ends.append(time.monotonic()))
+        assert await join(sio) == SUCCESS
+    return ends
+
+
+def test_from_the_first_moment_of_a_drain_nobody_new_comes_in_and_the_others_are_served(io_loop, away, mint):
+    server = away(LESSON_SERVER_DRAIN="60")
+
+    async def story():
+        await server.start()
+        async with contextlib.AsyncExitStack() as stack:
+            await guests(server, stack, 20)
+            drain = asyncio.create_task(server.drain())
+            await asyncio.sleep(0)
+            answer = await get(server, "/readyz")
+            assert (answer.code, answer.body) == (503, b"the server is going down\n")
+            assert (await get(server, "/healthz")).code == 200
+            refused = await get(server, "/socket.io/?EIO=4&transport=polling")
+            assert refused.code == 503
+            assert "the lesson service is busy, try again" in refused.body.decode()
+            with pytest.raises(HTTPClientError, match="503"):
+                await websocket_connect(server.url.replace("http", "ws") + "/socket.io/?EIO=4&transport=websocket")
+            stayed = list(server.gateway.connections)
+            assert len(stayed) >= 18
+            assert await server.gateway.join_lesson(stayed[0]) == SUCCESS
+            drain.cancel()
+            await server.stop()
+
+    io_loop.run_sync(story, timeout=20)
+
+
+def test_clients_go_in_batches_over_the_time_of_the_drain_with_their_presence(io_loop, away, redis_client, mint):
+    server = away(LESSON_SERVER_DRAIN="1")
+
+    async def story():
+        await server.start()
+        async with contextlib.AsyncExitStack() as stack:
+            ends = await guests(server, stack, 12)
+            teacher = client(server, client="teacher", lesson_id="1", access_token=mint("t1", "teacher"))
+            assert await join(await stack.enter_async_context(teacher)) == SUCCESS
+            started = time.monotonic()
+            await server.drain()
+            await until(lambda: len(ends) == 12 and not server.gateway.connections)
+            assert 0.3 < ends[-1] - started < 2.5
+            assert max(sum(first <= end < first + 0.1 for end in ends) for first in ends) <= 8
+            await until(lambda: redis_client.keys() == ["lesson_seat_1"])
+            await server.stop()
+            assert redis_client.keys("lesson_node*") == []
+
+    io_loop.run_sync(story, timeout=20)
+
+
+@pytest.fixture
+def own_redis(tmp_path):
+    """A Valkey that may be stopped in the middle: its process."""
+    valkeys = Valkeys(tmp_path)
+    yield valkeys
+    for process in valkeys._running.values():
+        process.send_signal(signal.SIGCONT)
+    valkeys.kill_all()
+
+
+def drained(environ, mint, io_loop, fault):
+    """Signals a server that has a client, and returns how long it took to end with status 0."""
+    with running(**environ) as server:
+
+        async def story():
+            sio = socketio.AsyncClient(reconnection=False)
+            auth = {"client": "participant", "lesson_id": "1", "access_token": mint()}
+            await sio.connect(server.url, transports=["websocket"], auth=auth)
+            assert await join(sio) == SUCCESS
+            fault()
+            started = time.monotonic()
+            server.send_signal(signal.SIGTERM)
+            assert await asyncio.get_running_loop().run_in_executor(None, server.wait, 30) == 0
+            await sio.disconnect()
+            return time.monotonic() - started
+
+        return io_loop.run_sync(story, timeout=40)
+
+
+def test_a_second_signal_stops_at_once(environ, io_loop, mint, redis_client):
+    with running(**environ, LESSON_SERVER_DRAIN="600") as server:
+
+        async def story():
+            async with contextlib.AsyncExitStack() as stack:
+                for number in range(8):
+                    auth = {"client": "participant", "lesson_id": "1", "access_token": mint(f"p{number}")}
+                    assert await join(await stack.enter_async_context(client(server, **auth))) == SUCCESS
+                server.send_signal(signal.SIGTERM)
+                await asyncio.sleep(0.5)
+                assert server.poll() is None
+                started = time.monotonic()
+                server.send_signal(signal.SIGTERM)
+                assert await asyncio.get_running_loop().run_in_executor(None, server.wait, 30) == 0
+                assert time.monotonic() - started < 5
+
+        io_loop.run_sync(story, timeout=40)
+    assert not redis_client.exists("lesson_student_1")
+
+
+def test_a_redis_that_hangs_does_not_keep_the_server_beyond_its_deadline(environ, io_loop, mint, own_redis):
+    port = own_redis.start()
+    environ = {**environ, "LESSON_REDIS_URL": f"redis://127.0.0.1:{port}", "LESSON_SERVER_DRAIN": "0.5"}
+    (process,) = own_redis._running.values()
+    assert drained(environ, mint, io_loop, lambda: process.send_signal(signal.SIGSTOP)) < 10
+    process.send_signal(signal.SIGCONT)
+    # What it could not take back is left for the others to sweep.
+    assert own_redis.ask(port, "HLEN", "lesson_nodes") == 1
+
+
+def test_a_client_too_many_gets_a_connect_error(io_loop, start_server):
+    server = start_server(LESSON_SERVER_MAX_CONNECTIONS="1")
+
+    async def story():
+        async with client(server, client="participant", lesson_id="1"):
+            told = await refusal(server, {"client": "participant", "lesson_id": "1"})
+            assert told == "the lesson service is busy, try again"
+
+    io_loop.run_sync(story)
