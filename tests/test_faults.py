@@ -17,9 +17,11 @@ from cluster import PATIENCE, ROOT, NodeProcess, Postgres, Proxy, Valkey
 from test_end_to_end import SUCCESS, UNAVAILABLE, client, join, refusal
 from tornado.httpclient import AsyncHTTPClient
 
-from lesson_server import nodes, presence, rooms
+from lesson_server import gateway, nodes, presence, rooms
+from lesson_server import server as server_module
 from lesson_server.configuration import load
 from lesson_server.server import LessonServer
+from lesson_server.settings import Settings
 
 # The contract: seconds in which a join is answered, and in which a server is itself again once a store has returned.
 ANSWERED = 5.0
@@ -439,12 +441,13 @@ def test_an_outage_is_said_survived_and_forgotten(
                 for sid in (people.connected.get_sid(), people.joining.get_sid())
             )
             # Who goes now is not forgotten.
-            await people.registered.disconnect()
-            await until(lambda: before["registered"] not in server.gateway.connections)
+            await asyncio.gather(people.registered.disconnect(), people.teacher.disconnect())
+            await until(lambda: not {before["registered"], before["teacher"]} & set(server.gateway.connections))
             proxy.mend()
             await until(lambda: succeeds(people.joining), RECOVERED)
             await until(lambda: is_ready(server), RECOVERED)
-            await until(lambda: is_whole(redis_client, people, "joining", "teacher"), RECOVERED)
+            await until(lambda: is_whole(redis_client, people, "joining"), RECOVERED)
+            await until(lambda: has_no_trace_of(redis_client, "teacher"))
             assert has_no_trace_of(redis_client, "connected")
 
     io_loop.run_sync(story, PATIENCE * 2)
@@ -470,12 +473,13 @@ async def test_a_stopped_redis_process_is_survived(environ, own_redis, mint):
             assert (await get(server, "/healthz"))[0] == 200
             assert (await get(server, "/readyz"))[0] == 503
             assert await answers == [UNAVAILABLE] * 2
-            await people.registered.disconnect()
+            await asyncio.gather(people.registered.disconnect(), people.teacher.disconnect())
         finally:
             own_redis.mend()
         await until(lambda: succeeds(people.joining), RECOVERED)
         await until(lambda: is_ready(server), RECOVERED)
-        await until(lambda: is_whole(own_redis.client, people, "joining", "teacher"))
+        await until(lambda: is_whole(own_redis.client, people, "joining"))
+        await until(lambda: has_no_trace_of(own_redis.client, "teacher"))
         assert has_no_trace_of(own_redis.client, "connected")
 
 
@@ -776,3 +780,49 @@ def constants_of(module):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
         for target in node.targets
     }
+
+
+MATRIX = (ROOT / "docs/faults.md").read_text()
+
+
+def test_every_test_that_the_matrix_names_exists():
+    defined = {
+        node.name
+        for path in (ROOT / "tests").glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    named = set(re.findall(r"`(test_\w+)`", MATRIX))
+    assert named
+    assert named <= defined
+
+
+def test_every_fault_of_the_matrix_has_its_proof():
+    what_happens, proofs = MATRIX.split("## The proofs")
+    faults = {
+        section: re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE)[1:]
+        for section, text in (("matrix", what_happens), ("proofs", proofs))
+    }
+    assert faults["matrix"] == faults["proofs"]
+
+
+def test_every_time_of_the_matrix_is_the_sum_of_its_constants():
+    """``40 s (`LEASE` + `HEARTBEAT_INTERVAL`)``: of the sources and of the settings' defaults."""
+    sections = {name: getattr(Settings(), name) for name in ("redis", "rds", "server")}
+    constants = {
+        **constants_of(nodes),
+        **{f"{module.__name__.rpartition('.')[2]}.{name}": value for module in (nodes, presence)
+           for name, value in constants_of(module).items()},
+        **{name: constants_of(module)[name] for module, name in (
+            (gateway, "JOIN_DEADLINE"), (presence, "REMOVAL_PATIENCE"),
+            (server_module, "PRESENCE_DEADLINE"), (server_module, "ANALYTICS_DEADLINE"))},
+    }  # fmt: skip
+
+    def seconds(name):
+        section, _, setting = name.partition(".")
+        return getattr(sections[section], setting) if section in sections else constants[name]
+
+    times = re.findall(r"([\d.]+) s\s+\(((?:`[\w.]+`(?: \+ )?)+)\)", MATRIX)
+    assert len(times) > 10
+    for told, names in times:
+        assert float(told) == sum(map(seconds, re.findall(r"`([\w.]+)`", names))), names
