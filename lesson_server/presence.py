@@ -241,6 +241,8 @@ class Presence:
         user_key = self._store.key(record.user_id)
         async with self._store.round_trip() as redis:
             held = await redis.eval(REMOVE_IF_HELD, 1, lesson_key, record.user_id, record.sid, record.user_id)
+            # A first try may have removed it, and its answer got lost.
+            held = held or not await redis.hexists(lesson_key, record.user_id)
             async with redis.pipeline(transaction=False) as pipe:
                 # If it was not held, the teacher is here by another connection, which {user_id} tells of as well.
                 if held:
