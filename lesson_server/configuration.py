@@ -19,6 +19,10 @@ DEFAULT = "default"
 MASK = "********"
 
 
+# The key of the access tokens, or the file that it is in.
+KEY_SETTINGS = {"auth.key", "auth.key_file"}
+
+
 class Row(NamedTuple):
     """One setting as people see it: ``origin`` is ``default``, a file, an environment variable or an option."""
 
@@ -74,11 +78,11 @@ def load(
     Raises:
         SettingsError: the file can't be read, or a setting is unknown, wrong or missing.
     """
-    found = {
-        **(_from_file(config) if config is not None else {}),
-        **_from_environment(environ),
-        **_from_options(options or {}),
-    }
+    from_file = _from_file(config) if config is not None else {}
+    from_environment = _from_environment(environ)
+    if KEY_SETTINGS & from_environment.keys():  # two names of one thing: what the file says of it is overridden
+        from_file = {name: entry for name, entry in from_file.items() if name not in KEY_SETTINGS}
+    found = {**from_file, **from_environment, **_from_options(options or {})}
     values: dict[str, dict[str, object]] = {}
     for name, (value, origin) in found.items():
         section, _, key = name.partition(".")
@@ -123,8 +127,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, _Found]:
     found = {}
     for variable, value in environ.items():
         if variable.startswith(ENV_PREFIX):
-            section, _, key = variable.removeprefix(ENV_PREFIX).lower().partition("_")
-            found[f"{section}.{key}"] = _Found(value, variable)
+            found[variable.removeprefix(ENV_PREFIX).lower().replace("_", ".", 1)] = _Found(value, variable)
     return found
 
 

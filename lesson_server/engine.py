@@ -64,7 +64,7 @@ class EngineHandler(WebSocketHandler):
                 self._session = session
                 await super().get()
                 return
-            farewell = self._engine.take_farewell(self.get_query_argument("sid", ""))
+            farewell = self._engine.take_farewell(self._query("sid"))
             if farewell is not None:
                 await self._answer(farewell)
                 return
@@ -102,14 +102,19 @@ class EngineHandler(WebSocketHandler):
         self.set_header("Access-Control-Allow-Headers", "Content-Type")
         self.set_status(204)
 
+    def _query(self, name: str) -> str:
+        """The last value of a parameter, or "". Tornado's own way cleans each value by a regular expression."""
+        values = self.request.query_arguments.get(name)
+        return values[-1].decode("latin-1") if values else ""
+
     def _find_session(self, transport: str) -> Session | None:
         """The session that the request names; None when it asks for a new one."""
-        sid = self.get_query_argument("sid", None)
-        if self.get_query_argument("transport", "") != transport or transport not in self._engine.transports:
+        sid = self._query("sid")
+        if self._query("transport") != transport or transport not in self._engine.transports:
             raise RequestRefused(0, "Transport unknown")
-        if self.get_query_argument("EIO", "") != "4":
+        if self._query("EIO") != "4":
             raise RequestRefused(5, "Unsupported protocol version")
-        if sid is None:
+        if not sid:
             self._engine.admit()
             return None
         session: Session | None = self._engine.sockets.get(sid)
@@ -212,7 +217,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
     def __init__(self, *, allowed_origins: tuple[str, ...] = (), **kwargs: Any) -> None:
         super().__init__(async_mode="tornado", monitor_clients=False, **kwargs)
         self._allowed_origins = frozenset(allowed_origins)
-        self._farewells: dict[str, str] = {}
+        self._farewells: dict[str, list[str]] = {}
         self._door_open = True
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -273,12 +278,14 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
 
     # A polling client that is between two requests when its session ends learns of it by the next one.
 
-    def keep_farewell(self, sid: str, payload: str) -> None:
-        self._farewells[sid] = payload
-        asyncio.get_running_loop().call_later(sessions.HANDSHAKE_TIMEOUT, self._farewells.pop, sid, None)
+    def keep_farewell(self, sid: str, payloads: list[str]) -> None:
+        if payloads:
+            self._farewells[sid] = payloads
+            asyncio.get_running_loop().call_later(sessions.HANDSHAKE_TIMEOUT, self._farewells.pop, sid, None)
 
     def take_farewell(self, sid: str) -> str | None:
-        return self._farewells.pop(sid, None)
+        payloads = self._farewells.get(sid)
+        return payloads.pop(0) if payloads else None
 
     # What python-socketio calls
 

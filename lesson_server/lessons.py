@@ -6,27 +6,38 @@ same lesson that wait at the same time wait for the same query.
 
 import asyncio
 import contextlib
+import logging
 import re
 import select
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import aiopg
 import aiopg.connection
 import psycopg2
+import psycopg2.errors
+import psycopg2.extensions
 
 from lesson_server.errors import LessonNotFound, StoreUnavailable
 from lesson_server.health import Condition
+from lesson_server.settings import SettingsError
+
+logger = logging.getLogger(__name__)
 
 # A lesson_id, as text.
 LESSON_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
-# What a connection that has died raises; the last is the pool's, when one has died while the pool looked at another.
-BROKEN_CONNECTION = (psycopg2.OperationalError, psycopg2.InterfaceError, AssertionError)
+# What a connection that has died raises; AssertionError is the pool's, when one has died while the pool looked at
+# another, and RuntimeError uvloop's, when a new one has the file descriptor of one that has died just now.
+BROKEN_CONNECTION = (psycopg2.OperationalError, psycopg2.InterfaceError, AssertionError, RuntimeError)
 
 # A seat map is one Redis hash written by one script: the bound keeps a wrong row in RDS from stalling Redis for all.
 MAX_SEATS = 10_000
+
+# Seconds for the command line to reach RDS.
+CONNECT_TIMEOUT = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +54,21 @@ class Lessons:
     Args:
         dsn: libpq connection string or URL.
         query: one statement with the parameter ``%(lesson_id)s`` that returns the seat count, or no row.
-        timeout: seconds that a lookup may take in all: waiting for a connection, the query, a second try.
+        timeout: seconds that a lookup may take once it has a connection, further tries included.
         pool_size: connections held open. aiopg waits with ``select``, which breaks above file descriptor 1023, so all
             of them are opened before the first client.
     """
 
     def __init__(self, dsn: str, query: str, timeout: float, pool_size: int) -> None:
         self._dsn = dsn
+        self._options = _parse_dsn(dsn).get("options", "")
         self._query = query
         self._timeout = timeout
         self._pool_size = pool_size
         self._pool: aiopg.Pool | None = None
+        # Who waits for a connection waits here, where it is neither RDS that is slow nor four turns of a busy loop that
+        # it takes to hand a connection on, as in aiopg's pool.
+        self._turns = asyncio.Semaphore(pool_size)
         self._lookups: dict[str, asyncio.Task[Lesson | None]] = {}
         self._condition = Condition("RDS")
 
@@ -61,6 +76,7 @@ class Lessons:
         """Opens the connections.
 
         Raises:
+            SettingsError: RDS can't make sense of the query.
             StoreUnavailable: RDS can't be reached or refuses us.
         """
         _poll_instead_of_select()
@@ -72,8 +88,20 @@ class Lessons:
                 timeout=self._timeout,
                 enable_hstore=False,  # saves a query on each new connection
                 # The server gives up as well; otherwise a query that we no longer wait for would go on there.
-                options=f"-c statement_timeout={int(self._timeout * 1000)}",
+                options=f"{self._options} -c statement_timeout={int(self._timeout * 1000)}",
             )
+        except (psycopg2.Error, OSError, TimeoutError) as error:
+            raise StoreUnavailable("RDS", _cause(error)) from error
+        await self._try_query()
+
+    async def _try_query(self) -> None:
+        """Finds a wrong ``rds.lesson_query`` at the start: at a join it would look like an outage."""
+        try:
+            await self._execute(self._query, {"lesson_id": ""})
+        except psycopg2.errors.UndefinedTable as error:
+            logger.error("RDS: %s; has conf/schema.sql been applied?", _cause(error))
+        except (psycopg2.ProgrammingError, ValueError, TypeError, IndexError, KeyError) as error:
+            raise SettingsError(f"rds.lesson_query (LESSON_RDS_LESSON_QUERY): {_cause(error)}") from error
         except (psycopg2.Error, OSError, TimeoutError) as error:
             raise StoreUnavailable("RDS", _cause(error)) from error
 
@@ -98,12 +126,17 @@ class Lessons:
         if lookup is None:
             lookup = asyncio.create_task(self._look_up(lesson_id))
             self._lookups[lesson_id] = lookup
-            lookup.add_done_callback(lambda _: self._lookups.pop(lesson_id))
+            lookup.add_done_callback(partial(self._end_lookup, lesson_id))
         # Shielded: a join that is given up must not take the answer from the others that wait for it.
         lesson = await asyncio.shield(lookup)
         if lesson is None:
             raise LessonNotFound(lesson_id)
         return lesson
+
+    def _end_lookup(self, lesson_id: str, lookup: "asyncio.Task[Lesson | None]") -> None:
+        del self._lookups[lesson_id]
+        if not lookup.cancelled():
+            lookup.exception()  # looked at: when all that waited have given up, there is nobody else to do it
 
     async def ping(self) -> None:
         """Asks RDS for nothing but an answer.
@@ -125,9 +158,9 @@ class Lessons:
     async def _fetch(self, query: str, parameters: dict[str, str]) -> Any:
         """The first row, or None. All errors of aiopg and psycopg2 are translated here."""
         try:
-            async with asyncio.timeout(self._timeout):
+            async with self._turns, asyncio.timeout(self._timeout):
                 row = await self._execute_somewhere(query, parameters)
-        except (psycopg2.Error, OSError, TimeoutError, AssertionError) as error:
+        except (psycopg2.Error, OSError, TimeoutError, *BROKEN_CONNECTION) as error:
             self._condition.failed(_cause(error))
             raise StoreUnavailable("RDS", _cause(error)) from error
         except asyncio.CancelledError:
@@ -149,9 +182,14 @@ class Lessons:
 
     async def _execute(self, query: str, parameters: dict[str, str]) -> Any:
         assert self._pool is not None, "Lessons.open() comes first"
-        async with self._pool.acquire() as connection, connection.cursor() as cursor:
-            await cursor.execute(query, parameters)
-            return await cursor.fetchone()
+        connection = await self._pool.acquire()
+        try:
+            async with connection.cursor() as cursor:
+                await cursor.execute(query, parameters)
+                return await cursor.fetchone()
+        finally:
+            # Not awaited: that would only wait for the pool to wake somebody, and nobody waits there; see _turns.
+            self._pool.release(connection)
 
 
 # What the command line does to the table of conf/schema.sql, synchronously and by itself.
@@ -191,12 +229,25 @@ def list_lessons(dsn: str) -> list[tuple[str, int | None, str]]:
 
 
 def _run(dsn: str, query: str, parameters: tuple[object, ...]) -> list[Any]:
+    _parse_dsn(dsn)
     try:
-        with contextlib.closing(psycopg2.connect(dsn)) as connection, connection, connection.cursor() as cursor:
+        connect = psycopg2.connect(dsn, connect_timeout=CONNECT_TIMEOUT)
+        with contextlib.closing(connect) as connection, connection, connection.cursor() as cursor:
             cursor.execute(query, parameters)
             return list(cursor.fetchall())
     except psycopg2.Error as error:
         raise StoreUnavailable("RDS", _cause(error)) from error
+
+
+def _parse_dsn(dsn: str) -> dict[str, str]:
+    """The parts of a connection string. libpq's own error would quote it, and the password with it."""
+    try:
+        parts: dict[str, str] = psycopg2.extensions.parse_dsn(dsn)
+        for port in filter(None, parts.get("port", "").split(",")):
+            int(port)
+    except (psycopg2.ProgrammingError, ValueError):
+        raise SettingsError("rds.dsn (LESSON_RDS_DSN): should be a libpq connection string or URI") from None
+    return parts
 
 
 def _cause(error: BaseException) -> str:

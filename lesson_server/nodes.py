@@ -118,9 +118,10 @@ class Node:
             task.cancel()
         await asyncio.wait(tasks)
         with contextlib.suppress(StoreUnavailable, TimeoutError):
-            async with asyncio.timeout(REMOVAL_PATIENCE), self._store.round_trip() as redis:
-                if not await redis.hlen(self._presence.index_key(self._node_id)):
-                    await redis.hdel(self._nodes_key, self._node_id)
+            async with asyncio.timeout(REMOVAL_PATIENCE):
+                (indexed,) = await self._store.run(("HLEN", self._presence.index_key(self._node_id)))
+                if not indexed:
+                    await self._store.run(("HDEL", self._nodes_key, self._node_id))
 
     async def _live(self) -> None:
         complete = True
@@ -161,11 +162,12 @@ class Node:
 
     async def _send_heartbeat(self) -> tuple[bool, bool, list[str], int]:
         index_key = self._presence.index_key(self._node_id)
-        async with self._store.round_trip() as redis, redis.pipeline(transaction=False) as pipe:
-            pipe.eval(HEARTBEAT, 1, self._nodes_key, self._node_id, int(LEASE * 1000), int(SWEEP_PATIENCE * 1000))
-            pipe.hlen(index_key)
-            pipe.expire(index_key, INDEX_LIFE)
-            (known, swept, lost), indexed, _ = await pipe.execute()
+        lease, patience = int(LEASE * 1000), int(SWEEP_PATIENCE * 1000)
+        (known, swept, lost), indexed, _ = await self._store.run(
+            ("EVAL", HEARTBEAT, 1, self._nodes_key, self._node_id, lease, patience),
+            ("HLEN", index_key),
+            ("EXPIRE", index_key, INDEX_LIFE),
+        )
         return bool(known), bool(swept), lost, indexed
 
     def _begin_sweeps(self, lost: list[str]) -> None:
@@ -189,10 +191,7 @@ class Node:
                 batch = records[start : start + BATCH_SIZE]
                 await asyncio.gather(*(self._presence.take_back_of(node_id, record) for record in batch))
                 swept += len(batch)
-        async with self._store.round_trip() as redis, redis.pipeline(transaction=False) as pipe:
-            pipe.delete(self._presence.index_key(node_id))
-            pipe.hdel(self._nodes_key, f"lost:{node_id}")
-            await pipe.execute()
+        await self._store.run(("DEL", self._presence.index_key(node_id)), ("HDEL", self._nodes_key, f"lost:{node_id}"))
         logger.warning("node %s is lost; the presence of its %d connections was removed", node_id, swept)
 
     async def _reconcile(self) -> None:

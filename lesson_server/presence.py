@@ -20,13 +20,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
-from redis.asyncio.client import Pipeline
 
 from lesson_server.errors import StoreUnavailable
-from lesson_server.redis_store import RedisStore
+from lesson_server.redis_store import Command, RedisStore
 
 logger = logging.getLogger(__name__)
 
@@ -118,11 +116,11 @@ class Presence:
             StoreUnavailable: Redis failed or was too slow; the record may have been written nevertheless.
         """
         await self._forgive(record.sid)
-        async with self._store.round_trip() as redis, redis.pipeline(transaction=False) as pipe:
-            self._note(pipe, record)
-            self._hset(pipe, f"lesson_teacher_{record.lesson_id}", {record.user_id: record.sid}, DAY)
-            self._hset(pipe, record.user_id, {"lesson_id": record.lesson_id}, self._retention)
-            await pipe.execute()
+        await self._store.run(
+            self._note(record),
+            *self._hset(f"lesson_teacher_{record.lesson_id}", DAY, record.user_id, record.sid),
+            *self._hset(record.user_id, self._retention, "lesson_id", record.lesson_id),
+        )
         self.held.add(record.sid)
 
     async def set_client(self, record: ClientRecord) -> bool:
@@ -137,13 +135,12 @@ class Presence:
             StoreUnavailable: Redis failed or was too slow; the record may have been written nevertheless.
         """
         await self._forgive(record.sid)
-        async with self._store.round_trip() as redis, redis.pipeline(transaction=False) as pipe:
-            self._note(pipe, record)
-            pipe.eval(
-                REPLACE_CLIENT, 1, self._store.key(record.client_id), record.sid, record.client_id, record.role, DAY
-            )
-            self._hset(pipe, f"lesson_student_{record.lesson_id}", {record.client_id: record.sid}, self._retention)
-            _, previous, *_ = await pipe.execute()
+        client_key = self._store.key(record.client_id)
+        _, previous, *_ = await self._store.run(
+            self._note(record),
+            ("EVAL", REPLACE_CLIENT, 1, client_key, record.sid, record.client_id, record.role, DAY),
+            *self._hset(f"lesson_student_{record.lesson_id}", self._retention, record.client_id, record.sid),
+        )
         self.held.add(record.sid)
         return previous not in (None, record.sid)
 
@@ -153,19 +150,22 @@ class Presence:
         Raises:
             StoreUnavailable: Redis failed or was too slow.
         """
-        async with self._store.round_trip() as redis, redis.pipeline(transaction=False) as pipe:
-            self._note(pipe, record)
-            if isinstance(record, TeacherRecord):
-                lesson_key = self._store.key(f"lesson_teacher_{record.lesson_id}")
-                pipe.eval(SET_IF_FREE, 1, lesson_key, DAY, record.user_id, record.sid)
-                user_key = self._store.key(record.user_id)
-                pipe.eval(SET_IF_FREE, 1, user_key, self._retention, "lesson_id", record.lesson_id)
-            else:
-                lesson_key = self._store.key(f"lesson_student_{record.lesson_id}")
-                pipe.eval(SET_IF_FREE, 1, lesson_key, self._retention, record.client_id, record.sid)
-                client = ("sid", record.sid, "client_id", record.client_id, "role", record.role)
-                pipe.eval(SET_IF_FREE, 1, self._store.key(record.client_id), DAY, *client)
-            await pipe.execute()
+        if isinstance(record, TeacherRecord):
+            lesson_key = self._store.key(f"lesson_teacher_{record.lesson_id}")
+            person_key = self._store.key(record.user_id)
+            writes: tuple[Command, ...] = (
+                ("EVAL", SET_IF_FREE, 1, lesson_key, DAY, record.user_id, record.sid),
+                ("EVAL", SET_IF_FREE, 1, person_key, self._retention, "lesson_id", record.lesson_id),
+            )
+        else:
+            lesson_key = self._store.key(f"lesson_student_{record.lesson_id}")
+            person_key = self._store.key(record.client_id)
+            client = ("sid", record.sid, "client_id", record.client_id, "role", record.role)
+            writes = (
+                ("EVAL", SET_IF_FREE, 1, lesson_key, self._retention, record.client_id, record.sid),
+                ("EVAL", SET_IF_FREE, 1, person_key, DAY, *client),
+            )
+        await self._store.run(self._note(record), *writes)
 
     async def remove(self, record: Record, *, forget: bool = False) -> None:
         """Takes back what was written for this sid, at once or as soon as Redis answers. Never raises.
@@ -202,11 +202,14 @@ class Presence:
         Raises:
             StoreUnavailable: Redis failed or was too slow.
         """
-        cursor = None
-        while cursor != 0:
-            async with self._store.round_trip() as redis:
-                cursor, entries = await redis.hscan(self.index_key(node_id), cursor or 0, count=SCAN_COUNT)
+        cursor = "0"
+        while True:
+            ((cursor, entries),) = await self._store.run(
+                ("HSCAN", self.index_key(node_id), cursor, "COUNT", SCAN_COUNT)
+            )
             yield [_decode(sid, entry) for sid, entry in entries.items()]
+            if int(cursor) == 0:
+                return
 
     async def take_back_of(self, node_id: str, record: Record) -> None:
         """Takes back what a lost node has written for this sid.
@@ -220,15 +223,14 @@ class Presence:
         """The key of a node's index."""
         return self._store.key(f"lesson_node_{node_id}")
 
-    def _note(self, pipe: Pipeline, record: Record) -> None:
-        pipe.hset(self.index_key(self._node_id), record.sid, _encode(record))
+    def _note(self, record: Record) -> Command:
+        return ("HSET", self.index_key(self._node_id), record.sid, _encode(record))
 
     # Writing and taking back
 
-    def _hset(self, pipe: Pipeline, name: str, mapping: dict[Any, Any], ttl: int) -> None:
+    def _hset(self, name: str, ttl: int, field: str, value: str) -> tuple[Command, Command]:
         key = self._store.key(name)
-        pipe.hset(key, mapping=mapping)
-        pipe.expire(key, ttl)
+        return ("HSET", key, field, value), ("EXPIRE", key, ttl)
 
     async def _take_back(self, record: Record, forget: bool, node_id: str) -> None:
         if isinstance(record, TeacherRecord):
@@ -237,32 +239,36 @@ class Presence:
             await self._take_back_client(record, forget, node_id)
 
     async def _take_back_teacher(self, record: TeacherRecord, node_id: str) -> None:
+        run = self._store.run
         lesson_key = self._store.key(f"lesson_teacher_{record.lesson_id}")
         user_key = self._store.key(record.user_id)
-        async with self._store.round_trip() as redis:
-            held = await redis.eval(REMOVE_IF_HELD, 1, lesson_key, record.user_id, record.sid, record.user_id)
-            # A first try may have removed it, and its answer got lost.
-            held = held or not await redis.hexists(lesson_key, record.user_id)
-            async with redis.pipeline(transaction=False) as pipe:
-                # If it was not held, the teacher is here by another connection, which {user_id} tells of as well.
-                if held:
-                    pipe.eval(REMOVE_IF_HELD, 1, user_key, "lesson_id", record.lesson_id, "lesson_id")
-                pipe.hdel(self.index_key(node_id), record.sid)
-                pipe.hexists(lesson_key, record.user_id)
-                *_, back = await pipe.execute()
-            if held and back:
-                # Between the two round trips the teacher came back to this lesson, and lost {user_id} to the second.
-                await redis.eval(SET_IF_FREE, 1, user_key, self._retention, "lesson_id", record.lesson_id)
+        done = ("HDEL", self.index_key(node_id), record.sid)
+        held, there = await run(
+            ("EVAL", REMOVE_IF_HELD, 1, lesson_key, record.user_id, record.sid, record.user_id),
+            ("HEXISTS", lesson_key, record.user_id),
+        )
+        # If nobody is there, a first try may have removed it, and its answer got lost.
+        if not held and there:
+            await run(done)
+            return  # the teacher is here by another connection, which {user_id} tells of as well
+        *_, back = await run(
+            ("EVAL", REMOVE_IF_HELD, 1, user_key, "lesson_id", record.lesson_id, "lesson_id"),
+            done,
+            ("HEXISTS", lesson_key, record.user_id),
+        )
+        if back:
+            # Between the two round trips the teacher came back to this lesson, and lost {user_id} to the second.
+            await run(("EVAL", SET_IF_FREE, 1, user_key, self._retention, "lesson_id", record.lesson_id))
 
     async def _take_back_client(self, record: ClientRecord, forget: bool, node_id: str) -> None:
-        async with self._store.round_trip() as redis, redis.pipeline(transaction=False) as pipe:
-            lesson_key = self._store.key(f"lesson_student_{record.lesson_id}")
-            pipe.eval(REMOVE_IF_HELD, 1, lesson_key, record.client_id, record.sid, record.client_id)
-            if forget:
-                client_key = self._store.key(record.client_id)
-                pipe.eval(REMOVE_IF_HELD, 1, client_key, "sid", record.sid, "sid", "client_id", "role")
-            pipe.hdel(self.index_key(node_id), record.sid)
-            await pipe.execute()
+        lesson_key = self._store.key(f"lesson_student_{record.lesson_id}")
+        commands: list[Command] = [
+            ("EVAL", REMOVE_IF_HELD, 1, lesson_key, record.client_id, record.sid, record.client_id)
+        ]
+        if forget:
+            client_key = self._store.key(record.client_id)
+            commands.append(("EVAL", REMOVE_IF_HELD, 1, client_key, "sid", record.sid, "sid", "client_id", "role"))
+        await self._store.run(*commands, ("HDEL", self.index_key(node_id), record.sid))
 
     # What is owed
 

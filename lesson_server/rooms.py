@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
-from socketio.async_manager import AsyncManager
 from socketio.async_pubsub_manager import AsyncPubSubManager
 
 from lesson_server.errors import StoreUnavailable
+from lesson_server.local_rooms import LocalRooms
 from lesson_server.redis_store import FAILURES, RedisStore
 
 # Seconds before a lost subscription is tried again.
@@ -27,7 +27,7 @@ DEAF_AFTER = 12.0
 ECHO = "echo:"
 
 
-class Rooms(AsyncPubSubManager):  # type: ignore[misc]
+class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
     """The rooms of this node, and the channel that joins them to those of the other nodes.
 
     Made after a fork: nodes that share a ``host_id`` would ignore each other.
@@ -71,10 +71,10 @@ class Rooms(AsyncPubSubManager):  # type: ignore[misc]
     # some other node to enter it.
 
     async def enter_room(self, sid: str, namespace: str, room: str, eio_sid: str | None = None) -> None:
-        await AsyncManager.enter_room(self, sid, namespace, room, eio_sid)
+        await LocalRooms.enter_room(self, sid, namespace, room, eio_sid)
 
     async def leave_room(self, sid: str, namespace: str, room: str) -> None:
-        await AsyncManager.leave_room(self, sid, namespace, room)
+        await LocalRooms.leave_room(self, sid, namespace, room)
 
     # What the library asks of a manager
 
@@ -108,8 +108,7 @@ class Rooms(AsyncPubSubManager):  # type: ignore[misc]
             await asyncio.sleep(RESUBSCRIBE_INTERVAL)
 
     async def _send(self, text: str) -> None:
-        async with self._store.round_trip() as redis:
-            await redis.publish(self.channel, text)
+        await self._store.run(("PUBLISH", self.channel, text))
 
     def _take_echo(self, text: str) -> bool:
         awaited = self._echoes.get(text)

@@ -3,10 +3,10 @@
 from lesson_server.redis_store import RedisStore
 
 # Looks and writes in one: two first joins at once can't both find no map, and no occupant is ever overwritten. A map
-# with as many fields as the lesson has seats is whole, so the usual join of a class adds nothing.
+# with as many fields as the lesson has seats, and the last of these, is whole: the usual join of a class adds nothing.
 ENSURE_SEAT_MAP = """
 local seat_count = tonumber(ARGV[1])
-if redis.call('HLEN', KEYS[1]) < seat_count then
+if redis.call('HLEN', KEYS[1]) < seat_count or redis.call('HEXISTS', KEYS[1], seat_count) == 0 then
     for seat = 1, seat_count do
         redis.call('HSETNX', KEYS[1], seat, '')
     end
@@ -38,7 +38,5 @@ class Seats:
         """
         if seat_count == 0:
             return
-        async with self._store.round_trip() as redis:
-            await redis.eval(
-                ENSURE_SEAT_MAP, 1, self._store.key(f"lesson_seat_{lesson_id}"), seat_count, self._retention
-            )
+        key = self._store.key(f"lesson_seat_{lesson_id}")
+        await self._store.run(("EVAL", ENSURE_SEAT_MAP, 1, key, seat_count, self._retention))

@@ -66,9 +66,13 @@ def open_port(settings: Settings) -> list[socket.socket]:
     """The listening sockets of ``server.host`` and ``server.port``.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is taken, or the address is not this machine's.
     """
-    return bind_sockets(settings.server.port, settings.server.host, backlog=BACKLOG)
+    host, port = settings.server.host, settings.server.port
+    try:
+        return bind_sockets(port, host, backlog=BACKLOG)
+    except OSError as error:
+        raise OSError(f"can't listen on {host}:{port}: {error.strerror}") from None
 
 
 def url_of(settings: Settings, sockets: list[socket.socket]) -> str:
@@ -142,7 +146,7 @@ class LessonServer:
         """The HTTP routes."""
         return Application(
             [
-                (r"/socket\.io/", EngineHandler, {"engine": self._sio.eio}),
+                (r"/socket\.io/?", EngineHandler, {"engine": self._sio.eio}),
                 (r"/healthz", HealthHandler),
                 (r"/readyz", ReadyHandler, {"readiness": self._readiness}),
                 (r"/metrics", MetricsHandler, {"text": self._metrics_text}),

@@ -59,7 +59,7 @@ class Keeper(Protocol):
     def on_message(self, session: "Session", data: str | bytes) -> Awaitable[None] | None: ...
     async def on_close(self, session: "Session", reason: str) -> None: ...
     def spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]": ...
-    def keep_farewell(self, sid: str, payload: str) -> None: ...
+    def keep_farewell(self, sid: str, payloads: list[str]) -> None: ...
 
 
 class Session:
@@ -297,10 +297,12 @@ class Session:
             return
         if abort:
             self._outbox.clear()
-        self._outbox.append(CLOSE)
-        if self._poller is None:
-            self._keeper.keep_farewell(self.sid, self._take_outbox())
-        self._release_poller()
+        # CLOSE comes by itself: the JavaScript client would take it before the message that it came with.
+        farewell = [self._take_outbox(), CLOSE] if self._outbox else [CLOSE]
+        if self._poller is not None:
+            self._outbox.append(farewell.pop(0))
+            self._release_poller()
+        self._keeper.keep_farewell(self.sid, farewell)
 
     def _ping(self) -> None:
         self._pinged = True

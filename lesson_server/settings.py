@@ -6,7 +6,7 @@ that no repr, log or error shows it.
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -17,7 +17,6 @@ from pydantic import (
     SecretStr,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 
 
@@ -257,14 +256,17 @@ class Settings(Section):
     mixpanel: MixpanelSettings = MixpanelSettings()
     presence: PresenceSettings = PresenceSettings()
 
-    @model_validator(mode="after")
-    def _stores_come_together(self) -> Self:
+    def require_complete(self) -> None:
+        """What ``run`` needs, and no other command.
+
+        Raises:
+            SettingsError: one store is set without the other, or both without a key.
+        """
         if (self.rds.dsn is None) != (self.redis.url is None):
             only = "LESSON_REDIS_URL" if self.rds.dsn is None else "LESSON_RDS_DSN"
-            raise ValueError(f"set both LESSON_RDS_DSN and LESSON_REDIS_URL, or neither: only {only} is set")
+            raise SettingsError(f"set both LESSON_RDS_DSN and LESSON_REDIS_URL, or neither: only {only} is set")
         if not self.embedded and self.auth.key is None:
-            raise ValueError("set LESSON_AUTH_KEY or LESSON_AUTH_KEY_FILE: only the embedded set-up generates a key")
-        return self
+            raise SettingsError("set LESSON_AUTH_KEY or LESSON_AUTH_KEY_FILE: only the embedded set-up generates a key")
 
     @property
     def embedded(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 import socketio
-from socketio.packet import ACK, BINARY_EVENT, CONNECT, DISCONNECT, EVENT, Packet
+from socketio.packet import ACK, BINARY_EVENT, CONNECT, CONNECT_ERROR, DISCONNECT, EVENT, Packet
 
 from lesson_server.engine import Engine
 from lesson_server.sessions import ProtocolError, Session
@@ -137,6 +137,12 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
     async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
         """Answers a handshake, and closes the transport of a refused one."""
         session = self.eio.sockets[eio_sid]
+        if namespace not in (None, NAMESPACE):
+            # The library would send a bare text, where the JavaScript client looks for a message.
+            refusal = StrictPacket(CONNECT_ERROR, {"message": "no such namespace"}, namespace)
+            await self._send_packet(eio_sid, refusal)
+            await session.close(self.reason.SERVER_DISCONNECT)
+            return
         try:
             await super()._handle_connect(eio_sid, namespace, data)
         except Exception:

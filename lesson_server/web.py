@@ -41,14 +41,13 @@ class Readiness:
 
     async def down(self) -> list[str]:
         """The names of what is down; none when the server is ready."""
-        if self._closed:
-            return ["the server is going"]
-        async with self._lock:
-            if time.monotonic() - self._asked > READINESS_AGE:
-                answers = await asyncio.gather(*(self._answers(probe) for probe in self._probes.values()))
-                self._down = [name for name, answered in zip(self._probes, answers, strict=True) if not answered]
-                self._asked = time.monotonic()
-            return self._down
+        if not self._closed:
+            async with self._lock:
+                if time.monotonic() - self._asked > READINESS_AGE:
+                    answers = await asyncio.gather(*(self._answers(probe) for probe in self._probes.values()))
+                    self._down = [name for name, answered in zip(self._probes, answers, strict=True) if not answered]
+                    self._asked = time.monotonic()
+        return ["the server is going"] if self._closed else self._down
 
     @staticmethod
     async def _answers(probe: Probe) -> bool:
@@ -89,6 +88,8 @@ class HealthHandler(PlainHandler):
     def get(self) -> None:
         self.finish("ok\n")
 
+    head = get  # some load balancers ask so
+
 
 class ReadyHandler(PlainHandler):
     """200 when a join can be served, or 503 with what is down."""
@@ -101,6 +102,8 @@ class ReadyHandler(PlainHandler):
         if down:
             self.set_status(503)
         self.finish(f"{', '.join(down)} down\n" if down else "ready\n")
+
+    head = get
 
 
 class MetricsHandler(PlainHandler):

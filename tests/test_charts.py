@@ -273,7 +273,7 @@ async def connection_in(world: World, kind: type[Connection], state: str) -> Con
 LAYERS = [
     {"__init__"},
     {"errors", "settings", "health", "metrics", "sessions", "processes"},
-    {"configuration", "redis_store", "engine", "admission", "workers"},
+    {"configuration", "redis_store", "engine", "admission", "workers", "local_rooms"},
     {"lessons", "seats", "presence", "identity", "analytics", "transport"},
     {"machine", "web", "embedded", "nodes", "rooms"},
     {"connection"},
@@ -285,7 +285,7 @@ LAYERS = [
 # Who may know a library. embedded.py makes the stores, so it knows how to speak to them.
 OWNERS = {
     "transitions": {"machine", "connection"},
-    "socketio": {"transport", "gateway", "server", "engine", "rooms"},
+    "socketio": {"transport", "gateway", "server", "engine", "rooms", "local_rooms"},
     "engineio": {"transport", "gateway", "server", "engine"},
     "aiopg": {"lessons"},
     "psycopg2": {"lessons", "embedded"},

@@ -199,6 +199,16 @@ def test_a_lesson_that_nobody_could_join_is_not_added(environ, sql):
     assert sql.fetchone() == (1,)
 
 
+def test_a_lesson_with_more_seats_than_a_join_could_make_is_not_added(environ):
+    ended = call("lesson", "add", "huge", "--seats", 10_001, **environ)
+    assert (ended.returncode, "10000 seats at most" in ended.stderr) == (1, True)
+
+
+def test_only_run_needs_every_setting(environ):
+    assert call("lesson", "list", LESSON_RDS_DSN=environ["LESSON_RDS_DSN"]).returncode == 0
+    assert call("settings", LESSON_RDS_DSN=environ["LESSON_RDS_DSN"]).returncode == 0
+
+
 def test_a_platform_without_the_table_is_told_so(environ, sql):
     sql.execute("ALTER TABLE lessons RENAME TO gone")
     try:

@@ -17,7 +17,7 @@ STORES = {"LESSON_RDS_DSN": "dbname=lesson", "LESSON_REDIS_URL": "redis://localh
 def fault(environ: dict[str, str], config: Path | None = None) -> str:
     """The text of the refusal, which is one line."""
     with pytest.raises(SettingsError) as refused:
-        load(config, environ=environ)
+        load(config, environ=environ).require_complete()
     assert refused.value.__cause__ is None
     assert refused.value.__suppress_context__ or refused.value.__context__ is None
     assert "\n" not in str(refused.value)

@@ -159,7 +159,7 @@ def test_a_join_answers_for_the_token(io_loop, server, redis_client, mint, kind,
             if answer != SUCCESS:
                 connection = server.gateway.connections[sio.get_sid()]
                 assert connection.state == "connected"
-                assert connection._services.sockets.rooms(sio.get_sid()) == [sio.get_sid()]
+                assert connection._services.sockets.rooms(sio.get_sid()) == []
                 assert redis_client.keys() == []
                 assert await join(sio) == answer
 

@@ -10,7 +10,7 @@ import pytest
 
 from lesson_server.errors import LessonNotFound, StoreUnavailable
 from lesson_server.lessons import Lesson, Lessons, add_lesson, list_lessons
-from lesson_server.settings import RdsSettings
+from lesson_server.settings import RdsSettings, SettingsError
 
 QUERY = RdsSettings().lesson_query
 SLOW = "SELECT seat_count FROM lessons, pg_sleep(60) WHERE id = %(lesson_id)s"
@@ -128,7 +128,8 @@ def test_a_statement_that_the_server_cancels_is_unavailable_and_not_a_cancellati
 @pytest.mark.gen_test
 async def test_a_broken_statement_is_unavailable_also_above_descriptor_1023(open_lessons_later):
     """aiopg's error path calls select(), which can't take such a descriptor; the query would hang."""
-    lessons = await open_lessons_later("SELECT nonsense WHERE %(lesson_id)s = ''")
+    lessons = await open_lessons_later(QUERY)
+    lessons._query = "SELECT nonsense WHERE %(lesson_id)s = ''"
     with pytest.raises(StoreUnavailable):
         await asyncio.wait_for(lessons.get("1"), 10)
 
@@ -204,3 +205,66 @@ def test_the_schema_is_what_the_default_query_asks(sql):
 def test_no_thread_is_left(io_loop, lessons):
     io_loop.run_sync(lambda: lessons.get("1"))
     assert threading.active_count() == 1
+
+
+# What is wrong with a setting is found at the start.
+
+
+def fails_to_open(io_loop, stores, query=QUERY, dsn=None):
+    async def open_and_close():
+        lessons = Lessons(dsn or stores.dsn, query, 2.0, 1)
+        try:
+            await lessons.open()
+        finally:
+            await lessons.close()
+
+    with pytest.raises(SettingsError) as caught:
+        io_loop.run_sync(open_and_close)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELEKT 1 WHERE %(lesson_id)s = ''",
+        "SELECT 1 WHERE %(lesson_id)s LIKE 'q%'",
+        "SELECT no_such_column FROM lessons WHERE id = %(lesson_id)s",
+    ],
+)
+def test_a_query_that_rds_can_not_take_is_named(io_loop, stores, query):
+    assert fails_to_open(io_loop, stores, query).startswith("rds.lesson_query (LESSON_RDS_LESSON_QUERY): ")
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgres//someone:sesame@127.0.0.1/school",
+        "postgresql://someone:ses/ame@127.0.0.1/school",
+        "host=127.0.0.1 port=sesame",
+    ],
+)
+def test_a_malformed_dsn_is_named_and_not_quoted(io_loop, stores, dsn):
+    told = fails_to_open(io_loop, stores, dsn=dsn)
+    assert told == "rds.dsn (LESSON_RDS_DSN): should be a libpq connection string or URI"
+    with pytest.raises(SettingsError):
+        list_lessons(dsn)
+
+
+def test_a_missing_table_is_told_to_the_log(io_loop, open_lessons, caplog):
+    lessons = open_lessons("SELECT seat_count FROM not_yet WHERE id = %(lesson_id)s")
+    assert "conf/schema.sql" in caplog.text
+    with pytest.raises(StoreUnavailable):
+        io_loop.run_sync(lambda: lessons.get("1"))
+
+
+def test_the_options_of_the_dsn_are_kept(io_loop, stores, sql):
+    sql.execute("CREATE SCHEMA elsewhere; CREATE TABLE elsewhere.here AS SELECT 4 AS seats")
+    query = "SELECT seats FROM here WHERE %(lesson_id)s IS NOT NULL"
+    lessons = Lessons(stores.dsn + " options='-c search_path=elsewhere'", query, 2.0, 1)
+    try:
+        io_loop.run_sync(lessons.open)
+        assert io_loop.run_sync(lambda: lessons.get("1")) == Lesson("1", 4)
+    finally:
+        io_loop.run_sync(lessons.close)
+        sql.execute("DROP SCHEMA elsewhere CASCADE")

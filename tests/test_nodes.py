@@ -136,15 +136,15 @@ async def test_a_teacher_who_moved_to_another_lesson_on_another_node_stays_in_it
 @pytest.mark.gen_test
 async def test_a_teacher_who_comes_back_in_the_middle_of_a_removal_keeps_both_records(a, b, redis_client, monkeypatch):
     await a.join(TeacherRecord("old", "1", "ms-hill"))
-    evaluate = a.store.client.eval
+    run = a.store.run
 
-    async def comes_back_after(*args):
-        held = await evaluate(*args)
+    async def comes_back_after(*commands):
+        answers = await run(*commands)
         monkeypatch.undo()
         await b.join(TeacherRecord("new", "1", "ms-hill"))
-        return held
+        return answers
 
-    monkeypatch.setattr(a.store.client, "eval", comes_back_after)
+    monkeypatch.setattr(a.store, "run", comes_back_after)
     await a.presence.remove(TeacherRecord("old", "1", "ms-hill"))
     assert redis_client.hgetall("lesson_teacher_1") == {"ms-hill": "new"}
     assert redis_client.hgetall("ms-hill") == {"lesson_id": "1"}

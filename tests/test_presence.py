@@ -130,7 +130,7 @@ async def test_what_is_owed_is_paid_when_redis_is_back(presence, redis_client, s
     await presence.set_client(CLIENT)
     await presence.set_teacher(TEACHER)
     with monkeypatch.context() as outage:
-        outage.setattr(store, "round_trip", _raise_unavailable)
+        outage.setattr(store, "run", _raise_unavailable)
         await presence.remove(CLIENT)
         await presence.remove(TEACHER)
         await asyncio.sleep(0.05)
@@ -141,12 +141,12 @@ async def test_what_is_owed_is_paid_when_redis_is_back(presence, redis_client, s
 @pytest.mark.gen_test
 async def test_a_connection_that_joins_again_owes_nothing_any_more(presence, redis_client, store, monkeypatch):
     with monkeypatch.context() as outage:
-        outage.setattr(store, "round_trip", _raise_unavailable)
+        outage.setattr(store, "run", _raise_unavailable)
         await presence.remove(CLIENT, forget=True)
     await presence.set_client(CLIENT)
     await asyncio.sleep(0.1)
     assert redis_client.hgetall("lesson_student_1") == {"p1": "sid-p"}
 
 
-def _raise_unavailable():
+async def _raise_unavailable(*commands):
     raise StoreUnavailable("Redis", "outage")

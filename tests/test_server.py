@@ -46,7 +46,7 @@ async def test_readyz_names_what_is_down(server, monkeypatch):
     async def down():
         raise StoreUnavailable("Redis", "outage")
 
-    monkeypatch.setattr(server._redis.client, "ping", down)
+    monkeypatch.setattr(server._readiness, "_probes", {"RDS": server._lessons.ping, "Redis": down})
     answer = await get(server, "/readyz")
     assert (answer.code, answer.body) == (503, b"Redis down\n")
 

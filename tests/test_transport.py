@@ -59,7 +59,7 @@ async def test_a_refused_client_is_neither_connected_nor_disconnected(edge: Edge
 async def test_another_namespace_is_refused_and_its_transport_closed(edge: Edge, namespace: str) -> None:
     client = await edge.websocket()
     await client.send(f"40{namespace},{{}}")
-    assert await client.messages() == [f'44{namespace.partition("?")[0]},"Unable to connect"']
+    assert await client.messages() == [f'44{namespace.partition("?")[0]},{{"message":"no such namespace"}}']
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""Which connection is in which room of this process.
+
+python-socketio keeps a table of rooms, in which every connection is also a room of its own, and looks through all of it
+when one ends: 86 µs with a thousand connections, 2.65 ms with twenty thousand. Here every operation costs the same
+however many there are, and a connection costs three entries of a dict.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from socketio.async_manager import AsyncManager
+
+
+class LocalRooms(AsyncManager):  # type: ignore[misc]
+    """The local part of a manager of python-socketio, for its one namespace.
+
+    The room ``None`` holds everybody, and the room named like a sid that one connection.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rooms: dict[str, dict[str, object]] = {
+            "/": {}
+        }  # the library looks here whether there is such a namespace, and no further
+        self._eio_sids: dict[str, str] = {}
+        self._sids: dict[str, str] = {}
+        self._members: dict[str, set[str]] = {}
+        self._rooms_of: dict[str, set[str]] = {}
+        self._connecting: set[str] = set()
+        self._ending: set[str] = set()
+
+    # Connections
+
+    def get_namespaces(self) -> Iterable[str]:
+        return ("/",)
+
+    async def pre_connect(self, eio_sid: str, namespace: str) -> str | None:
+        if eio_sid in self._sids:
+            return None
+        sid: str = self.server.eio.generate_id()
+        self._eio_sids[sid] = eio_sid
+        self._sids[eio_sid] = sid
+        self._connecting.add(sid)
+        return sid
+
+    async def connect(self, sid: str, namespace: str) -> str:
+        self._connecting.discard(sid)
+        return sid
+
+    def is_pre_connected(self, sid: str, namespace: str) -> bool:
+        return sid in self._connecting
+
+    def is_connected(self, sid: str, namespace: str) -> bool:
+        return sid in self._eio_sids and sid not in self._connecting and sid not in self._ending
+
+    def sid_from_eio_sid(self, eio_sid: str, namespace: str) -> str | None:
+        return self._sids.get(eio_sid)
+
+    def eio_sid_from_sid(self, sid: str, namespace: str) -> str | None:
+        return self._eio_sids.get(sid)
+
+    def pre_disconnect(self, sid: str, namespace: str) -> str | None:
+        self._ending.add(sid)
+        return self._eio_sids.get(sid)
+
+    def basic_disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:
+        for room in self.get_rooms(sid, namespace):
+            self.basic_leave_room(sid, namespace, room)
+        eio_sid = self._eio_sids.pop(sid, None)
+        if eio_sid is not None:
+            del self._sids[eio_sid]
+        self._connecting.discard(sid)
+        self._ending.discard(sid)
+        self.callbacks.pop(sid, None)
+
+    # Rooms
+
+    def get_participants(self, namespace: str, room: Any) -> Iterator[tuple[str, str]]:
+        rooms = room if isinstance(room, list | tuple) else (room,)
+        sids: set[str] = set()
+        for name in rooms:
+            if name is None:
+                sids.update(self._eio_sids)
+            elif name in self._eio_sids:
+                sids.add(name)
+            else:
+                sids |= self._members.get(name, set())
+        for sid in sids:
+            yield sid, self._eio_sids[sid]
+
+    def get_rooms(self, sid: str, namespace: str) -> list[str]:
+        return sorted(self._rooms_of.get(sid, ()))
+
+    def basic_enter_room(self, sid: str, namespace: str, room: str, eio_sid: str | None = None) -> None:
+        if sid not in self._eio_sids:
+            raise ValueError("sid is not connected")
+        if room in self._eio_sids:
+            raise ValueError("cannot enter a sid room")
+        self._members.setdefault(room, set()).add(sid)
+        self._rooms_of.setdefault(sid, set()).add(room)
+
+    def basic_leave_room(self, sid: str, namespace: str, room: str) -> None:
+        for table, key, value in ((self._members, room, sid), (self._rooms_of, sid, room)):
+            values = table.get(key)
+            if values is not None:
+                values.discard(value)
+                if not values:
+                    del table[key]
+
+    def basic_close_room(self, room: str, namespace: str) -> None:
+        for sid in list(self._members.get(room, ())):
+            self.basic_leave_room(sid, namespace, room)
