@@ -89,6 +89,7 @@ class Connection:
         "_lesson",
         "_lock",
         "_machine",
+        "_seat_count",
         "_services",
         "_session",
         "lesson_id",
@@ -109,6 +110,7 @@ class Connection:
         self._auth = auth
         self._identity: Identity | None = None
         self._lesson: Lesson | None = None
+        self._seat_count = 0
         self._session: dict[str, Any] = {}
         self._lock = asyncio.Lock()
 
@@ -164,23 +166,23 @@ class Connection:
     async def enter_room(self) -> None:
         await self._services.sockets.enter_room(self.sid, self.lesson_id)
 
-    def get_seat(self) -> int:
-        """The number of seats of the lesson: RDS told it when it was asked whether the lesson exists."""
+    def get_seat(self) -> None:
+        """RDS told the number of seats when it was asked whether the lesson exists."""
         assert self._lesson is not None
-        return self._lesson.seat_count
+        self._seat_count = self._lesson.seat_count
 
     async def get_session(self) -> None:
         self._session = await self._services.sockets.get_session(self.sid)
 
     def add_seat(self) -> None:
-        if seat := self.get_seat():
-            self._session["seat"] = seat
+        if self._seat_count:
+            self._session["seat"] = self._seat_count
 
     async def save_session(self) -> None:
         await self._services.sockets.save_session(self.sid, self._session)
 
     async def ensure_seat_map(self) -> None:
-        await self._services.seats.ensure_map(self.lesson_id, self.get_seat())
+        await self._services.seats.ensure_map(self.lesson_id, self._seat_count)
 
     # After Redis has lost what it held
 

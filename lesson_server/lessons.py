@@ -36,6 +36,9 @@ BROKEN_CONNECTION = (psycopg2.OperationalError, psycopg2.InterfaceError, Asserti
 # A seat map is one Redis hash written by one script: the bound keeps a wrong row in RDS from stalling Redis for all.
 MAX_SEATS = 10_000
 
+# Seconds that a lookup waits, when others are under way, for more joins of its lesson: classes begin on the hour.
+GATHERING = 0.01
+
 # Seconds for the command line to reach RDS.
 CONNECT_TIMEOUT = 5
 
@@ -147,6 +150,8 @@ class Lessons:
         await self._fetch("SELECT 1", {})
 
     async def _look_up(self, lesson_id: str) -> Lesson | None:
+        if len(self._lookups) > 1:
+            await asyncio.sleep(GATHERING)
         row = await self._fetch(self._query, {"lesson_id": lesson_id})
         if row is None:
             return None

@@ -6,7 +6,6 @@ will do, which costs a microsecond and no memory.
 Source: transitions 0.9.3, ``transitions/extensions/asyncio.py``; each override says what it takes away.
 """
 
-import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -83,7 +82,7 @@ class LessonMachine(AsyncMachine):
             started = time.perf_counter()
             try:
                 result = getattr(event_data.model, step)()
-                if inspect.isawaitable(result):
+                if result is not None:  # a step returns nothing, or what it waits for
                     await result
             finally:
                 self._observe_step(step, time.perf_counter() - started)

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import math
 import random
+import resource
 import secrets
 import socket
 
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 # Connections that the kernel holds ready while the server is busy: a school connects on the hour.
 BACKLOG = 4096
+# Open files that are neither connections of clients nor of a pool, and a few for those who are told that it is full.
+OTHER_FILES = 100
 # Bytes read at once, and held unread for one connection. Four messages of the largest size.
 READ_CHUNK_SIZE = 4 * 1024
 READ_BUFFER_SIZE = 4 * MAX_MESSAGE_SIZE
@@ -79,6 +82,13 @@ def url_of(settings: Settings, sockets: list[socket.socket]) -> str:
     """Where a server on these sockets can be reached."""
     host, port = settings.server.host, sockets[0].getsockname()[1]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _room_for(settings: Settings) -> int:
+    """How many connections may be held: as many as are set, or as there may be open files."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = files - settings.rds.pool_size - settings.redis.pool_size - OTHER_FILES
+    return max(min(room, settings.server.max_connections), 1)
 
 
 class LessonServer:
@@ -133,7 +143,7 @@ class LessonServer:
                 metrics=self._metrics,
                 trust_teacher_user_id=settings.auth.trust_teacher_user_id,
             ),
-            Admission(settings.server.max_connections, settings.server.connect_rate, settings.server.join_rate),
+            Admission(_room_for(settings), settings.server.connect_rate, settings.server.join_rate),
         )
         self._node = Node(node_id, self._redis, self._presence, self.gateway)
         self._readiness = Readiness({"RDS": self._lessons.ping, "Redis": self._redis.ping, "rooms": self._rooms.ping})

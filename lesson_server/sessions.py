@@ -160,7 +160,8 @@ class Session:
                 self._wait(PING_INTERVAL, self._ping)
             return None
         if kind == CLOSE:
-            return self.close(self._keeper.reason.CLIENT_DISCONNECT)
+            self.end(self._keeper.reason.CLIENT_DISCONNECT)
+            return None
         raise ProtocolError("unknown packet")
 
     def receive_post(self, body: bytes) -> list[str | bytes]:
@@ -252,7 +253,7 @@ class Session:
         if handler is self._upgrading:
             self._upgrading = None  # polling goes on
         elif handler is self._websocket or handler is self._poll_request:
-            self._end(self._keeper.reason.TRANSPORT_CLOSE)
+            self.end(self._keeper.reason.TRANSPORT_CLOSE)
 
     # The end
 
@@ -260,7 +261,7 @@ class Session:
         """Ends the session of a client that broke the rules or went away; nothing more is sent."""
         if not self.closed:
             logger.info("client dropped: %s", why)
-            self._end(self._keeper.reason.TRANSPORT_ERROR, abort=True)
+            self.end(self._keeper.reason.TRANSPORT_ERROR, abort=True)
 
     async def close(self, reason: str) -> None:
         """Ends the session: first the transport, then what the application holds for it.
@@ -271,9 +272,9 @@ class Session:
         Args:
             reason: one of ``engineio.Server.reason``.
         """
-        await asyncio.shield(self._end(reason))
+        await asyncio.shield(self.end(reason))
 
-    def _end(self, reason: str, *, abort: bool = False) -> "asyncio.Task[None]":
+    def end(self, reason: str, *, abort: bool = False) -> "asyncio.Task[None]":
         """Ends the transport at once, since frames that have been read already must not be taken in any more.
 
         Args:

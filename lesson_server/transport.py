@@ -98,7 +98,8 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
                 raise ProtocolError("connected twice")
             return self._handle_connect(eio_sid, packet.namespace, packet.data)
         if packet.packet_type == DISCONNECT:
-            return self.eio.sockets[eio_sid].close(self.reason.CLIENT_DISCONNECT)
+            self.eio.sockets[eio_sid].end(self.reason.CLIENT_DISCONNECT)
+            return None
         if packet.packet_type in (EVENT, BINARY_EVENT):
             self._begin_event(self.eio.sockets[eio_sid], packet)
         return None  # acknowledgements: we ask for none
