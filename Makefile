@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo run test check clean
+.PHONY: demo run test check bench clean
 
 demo: $(VENV)/run.installed  ## one teacher and thirty participants join a lesson, on real embedded stores
 	$(BIN)/python scripts/demo.py
@@ -18,8 +18,11 @@ test: $(VENV)/dev.installed  ## all tests, with coverage
 check: $(VENV)/dev.installed  ## style, types, and diagrams that match the charts
 	PATH="$(abspath $(BIN)):$$PATH" scripts/check
 
+bench: $(VENV)/bench.installed  ## the server and its peers, measured in turn: docs/benchmarks.md; ARGS=--quick
+	$(BIN)/python scripts/bench/run.py $(ARGS)
+
 clean:  ## what the targets above made, the embedded stores too
-	rm -rf $(VENV) .lesson-server build *.egg-info tests/js/node_modules .coverage* .*_cache .hypothesis
+	rm -rf $(VENV) .lesson-server build *.egg-info tests/js/node_modules scripts/bench/peers/node/node_modules .coverage* .*_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -30,4 +33,8 @@ $(VENV)/run.installed: setup.py | $(BIN)/python
 
 $(VENV)/dev.installed: setup.py | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+$(VENV)/bench.installed: setup.py | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	touch $@

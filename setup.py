@@ -23,6 +23,13 @@ SIMULATE = [
     "rich>=13",
 ]
 
+# What scripts/bench measures the server against.
+BENCH = [
+    *EMBEDDED,
+    *SIMULATE,
+    "uvicorn[standard]>=0.30",
+]
+
 TEST = [
     *EMBEDDED,
     *SIMULATE,
@@ -65,6 +72,6 @@ setup(
         "transitions>=0.9.3,<0.10",  # machine.py overrides how 0.9 runs callbacks
         "uvloop>=0.21; platform_system != 'Windows'",
     ],
-    extras_require={"embedded": EMBEDDED, "simulate": SIMULATE, "test": TEST, "dev": DEV},
+    extras_require={"embedded": EMBEDDED, "simulate": SIMULATE, "bench": BENCH, "test": TEST, "dev": DEV},
     entry_points={"console_scripts": ["lesson-server = lesson_server.cli:main"]},
 )

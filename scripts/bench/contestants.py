@@ -1,0 +1,158 @@
+"""Who takes part: lesson-server and its peers, each a process on the same stores with the same key."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from measuring import Process, Stores
+from psycopg2.extensions import parse_dsn
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+PEERS = HERE / "peers"
+
+START_TIMEOUT = 30.0
+STOP_TIMEOUT = 10.0
+
+
+class BenchError(Exception):
+    """Why there are no figures, in words for people."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A server under test.
+
+    Attributes:
+        name: in the results.
+        title: for people.
+        command: the words that start it.
+        environ: what it wants besides the common environment.
+        warm_ups: class starts before anything counts.
+    """
+
+    name: str
+    title: str
+    command: tuple[str, ...]
+    environ: Mapping[str, str] = field(default_factory=dict)
+    warm_ups: int = 1
+
+
+OURS = "lesson_server"
+
+CONTESTANTS = {
+    contestant.name: contestant
+    for contestant in (
+        Contestant(OURS, "lesson-server", (sys.executable, "-m", "lesson_server.cli", "run")),
+        Contestant("plain_tornado", "plain, Tornado", (sys.executable, str(PEERS / "plain_tornado.py"))),
+        Contestant("plain_asgi", "plain, uvicorn", (sys.executable, str(PEERS / "plain_asgi.py"))),
+        # V8 goes on compiling for thousands of joins: after one warm-up a join costs half as much again as after five.
+        Contestant("node", "Node socket.io", ("node", str(PEERS / "node/server.js")), warm_ups=5),
+        # Not in the usual run: how much of the difference is the event loop.
+        Contestant(
+            "plain_uvloop",
+            "plain, Tornado on uvloop",
+            (sys.executable, str(PEERS / "plain_tornado.py")),
+            {"BENCH_UVLOOP": "1"},
+        ),
+    )
+}
+USUAL = (OURS, "plain_tornado", "plain_asgi", "node")
+
+
+def prepare_node() -> None:
+    """Installs what the peer on Node needs, if it is not there.
+
+    Raises:
+        BenchError: there is no Node, or npm failed.
+    """
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        raise BenchError("the peer on Node needs node and npm; --only leaves it out")
+    if not (PEERS / "node/node_modules/socket.io").exists():
+        words = ("npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--silent")
+        if subprocess.run(words, cwd=PEERS / "node").returncode != 0:
+            raise BenchError("npm could not install what the peer on Node needs; --only leaves it out")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that accepts connections."""
+
+    port: int
+    process: Process
+
+
+@contextmanager
+def running(contestant: Contestant, stores: Stores, key: str, core: int | None, log: Path) -> Iterator[Running]:
+    """Starts a server and yields when it accepts connections; it is stopped at the end.
+
+    Args:
+        contestant: which.
+        stores: the ones that it uses.
+        key: verifies access tokens, by HS256.
+        core: the only one that it may run on.
+        log: what it says goes there.
+
+    Raises:
+        BenchError: it did not start.
+    """
+    port = _free_port()
+    where = parse_dsn(stores.dsn)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("LESSON_")} | {
+        "PYTHONPATH": str(ROOT),
+        "NODE_ENV": "production",
+        "LESSON_RDS_DSN": stores.dsn,
+        "LESSON_REDIS_URL": stores.redis_url,
+        "LESSON_AUTH_KEY": key,
+        "LESSON_SERVER_PORT": str(port),
+        "BENCH_DSN": stores.dsn,
+        "BENCH_REDIS_URL": stores.redis_url,
+        "BENCH_REDIS_SOCKET": unquote(urlsplit(stores.redis_url).path),
+        "BENCH_KEY": key,
+        "BENCH_PORT": str(port),
+        "PGHOST": where["host"],
+        "PGPORT": where["port"],
+        "PGUSER": where["user"],
+        "PGDATABASE": where["dbname"],
+        **contestant.environ,
+    }
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            contestant.command,
+            env=environ,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
+        )
+    try:
+        deadline = time.monotonic() + START_TIMEOUT
+        while not _accepts(port):
+            if child.poll() is not None or time.monotonic() > deadline:
+                raise BenchError(f"{contestant.title} did not start:\n{log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.05)
+        yield Running(port, Process(child.pid))
+    finally:
+        # Nobody waits for farewells to thousands of clients.
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait(STOP_TIMEOUT)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

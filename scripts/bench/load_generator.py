@@ -1,0 +1,425 @@
+"""The load: many clients that speak raw Engine.IO frames over websockets, in a process and an epoll of their own.
+
+A client is a socket, a few bytes of state and prepared messages: no library of Socket.IO, no event loop, no task. The
+mask of its frames is zero, which the protocol allows and which makes masking free. What the generator itself costs is
+measured with every phase, so that a report can show that it was no bottleneck.
+
+Clients are numbered. Thirty are a lesson, the first of them its teacher. Commands come as lines of JSON on stdin, each
+answered by one on stdout; between them pings are answered. See :class:`Load` for the commands.
+"""
+
+import argparse
+import base64
+import errno
+import json
+import os
+import random
+import resource
+import select
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jwt
+
+LESSON_SIZE = 30
+TOKEN_TTL = 24 * 60 * 60
+
+# Handshakes under way at once: a plain Tornado listens with a backlog of 128, and what overflows waits for a second.
+WINDOW = 100
+# Seconds that a phase may take before its clients are given up.
+PATIENCE = 120.0
+# Clients for one source address: the kernel has 28,000 ports for each.
+CLIENTS_PER_ADDRESS = 10_000
+
+# Linux chooses the port at connect: at bind it would look for one that no connection at all uses, which takes long. The
+# module ``socket`` has the name from Python 3.12 on.
+IP_BIND_ADDRESS_NO_PORT = 24
+
+TEXT, CLOSE, WS_PING, WS_PONG = 0x81, 0x88, 0x89, 0x8A
+UPGRADE = (
+    "GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\n"
+    "Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+# The states of a client, in order.
+HTTP, OPENING, CONNECTING, CONNECTED, JOINING, JOINED, LEAVING, GONE = range(8)
+
+
+def frame(payload: bytes, opcode: int = TEXT) -> bytes:
+    """A client's frame, masked with zeros."""
+    if len(payload) < 126:
+        header = bytes((opcode, 0x80 | len(payload)))
+    else:
+        header = bytes((opcode, 0x80 | 126)) + len(payload).to_bytes(2, "big")
+    return header + bytes(4) + payload
+
+
+JOIN = frame(b'420["join_lesson"]')
+ACK, SUCCESS = b"430[", b'"SUCCESS"'
+PONG = frame(b"3")
+LEAVE = frame(b"41") + frame((1000).to_bytes(2, "big"), CLOSE)
+
+
+def handshake(number: int, key: str) -> bytes:
+    """The CONNECT packet of a client: the first of a lesson is its teacher."""
+    role = "teacher" if number % LESSON_SIZE == 0 else "student"
+    claims = {"sub": f"{role}-{number}", "role": role, "exp": int(time.time()) + TOKEN_TTL}
+    auth = {
+        "client": "teacher" if role == "teacher" else "participant",
+        "lesson_id": f"bench-{number // LESSON_SIZE}",
+        "access_token": jwt.encode(claims, key, "HS256"),
+    }
+    return frame(b"40" + json.dumps(auth).encode())
+
+
+class Client:
+    """One client: what it is, where it stands, and which state the present phase sends it to, if any."""
+
+    __slots__ = ("buffer", "goal", "handshake", "number", "opened", "sent", "socket", "state")
+
+    def __init__(self, number: int, handshake: bytes, goal: int) -> None:
+        self.number = number
+        self.handshake = handshake
+        self.goal: int | None = goal
+        self.state = HTTP
+        self.buffer = b""
+        self.opened = time.perf_counter()
+        self.sent = 0.0
+        self.socket: socket.socket
+
+
+class Load:
+    """The clients of one server.
+
+    Each public method is a command. It returns what came of it: ``clients``, ``failed``, ``seconds`` from the first
+    byte to the last, ``cpu`` seconds of the generator, ``pings`` answered meanwhile, ``ack_ms``, the time from each
+    ``join_lesson`` to its acknowledgement, and ``arrival_ms``, from the opening of a socket to that acknowledgement.
+
+    Args:
+        host: of the server; an IPv4 address.
+        port: of the server.
+        key: signs the access tokens.
+    """
+
+    def __init__(self, host: str, port: int, key: str) -> None:
+        self._address = host, port
+        self._key = key
+        websocket_key = base64.b64encode(bytes(16)).decode()
+        self._upgrade = UPGRADE.format(host=host, port=port, key=websocket_key).encode()
+        self._epoll = select.epoll()
+        self._clients: dict[int, Client] = {}
+        self._handshakes: dict[int, bytes] = {}
+        self._opened = 0
+        self._shaking = 0  # clients whose handshake is under way
+        self._unsettled = 0  # clients that have not yet come to their goal
+        self._failed: list[str] = []
+        self._acks: list[float] = []
+        self._arrivals: list[float] = []
+        self._pings = 0
+
+    # Commands
+
+    def prepare(self, first: int, count: int) -> dict[str, Any]:
+        """Mints the tokens of clients, so that no phase has to."""
+        for number in range(first, first + count):
+            self._handshakes[number] = handshake(number, self._key)
+        return {}
+
+    def connect(self, first: int, count: int, join: bool = True, calm: bool = False, seed: int = 1) -> dict[str, Any]:
+        """These clients connect, in an order of chance.
+
+        Args:
+            first: number of the first.
+            count: how many.
+            join: whether each joins as soon as it is connected.
+            calm: not all at once; a next one comes when one before it is done.
+            seed: of the order.
+        """
+        numbers = list(range(first, first + count))
+        random.Random(seed).shuffle(numbers)  # lessons that start together arrive mixed
+        waiting = deque(numbers)
+
+        def begin() -> None:
+            while waiting and (self._unsettled - len(waiting) if calm else self._shaking) < WINDOW:
+                self._open(waiting.popleft(), JOINED if join else CONNECTED)
+
+        return self._phase(count, begin)
+
+    def join(self) -> dict[str, Any]:
+        """All connected clients that have not joined do so at once."""
+        clients = [client for client in self._clients.values() if client.state == CONNECTED]
+
+        def begin() -> None:
+            while clients:
+                client = clients.pop()
+                client.goal = JOINED
+                self._join(client)
+
+        return self._phase(len(clients), begin)
+
+    def leave(self, first: int = 0, count: int | None = None) -> dict[str, Any]:
+        """These clients, or all, take their leave as the official client does, and wait for the server to close."""
+        leaving = self._select(first, count)
+
+        def begin() -> None:
+            while leaving:
+                client = leaving.pop()
+                client.goal = GONE
+                self._leave(client)
+
+        return self._phase(len(leaving), begin)
+
+    def drop(self) -> dict[str, Any]:
+        """All clients vanish without a word."""
+        dropping = list(self._clients.values())
+
+        def begin() -> None:
+            while dropping:
+                client = dropping.pop()
+                client.goal = GONE
+                self._end(client)
+
+        return self._phase(len(dropping), begin)
+
+    def steady(self, first: int, rate: float, seconds: float, stay: float) -> dict[str, Any]:
+        """Clients come at a fixed rate, whatever the server does; each joins, stays for a time, and leaves.
+
+        Args:
+            first: number of the first client.
+            rate: clients a second.
+            seconds: for how long they come.
+            stay: seconds from a client's arrival to its leaving.
+        """
+        count = int(rate * seconds)
+        started = time.perf_counter()
+        came = left = 0
+        here: list[Client] = []
+
+        def begin() -> None:
+            nonlocal came, left
+            elapsed = time.perf_counter() - started
+            while came < count and came < elapsed * rate:
+                here.append(self._open(first + came, GONE))
+                came += 1
+            while left < came and left < (elapsed - stay) * rate and here[left].state in (JOINED, GONE):
+                self._leave(here[left])
+                left += 1
+
+        return self._phase(count, begin, tick=0.001)
+
+    def idle(self, seconds: float) -> dict[str, Any]:
+        """Nothing but answers to pings."""
+        until = time.perf_counter() + seconds
+        return self._phase(0, lambda: None, more=lambda: time.perf_counter() < until, tick=0.05)
+
+    # A phase
+
+    def _phase(
+        self, count: int, begin: Callable[[], object], more: Callable[[], bool] | None = None, tick: float = 0.05
+    ) -> dict[str, Any]:
+        self._unsettled, self._acks, self._arrivals, self._pings = count, [], [], 0
+        started, cpu = time.perf_counter(), time.process_time()
+        begin()
+        while self._unsettled > 0 or (more is not None and more()):
+            if time.perf_counter() - started > PATIENCE:
+                raise SystemExit(f"{self._unsettled} of {count} clients are not done after {PATIENCE} s")
+            self.turn(tick)
+            begin()
+        failed, self._failed = self._failed, []  # those that were lost between two phases are the next one's
+        return {
+            "clients": count,
+            "failed": len(failed),
+            "failures": sorted(set(failed))[:5],
+            "seconds": time.perf_counter() - started,
+            "cpu": time.process_time() - cpu,
+            "pings": self._pings,
+            "ack_ms": [round(seconds * 1000, 3) for seconds in self._acks],
+            "arrival_ms": [round(seconds * 1000, 3) for seconds in self._arrivals],
+        }
+
+    def turn(self, timeout: float, also: int | None = None) -> bool:
+        """Handles what the sockets have for us, once.
+
+        Returns:
+            whether the file descriptor ``also`` has something to read.
+        """
+        ready = False
+        for descriptor, events in self._epoll.poll(timeout):
+            if descriptor == also:
+                ready = True
+                continue
+            client = self._clients.get(descriptor)
+            if client is None:
+                continue
+            if events & select.EPOLLOUT and not events & (select.EPOLLERR | select.EPOLLHUP):
+                self._epoll.modify(descriptor, select.EPOLLIN)
+                client.socket.send(self._upgrade)
+                continue
+            try:
+                data = client.socket.recv(65536)
+            except OSError as error:
+                self._lose(client, errno.errorcode.get(error.errno or 0, "?"))
+                continue
+            if data:
+                self._receive(client, data)
+            else:
+                self._lose(client, "closed by the server")
+        return ready
+
+    def watch(self, descriptor: int) -> None:
+        """Lets :meth:`turn` wait for this file descriptor as well."""
+        self._epoll.register(descriptor, select.EPOLLIN)
+
+    # A client
+
+    def _select(self, first: int, count: int | None) -> list[Client]:
+        last = sys.maxsize if count is None else first + count
+        return [client for client in self._clients.values() if first <= client.number < last]
+
+    def _open(self, number: int, goal: int) -> Client:
+        prepared = self._handshakes.get(number) or handshake(number, self._key)
+        client = Client(number, prepared, goal)
+        client.socket = connection = socket.socket()
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        self._opened += 1
+        connection.bind((f"127.0.0.{1 + self._opened // CLIENTS_PER_ADDRESS % 100}", 0))
+        self._clients[connection.fileno()] = client
+        self._shaking += 1
+        connection.connect_ex(self._address)
+        try:
+            connection.send(self._upgrade)  # on the loopback, the handshake of TCP is over by now
+            self._epoll.register(connection.fileno(), select.EPOLLIN)
+        except OSError:
+            self._epoll.register(connection.fileno(), select.EPOLLOUT)
+        return client
+
+    def _receive(self, client: Client, data: bytes) -> None:
+        if client.buffer:
+            data = client.buffer + data
+        start = 0
+        if client.state == HTTP:
+            end = data.find(b"\r\n\r\n")
+            if end < 0:
+                client.buffer = data
+                return
+            if not data.startswith(b"HTTP/1.1 101"):
+                self._lose(client, data[:32].decode(errors="replace"))
+                return
+            client.state = OPENING
+            start = end + 4
+        while len(data) - start >= 2:
+            opcode, length = data[start], data[start + 1]
+            body = start + 2
+            if length == 126:
+                length = int.from_bytes(data[body : body + 2], "big")
+                body += 2
+            if len(data) < body + length:
+                break
+            start = body + length
+            if opcode == CLOSE:
+                self._lose(client, "closed by the server")
+                return
+            if opcode == WS_PING:  # of the websocket itself: uvicorn sends these besides those of Engine.IO
+                self._pings += 1
+                client.socket.send(frame(data[body:start], WS_PONG))
+                continue
+            self._packet(client, data[body:start])
+        client.buffer = data[start:]
+
+    def _packet(self, client: Client, packet: bytes) -> None:
+        if packet == b"2":
+            self._pings += 1
+            client.socket.send(PONG)
+        elif client.state == JOINING and packet.startswith(ACK):
+            now = time.perf_counter()
+            self._acks.append(now - client.sent)
+            self._arrivals.append(now - client.opened)
+            if SUCCESS not in packet:
+                self._failed.append(packet.decode(errors="replace"))
+            self._reach(client, JOINED)
+        elif client.state == OPENING and packet.startswith(b"0"):
+            client.state = CONNECTING
+            client.socket.send(client.handshake)
+        elif client.state == CONNECTING and packet.startswith(b"40"):
+            self._shaking -= 1
+            goes_on = client.goal in (JOINED, GONE)
+            self._reach(client, CONNECTED)
+            if goes_on:
+                self._join(client)
+        elif client.state not in (LEAVING, GONE):
+            self._lose(client, packet.decode(errors="replace"))
+
+    def _join(self, client: Client) -> None:
+        client.state = JOINING
+        client.sent = time.perf_counter()
+        client.socket.send(JOIN)
+
+    def _leave(self, client: Client) -> None:
+        if client.state != GONE:
+            client.state = LEAVING
+            client.socket.send(LEAVE)
+
+    def _lose(self, client: Client, why: str) -> None:
+        if client.state != LEAVING:
+            self._failed.append(why)
+            if client.state < CONNECTED:
+                self._shaking -= 1
+        self._end(client)
+
+    def _end(self, client: Client) -> None:
+        del self._clients[client.socket.fileno()]
+        client.socket.close()
+        self._reach(client, GONE)
+
+    def _reach(self, client: Client, state: int) -> None:
+        client.state = state
+        if client.goal is not None and state >= client.goal:
+            client.goal = None
+            self._unsettled -= 1
+
+
+COMMANDS = ("prepare", "connect", "join", "leave", "drop", "steady", "idle")
+
+
+def serve(load: Load, lines: Iterable[str]) -> None:
+    """Carries out commands: ``{"command": name, argument: value, ...}``, a line for each."""
+    for line in lines:
+        request = json.loads(line)
+        command = request.pop("command")
+        assert command in COMMANDS
+        print(json.dumps(getattr(load, command)(**request)), flush=True)
+
+
+def main() -> None:
+    """Serves commands from stdin until its end."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    args = parser.parse_args()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    load = Load(args.host, args.port, os.environ["BENCH_KEY"])
+    stdin = sys.stdin.fileno()
+    load.watch(stdin)
+
+    def lines() -> Iterable[str]:
+        unread = b""
+        while True:
+            if load.turn(1.0, also=stdin):
+                data = os.read(stdin, 65536)
+                if not data:
+                    return
+                *whole, unread = (unread + data).split(b"\n")
+                yield from (line.decode() for line in whole)
+
+    serve(load, lines())
+
+
+if __name__ == "__main__":
+    main()

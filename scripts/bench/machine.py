@@ -1,0 +1,79 @@
+"""What there is to know about a run besides its figures."""
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("tornado", "python-socketio", "python-engineio", "uvicorn", "uvloop", "redis", "hiredis", "aiopg")
+NODE_PACKAGES = ("socket.io", "pg", "redis", "jsonwebtoken")
+NODE_MODULES = Path(__file__).parent / "peers/node/node_modules"
+
+
+def about(stores: Mapping[str, str]) -> dict[str, Any]:
+    """The date, the machine, and the versions."""
+    model = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    memory = re.search(r"^MemTotal:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "revision": _output("git", "describe", "--always", "--dirty"),
+        "cpu": model[1] if model else platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(int(memory[1]) / 1e6) if memory else None,
+        "kernel": platform.release(),
+        "versions": {
+            "Python": platform.python_version(),
+            **dict(stores),
+            **{name: _version(name) for name in PACKAGES},
+            "Node": _output("node", "--version").removeprefix("v"),
+            **{f"{name} (npm)": _npm_version(name) for name in NODE_PACKAGES},
+        },
+    }
+
+
+class Others:
+    """What processes that are not ours do meanwhile, which is noise in our figures."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def percent(self) -> float:
+        """Their share of the machine's CPU so far. Processes of ours that are not waited for yet count as others."""
+        busy, total, ours = (now - start for now, start in zip(self._now(), self._start, strict=True))
+        return max(0.0, 100 * (busy - ours) / total)
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        ticks = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        idle = ticks[3] + ticks[4]
+        second = os.sysconf("SC_CLK_TCK")
+        ours = sum(os.times()[:4])
+        return (sum(ticks) - idle) / second, sum(ticks) / second, ours
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def _npm_version(package: str) -> str:
+    try:
+        described = (NODE_MODULES / package / "package.json").read_text("utf-8")
+    except FileNotFoundError:
+        return "none"
+    found = re.search(r'"version": "([^"]+)"', described)
+    return found[1] if found else "?"
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    except FileNotFoundError:
+        return "none"

@@ -1,0 +1,160 @@
+"""What is measured besides time: a server's CPU and memory, the queries that RDS saw, what Redis read.
+
+CPU
+    The nanoseconds that the kernel ran the threads of the process and of its children, in user and in kernel mode:
+    ``/proc/<pid>/task/*/schedstat``. That is what ``/proc/<pid>/stat`` rounds to hundredths of a second.
+Memory
+    ``Rss`` of ``/proc/<pid>/smaps_rollup``.
+Queries
+    The statements that PostgreSQL logs while ``log_statement`` is ``all``. Its statistics would say the same up to ten
+    seconds later.
+Round trips
+    How often Valkey read from a socket (``total_reads_processed``): what a client writes at once is read at once, be
+    it one command or a pipeline.
+"""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg2
+import redis
+
+STATEMENT = re.compile(rb"LOG:  (?:statement|execute [^:]*): ")
+
+# A server is at rest when it ran less than this share of the time, over two looks in a row; besides what it does for
+# clients that it holds, with some slack.
+REST_SHARE = 0.01
+BACKGROUND_SLACK = 1.5
+REST_LOOK = 0.03
+REST_PATIENCE = 6.0
+
+
+class Process:
+    """A server under test, and its children.
+
+    Args:
+        pid: of the process.
+
+    Attributes:
+        background: the share of the time that it runs for clients that it merely holds.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.background = 0.0
+        self._pid = pid
+
+    def cpu(self) -> float:
+        """Seconds that it has run so far."""
+        nanoseconds = 0
+        for pid in self._family(self._pid):
+            for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+                nanoseconds += int(task.read_text().split()[0])
+        return nanoseconds / 1e9
+
+    def cpu_at_rest(self) -> float:
+        """Seconds that it has run, when it has nothing left to do: what follows an answer counts as well."""
+        deadline = time.monotonic() + REST_PATIENCE
+        share = REST_SHARE + BACKGROUND_SLACK * self.background
+        before, quiet = self.cpu(), 0
+        while quiet < 2 and time.monotonic() < deadline:
+            time.sleep(REST_LOOK)
+            now = self.cpu()
+            quiet = quiet + 1 if now - before < REST_LOOK * share else 0
+            before = now
+        return before
+
+    def rss_kb(self) -> int:
+        """Kilobytes of memory that it has resident."""
+        kilobytes = 0
+        for pid in self._family(self._pid):
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            found = re.search(r"^Rss:\s+(\d+) kB$", rollup, re.MULTILINE)
+            assert found is not None
+            kilobytes += int(found[1])
+        return kilobytes
+
+    def _family(self, pid: int) -> Iterator[int]:
+        yield pid
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in children.read_text().split():
+                yield from self._family(int(child))
+
+
+@dataclass
+class StoreCount:
+    """What the stores had to do: SQL statements; reads from sockets and commands of Redis."""
+
+    queries: int = 0
+    redis_reads: int = 0
+    redis_commands: int = 0
+
+
+class Stores:
+    """The stores that all servers use, from outside.
+
+    Args:
+        dsn: of PostgreSQL, whose superuser we are.
+        redis_url: of Valkey.
+        log: PostgreSQL's.
+    """
+
+    def __init__(self, dsn: str, redis_url: str, log: Path) -> None:
+        self.dsn = dsn
+        self.redis_url = redis_url
+        self._log = log
+        self._redis = redis.Redis.from_url(redis_url, decode_responses=True)
+
+    def add_lessons(self, count: int, seats: int) -> None:
+        """Makes the lessons ``bench-0``, ``bench-1``, …"""
+        self._execute(
+            "INSERT INTO lessons (id, seat_count)"
+            f" SELECT 'bench-' || n, {int(seats)} FROM generate_series(0, {int(count) - 1}) n ON CONFLICT DO NOTHING",
+            "ANALYZE lessons",
+        )
+
+    def empty_redis(self) -> None:
+        """Forgets all presence: the next joins are nobody's reconnect."""
+        self._redis.flushall()
+
+    def versions(self) -> dict[str, str]:
+        """Of both."""
+        with closing(psycopg2.connect(self.dsn)) as connection:
+            version = str(connection.server_version // 10_000)
+        return {"PostgreSQL": version, "Valkey": self._redis.info("server")["valkey_version"]}
+
+    @contextmanager
+    def counting(self) -> Iterator[StoreCount]:
+        """Counts what happens meanwhile; the numbers are there at the end. Logging slows PostgreSQL down."""
+        count = StoreCount()
+        self._log_statements("all")
+        start = self._log.stat().st_size
+        reads, commands = self._redis_counters()
+        try:
+            yield count
+        finally:
+            reads_now, commands_now = self._redis_counters()
+            # One read and one command of INFO are our own.
+            count.redis_reads, count.redis_commands = reads_now - reads - 1, commands_now - commands - 1
+            with self._log.open("rb") as log:
+                log.seek(start)
+                count.queries = len(STATEMENT.findall(log.read()))
+            self._log_statements("none")
+
+    def _redis_counters(self) -> tuple[int, int]:
+        stats = self._redis.info("stats")
+        return int(stats["total_reads_processed"]), int(stats["total_commands_processed"])
+
+    def _log_statements(self, which: str) -> None:
+        self._execute(f"ALTER SYSTEM SET log_statement = '{which}'", "SELECT pg_reload_conf()")
+        time.sleep(0.3)  # until every backend has seen the signal
+
+    def _execute(self, *statements: str) -> None:
+        with closing(psycopg2.connect(self.dsn)) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                for statement in statements:
+                    cursor.execute(statement)

@@ -1,0 +1,221 @@
+"""`make bench`: runs the server and its peers in turn, and writes docs/benchmarks.md.
+
+One run is A B A B …: in each round every contestant is started anew on the same PostgreSQL and Valkey, and goes through
+the same workloads; figures are medians of the rounds. The server has a core of its own, where there are two; the load
+generator and the stores share the other.
+"""
+
+import argparse
+import json
+import os
+import re
+import resource
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import machine
+import page
+from contestants import CONTESTANTS, ROOT, USUAL, BenchError, Contestant, prepare_node, running
+from load_generator import WINDOW
+from measuring import Stores
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from workloads import LESSONS, SEATS, Scale, Workloads, load_generator
+
+USUAL_SCALE = Scale(clients=1_000, seconds=4.0, levels=(100, 1_000, 5_000, 20_000), visitors=200, visits=7)
+QUICK_SCALE = Scale(clients=300, seconds=1.5, levels=(100, 1_000), visitors=100, visits=3)
+ROUNDS, QUICK_ROUNDS = 5, 1
+
+# File descriptors that a server needs besides those of the clients it holds, and of the visitors.
+OTHER_DESCRIPTORS = 150
+
+RESULTS = ROOT / "docs/benchmarks.json"
+EXIT_INTERRUPTED = 130
+
+Results = dict[str, Any]
+
+
+@contextmanager
+def running_stores(directory: Path) -> Iterator[Stores]:
+    """Starts a PostgreSQL and a Valkey: those of an idle lesson-server in its default set-up, which keeps them."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("LESSON_")}
+    with subprocess.Popen(
+        (sys.executable, "-m", "lesson_server.cli", "run", "--port", "0"),
+        env=environ | {"PYTHONPATH": str(ROOT), "LESSON_SERVER_DATA_DIR": str(directory)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as keeper:
+        try:
+            assert keeper.stdout is not None
+            said = ""
+            for line in keeper.stdout:
+                said += line
+                if "listening on" in line:
+                    break
+            dsn = re.search(r"^PostgreSQL: (.+)$", said, re.MULTILINE)
+            redis_url = re.search(r"^Redis: (.+)$", said, re.MULTILINE)
+            if dsn is None or redis_url is None:
+                raise BenchError(f"the stores did not start: {said}")
+            yield Stores(dsn[1], redis_url[1], directory / "postgresql.log")
+        finally:
+            keeper.terminate()
+
+
+class Bench:
+    """One run.
+
+    Args:
+        stores: for all contestants.
+        contestants: in the order of each round.
+        scale: how much of everything.
+        rounds: how many.
+        directory: for logs.
+        progress: shows how far it is.
+    """
+
+    def __init__(
+        self,
+        stores: Stores,
+        contestants: list[Contestant],
+        scale: Scale,
+        rounds: int,
+        directory: Path,
+        progress: Progress,
+    ) -> None:
+        self._stores = stores
+        self._contestants = contestants
+        self._scale = scale
+        self._rounds = rounds
+        self._directory = directory
+        self._key = secrets.token_urlsafe(32)
+        self._core = min(os.sched_getaffinity(0)) if len(os.sched_getaffinity(0)) > 1 else None
+        self._progress = progress
+        # Of each contestant: four workloads in a round, the counts and the levels once.
+        steps = len(contestants) * (4 * rounds + 1 + len(scale.levels))
+        self._bar = progress.add_task("", total=steps)
+
+    def run(self) -> Results:
+        """The results, by contestant."""
+        if self._core is not None:
+            os.sched_setaffinity(0, os.sched_getaffinity(0) - {self._core})
+        names = [contestant.name for contestant in self._contestants]
+        results: Results = {name: {"class_start": [], "phases": [], "steady": [], "storm": []} for name in names}
+        rates: dict[str, float] = {}
+        for contestant in self._contestants:
+            with self._contending(contestant) as workloads:
+                self._step(contestant, "counts")
+                results[contestant.name]["counts"] = workloads.counted_class_start()
+                rates[contestant.name] = workloads.class_start()["lives_per_s"] / 2
+        for number in range(1, self._rounds + 1):
+            for contestant in self._contestants:
+                into = results[contestant.name]
+                with self._contending(contestant) as workloads:
+                    self._step(contestant, f"round {number}, class start")
+                    into["class_start"].append(workloads.class_start())
+                    self._step(contestant, f"round {number}, phases")
+                    into["phases"].append(workloads.phases())
+                    self._step(contestant, f"round {number}, steady")
+                    into["steady"].append(workloads.steady(rates[contestant.name]))
+                    self._step(contestant, f"round {number}, storm")
+                    into["storm"].append(workloads.storm())
+        for contestant in self._contestants:
+            with self._contending(contestant) as workloads:
+                results[contestant.name]["hold"] = workloads.hold(partial(self._step, contestant))
+        return results
+
+    def _step(self, contestant: Contestant, what: str) -> None:
+        self._progress.update(self._bar, description=f"{contestant.title}: {what}", advance=1)
+
+    @contextmanager
+    def _contending(self, contestant: Contestant) -> Iterator[Workloads]:
+        log = self._directory / f"{contestant.name}.log"
+        with ExitStack() as stack:
+            server = stack.enter_context(running(contestant, self._stores, self._key, self._core, log))
+            load = stack.enter_context(load_generator(server.port, self._key))
+            try:
+                workloads = Workloads(server, load, self._stores, self._scale)
+                for _ in range(contestant.warm_ups):
+                    workloads.class_start()
+                yield workloads
+            except BenchError as error:
+                said = log.read_text(errors="replace")[-2_000:]
+                raise BenchError(f"{contestant.title}: {error}\n{said}") from None
+
+
+def fitting(levels: tuple[int, ...], visitors: int) -> tuple[int, ...]:
+    """The levels, as far as the limit of open files lets a process hold them; the last one is cut to it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # for the servers, which inherit it
+    most = hard - visitors - OTHER_DESCRIPTORS
+    return tuple(sorted({min(level, most) for level in levels}))
+
+
+def measure(contestants: list[Contestant], scale: Scale, rounds: int, console: Console) -> Results:
+    """Runs everything and returns the results with what there is to know about the run."""
+    columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    others = machine.Others()
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lesson-bench-")))
+        stores = stack.enter_context(running_stores(directory / "stores"))
+        stores.add_lessons(LESSONS, SEATS)
+        about = machine.about(stores.versions())
+        progress = stack.enter_context(Progress(*columns, console=console))
+        bench = Bench(stores, contestants, scale, rounds, directory, progress)
+        results = bench.run()
+    about |= {"rounds": rounds, "clients": scale.clients, "visitors": scale.visitors, "window": WINDOW}
+    return {
+        "about": {**about, "others_percent": others.percent()},
+        "titles": {contestant.name: contestant.title for contestant in contestants},
+        "contestants": results,
+    }
+
+
+def main() -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Measure lesson-server and its peers; write docs/benchmarks.md.")
+    parser.add_argument("--rounds", type=int, help=f"at least 1 (default {ROUNDS})")
+    parser.add_argument("--quick", action="store_true", help="a small run; without --output it writes no file")
+    parser.add_argument("--only", help=f"names, separated by commas, of {', '.join(CONTESTANTS)}")
+    parser.add_argument("--output", type=Path, help=f"the results; the page goes beside them (default {RESULTS})")
+    parser.add_argument("--redraw", action="store_true", help="measure nothing, write the page of the last results")
+    args = parser.parse_args()
+    console = Console(highlight=False)
+    output: Path = args.output or RESULTS
+    names = args.only.split(",") if args.only else list(USUAL)
+    if unknown := set(names) - CONTESTANTS.keys():
+        parser.error(f"argument --only: unknown: {', '.join(sorted(unknown))}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if args.redraw:
+            page.write(json.loads(output.read_text("utf-8")), output)
+            return 0
+        if "node" in names:
+            prepare_node()
+        scale = QUICK_SCALE if args.quick else USUAL_SCALE
+        scale = Scale(**{**vars(scale), "levels": fitting(scale.levels, scale.visitors)})
+        rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
+        results = measure([CONTESTANTS[name] for name in names], scale, rounds, console)
+    except BenchError as error:
+        console.print(str(error), markup=False, style="bold red")
+        return 1
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    for line in page.summary(results):
+        console.print(line, markup=False)
+    if args.output or not args.quick:
+        page.write(results, output)
+        console.print(f"written: {output}, {output.with_suffix('.md')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""The workloads: what the clients do to a server, and the figures that come of it.
+
+class start
+    Lessons of 30 begin at once: all clients connect, join as soon as they are connected, and at the end all leave.
+phases
+    The same in three steps, each begun when the server has come to rest: all connect, all join, all leave.
+steady
+    Clients come at a fixed rate, half of what the server can take; each joins, stays for a second, and leaves.
+storm
+    All clients of a running class vanish at once, and return and join at once.
+hold
+    Ever more clients are held; at each level a few hundred others connect, join and leave.
+
+A figure in µs is the server's CPU for one client.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contestants import BenchError, Running
+from measuring import StoreCount, Stores
+
+Figures = dict[str, float]
+
+# Lessons there are, of 30 seats each: for as many clients as are ever held, and those that come on top.
+LESSONS = 1_000
+SEATS = 30
+# Clients of the hold workload that come and go have numbers from here on.
+VISITORS = 25_000
+
+STAY = 1.0
+IDLE_SECONDS = 2.0
+# Fewer pings than this in an idle time tell nothing about what one costs.
+ENOUGH_PINGS = 100
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything.
+
+    Attributes:
+        clients: of class start, phases and storm.
+        seconds: of steady.
+        levels: of hold.
+        visitors: who come and go at each level of hold.
+        visits: how often they do.
+    """
+
+    clients: int
+    seconds: float
+    levels: tuple[int, ...]
+    visitors: int
+    visits: int
+
+
+class LoadProcess:
+    """The load generator, in its process."""
+
+    def __init__(self, child: "subprocess.Popen[str]") -> None:
+        self._child = child
+
+    def __call__(self, command: str, **arguments: float) -> dict[str, Any]:
+        """Carries out a command; the answer is the phase's.
+
+        Raises:
+            BenchError: not one client succeeded.
+        """
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._child.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
+        self._child.stdin.flush()
+        line = self._child.stdout.readline()
+        if not line:
+            raise BenchError("the load generator has ended")
+        answer: dict[str, Any] = json.loads(line)
+        if answer.get("failed", 0) > 0 and answer["failed"] >= answer["clients"]:
+            raise BenchError(f"{command}: all {answer['clients']} clients failed: {answer['failures']}")
+        return answer
+
+
+@contextmanager
+def load_generator(port: int, key: str) -> Iterator[LoadProcess]:
+    """Starts the load generator for a server; its clients end with it."""
+    with subprocess.Popen(
+        (sys.executable, str(Path(__file__).parent / "load_generator.py"), "--port", str(port)),
+        env=os.environ | {"BENCH_KEY": key},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as child:
+        try:
+            yield LoadProcess(child)
+        finally:
+            child.kill()
+
+
+class Workloads:
+    """The workloads on one running server.
+
+    Args:
+        server: the server.
+        load: its load generator.
+        stores: its stores.
+        scale: how much of everything.
+    """
+
+    def __init__(self, server: Running, load: LoadProcess, stores: Stores, scale: Scale) -> None:
+        self._process = server.process
+        self._load = load
+        self._stores = stores
+        self._scale = scale
+        self._load("prepare", first=0, count=scale.clients)
+        self._process.cpu_at_rest()  # as after every phase
+
+    def class_start(self) -> Figures:
+        clients = self._scale.clients
+        self._stores.empty_redis()
+        came, joining = self._cpu_of("connect", first=0, count=clients)
+        left, leaving = self._cpu_of("leave")
+        return {
+            "join_us": joining / clients,
+            "end_us": leaving / clients,
+            "life_us": (joining + leaving) / clients,
+            "joins_per_s": clients / came["seconds"],
+            "lives_per_s": clients / (came["seconds"] + left["seconds"]),
+            **_answers(came),
+            "generator_us": (came["cpu"] + left["cpu"]) * 1e6 / clients,
+        }
+
+    def counted_class_start(self) -> Figures:
+        """What the stores have to do for a class start. It is slower, so its times are left out."""
+        clients = self._scale.clients
+        self._stores.empty_redis()
+        with self._stores.counting() as joins:
+            self._cpu_of("connect", first=0, count=clients)
+        with self._stores.counting() as ends:
+            self._cpu_of("leave")
+        return {"joins": clients, **_counts("join", joins), **_counts("end", ends)}
+
+    def phases(self) -> Figures:
+        clients = self._scale.clients
+        self._stores.empty_redis()
+        _, connect = self._cpu_of("connect", first=0, count=clients, join=False)
+        joined, join = self._cpu_of("join")
+        _, end = self._cpu_of("leave")
+        return {
+            "connect_us": connect / clients,
+            "join_us": join / clients,
+            "end_us": end / clients,
+            "joins_per_s": clients / joined["seconds"],
+            **_answers(joined),
+        }
+
+    def steady(self, rate: float) -> Figures:
+        self._stores.empty_redis()
+        phase, cpu = self._cpu_of("steady", first=0, rate=rate, seconds=self._scale.seconds, stay=STAY)
+        return {"rate": rate, "life_us": cpu / phase["clients"], **_answers(phase)}
+
+    def storm(self) -> Figures:
+        clients = self._scale.clients
+        self._stores.empty_redis()
+        self._cpu_of("connect", first=0, count=clients)
+        before = self._process.cpu()
+        dropped = self._load("drop")
+        came = self._load("connect", first=0, count=clients, seed=2)
+        cpu = self._process.cpu_at_rest() - before
+        self._cpu_of("leave")
+        return {
+            "return_us": cpu * 1e6 / clients,
+            "seconds": dropped["seconds"] + came["seconds"],
+            **_answers(came),
+        }
+
+    def hold(self, advance: Callable[[str], None]) -> list[dict[str, Any]]:
+        """Figures for each level."""
+        self._stores.empty_redis()
+        self._load("prepare", first=0, count=max(self._scale.levels))
+        self._load("prepare", first=VISITORS, count=self._scale.visitors)
+        self._visit()  # what is made once is not the first level's
+        levels: list[dict[str, Any]] = []
+        held, failed, empty_rss = 0, 0, self._rss_at_rest()
+        for level in self._scale.levels:
+            advance(f"{level:,} held")
+            came = self._load("connect", first=held, count=level - held, calm=True)
+            failed += came["failed"]
+            held = level
+            rss = self._rss_at_rest()
+            before = self._process.cpu()
+            idle = self._load("idle", seconds=IDLE_SECONDS)
+            idle_us = (self._process.cpu() - before) * 1e6
+            self._process.background = idle_us / 1e6 / IDLE_SECONDS
+            visits = [self._visit() for _ in range(self._scale.visits)]
+            levels.append(
+                {
+                    "held": held,
+                    "failed": failed,
+                    "rss_kb": rss,
+                    "rss_kb_per_held": (rss - empty_rss) / held,
+                    "idle_us": idle_us,
+                    "idle_pings": idle["pings"],
+                    "visits": visits,
+                }
+            )
+        _take_pings_off(levels, self._scale.visitors)
+        return levels
+
+    def _visit(self) -> Figures:
+        """A few hundred clients come and go beside those that are held."""
+        count = self._scale.visitors
+        visitors = {"first": VISITORS, "count": count}
+        connected, connect = self._cpu_of("connect", **visitors, join=False)
+        joined, join = self._cpu_of("join")
+        left, end = self._cpu_of("leave", **visitors)
+        return {
+            "connect_us": connect / count,
+            "join_us": join / count,
+            "end_us": end / count,
+            "connect_pings": connected["pings"],
+            "join_pings": joined["pings"],
+            "end_pings": left["pings"],
+        }
+
+    def _rss_at_rest(self) -> int:
+        self._process.cpu_at_rest()
+        return self._process.rss_kb()
+
+    def _cpu_of(self, command: str, **arguments: float) -> tuple[dict[str, Any], float]:
+        """A phase and the server's CPU for it, in µs, until it is at rest again."""
+        before = self._process.cpu()
+        phase = self._load(command, **arguments)
+        return phase, (self._process.cpu_at_rest() - before) * 1e6
+
+
+def _take_pings_off(levels: list[dict[str, Any]], visitors: int) -> None:
+    """Takes from each visit what the pings of the held clients cost meanwhile."""
+    telling = [level["idle_us"] / level["idle_pings"] for level in levels if level["idle_pings"] >= ENOUGH_PINGS]
+    ping_us = statistics.median(telling) if telling else 0.0
+    for level in levels:
+        level["ping_us"] = ping_us
+        for visit in level["visits"]:
+            for step in ("connect", "join", "end"):
+                visit[f"{step}_us"] -= visit.pop(f"{step}_pings") * ping_us / visitors
+            visit["life_us"] = visit["connect_us"] + visit["join_us"] + visit["end_us"]
+
+
+def _counts(what: str, count: StoreCount) -> Figures:
+    return {
+        f"queries_{what}": count.queries,
+        f"redis_reads_{what}": count.redis_reads,
+        f"redis_commands_{what}": count.redis_commands,
+    }
+
+
+def _answers(phase: dict[str, Any]) -> Figures:
+    """How long the clients of a phase waited for their acknowledgements, and how many got an error or none."""
+    cuts = statistics.quantiles(phase["ack_ms"], n=100, method="inclusive")
+    return {
+        "ack_p50_ms": cuts[49],
+        "ack_p95_ms": cuts[94],
+        "ack_p99_ms": cuts[98],
+        "arrival_p95_ms": statistics.quantiles(phase["arrival_ms"], n=100, method="inclusive")[94],
+        "failed_percent": 100 * phase["failed"] / phase["clients"],
+    }
