@@ -182,13 +182,25 @@ class RedisStore:
                     for command in step.commands:
                         pipe.execute_command(*command)
                 answers = await pipe.execute(raise_on_error=False)
-        except FAILURES as error:
+        except (*FAILURES, UnicodeDecodeError) as error:  # the last: somebody else's bytes in one of our keys
             answers = [error] * sum(len(step.commands) for step in steps)
+        except Exception as error:  # a defect, which is for those who wait to tell
+            self._give_up(steps, error)
+            return
+        except asyncio.CancelledError:
+            self._give_up(steps, StoreUnavailable("Redis", "the server stops"))
+            raise
         position = 0
         for step in steps:
             own = answers[position : position + len(step.commands)]
             position += len(step.commands)
             self._settle(step, own)
+
+    @staticmethod
+    def _give_up(steps: list[_Step], error: Exception) -> None:
+        for step in steps:
+            if not step.answers.done():
+                step.answers.set_exception(error)
 
     def _settle(self, step: _Step, answers: list[Any]) -> None:
         error = next((answer for answer in answers if isinstance(answer, Exception)), None)

@@ -83,6 +83,31 @@ async def test_a_redis_that_does_not_answer_is_unavailable_and_is_not_asked_twic
 
 
 @pytest.mark.gen_test
+async def test_foreign_bytes_in_one_of_our_keys_leave_nobody_waiting(open_store, stores, redis_client):
+    redis_client.hset("key", "field", b"\xff")
+    with pytest.raises(StoreUnavailable):
+        await open_store(stores.redis_url).run(("HGET", "key", "field"))
+
+
+@pytest.mark.gen_test
+async def test_a_defect_reaches_who_asked(open_store, stores):
+    with pytest.raises(TypeError):
+        await open_store(stores.redis_url).run(None)
+
+
+@pytest.mark.gen_test
+async def test_who_waits_when_the_store_is_closed_is_told(open_store, stores, redis_client):
+    store = open_store(stores.redis_url)
+    redis_client.client_pause(500)
+    waiting = asyncio.ensure_future(store.ping())
+    await asyncio.sleep(0.05)
+    await store.close()
+    with pytest.raises(StoreUnavailable):
+        await waiting
+    redis_client.client_unpause()
+
+
+@pytest.mark.gen_test
 async def test_the_log_tells_of_a_change_and_never_of_the_password(open_store, caplog):
     store = open_store("redis://:sesame@127.0.0.1:1")
     for _ in range(3):
