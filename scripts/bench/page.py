@@ -113,6 +113,24 @@ ends (the peers leave it to expire: compare *end*), bounds what clients may send
 fails. The comparison is to that extent unfair to lesson-server, and nothing is taken off for it.
 """
 
+OUTLOOK = """\
+## Where we lose, and what the next factor would need
+
+Node takes half of our CPU for a connection and for an end, and its acknowledgements come sooner in a class start: a
+join of ours waits for RDS and twice for Redis, and each of these answers waits for its turn behind all the handshakes
+that are ready. The goal was 2.5 times less than the plain Tornado server, its end without presence included: the
+reconnect storm and the join alone meet it; whether the class start does stands in its table.
+
+By a sampling profile of class starts, 39 % of what is left is spent in Tornado (the HTTP upgrade and the websocket's
+stream), 24 % in asyncio and uvloop, 13 % in the server's own code, 9 % in transitions, 6 % in redis-py, 3 % each in
+checking tokens, in python-socketio and in the metrics. So the next factor would need
+
+* the upgrade and the frames on an asyncio protocol of our own, in place of Tornado's handlers and streams: at most a
+  third;
+* fewer turns of the loop for a join: a handshake let in only when no answer of a store is waiting, for the latency;
+* more cores: `--workers`. A process has one, and the rest of a join is spread thinly.
+"""
+
 METHOD = """\
 ## How it is measured
 
@@ -172,6 +190,7 @@ def _page(results: Results, json_name: str, plots: Sequence[tuple[Path, str]]) -
     yield "## What the stores have to do\n"
     yield f"For a class start of {about['clients']:,} joins in {-(-about['clients'] // 30)} lessons.\n"
     yield from _counts(results)
+    yield OUTLOOK
     yield METHOD.format(
         rounds=about["rounds"],
         visits=len(next(iter(contestants.values()))["hold"][0]["visits"]),
