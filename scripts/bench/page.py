@@ -118,8 +118,9 @@ OUTLOOK = """\
 
 Node takes half of our CPU for a connection and for an end, and its acknowledgements come sooner in a class start: a
 join of ours waits for RDS and twice for Redis, and each of these answers waits for its turn behind all the handshakes
-that are ready. The goal was 2.5 times less than the plain Tornado server, its end without presence included: the
-reconnect storm and the join alone meet it; whether the class start does stands in its table.
+that are ready. The goal was 2.5 times less than the plain Tornado server: a connection with its join meets it; with
+its end, which gives back a presence that the peers leave to expire, it does not quite. Nor does a class start ask RDS
+70 times at most, as was wanted, but a few times more.
 
 By a sampling profile of class starts, 39 % of what is left is spent in Tornado (the HTTP upgrade and the websocket's
 stream), 24 % in asyncio and uvloop, 13 % in the server's own code, 9 % in transitions, 6 % in redis-py, 3 % each in
