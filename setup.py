@@ -68,7 +68,7 @@ setup(
         "python-engineio>=4.15,<4.16",  # transport.py builds on private parts of these two; the test of
         "python-socketio>=5.18,<5.19",  # those parts says what to look at before the bounds move
         "redis[hiredis]>=8.0.1,<9",  # 8.0.0 breaks its pub/sub listener every 5 s
-        "tornado>=6.5,<7",
+        "tornado>=6.6,<6.7",  # engine.py writes websocket frames by a private method of 6.6
         "transitions>=0.9.3,<0.10",  # machine.py overrides how 0.9 runs callbacks
         "uvloop>=0.21; platform_system != 'Windows'",
     ],

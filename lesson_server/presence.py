@@ -17,7 +17,6 @@ so that another node can take it back should this one die; see nodes.py.
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -25,8 +24,6 @@ import orjson
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.redis_store import Command, RedisStore
-
-logger = logging.getLogger(__name__)
 
 # Seconds that a teacher's sid and a participant's record live: a lesson and its breaks are over by then.
 DAY = 24 * 60 * 60
