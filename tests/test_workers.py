@@ -45,6 +45,10 @@ def supervising(work, count=2):
         def say(*words):
             os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
+        def stay():
+            while True:  # a signal that arrives just before a sleep is seen after it
+                time.sleep(0.05)
+
         def serve(ready):
         {work}
 
@@ -90,7 +94,7 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 ready()
 say("serving", os.getpid())
 while True:
-    time.sleep(60)
+    stay()
 """
 
 STUBBORN = """
@@ -100,7 +104,7 @@ def first(*_):
 signal.signal(signal.SIGTERM, first)
 ready()
 while True:
-    time.sleep(60)
+    stay()
 """
 
 
@@ -143,7 +147,7 @@ def test_a_later_worker_that_cannot_start_takes_the_others_down():
         raise RuntimeError("a defect")
     ready()
     while True:
-        time.sleep(60)
+        stay()
     """
     with supervising(work) as process:
         _, error = process.communicate(timeout=LONG)
@@ -168,7 +172,7 @@ def test_a_second_signal_is_passed_on_too_and_waiting_costs_no_time():
 
 
 def test_a_signal_during_the_start_ends_it():
-    with supervising("signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nsay('up')\ntime.sleep(60)") as process:
+    with supervising("signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nsay('up')\nstay()") as process:
         said(process, "up")
         process.terminate()
         assert process.wait(LONG) == 0
