@@ -24,7 +24,8 @@ from lesson_server import __version__, embedded
 from lesson_server.configuration import Configuration, load
 from lesson_server.errors import StoreUnavailable
 from lesson_server.identity import Identities
-from lesson_server.lessons import LESSON_ID, MAX_SEATS, add_lesson, list_lessons
+from lesson_server.lesson_table import add_lesson, list_lessons
+from lesson_server.lessons import LESSON_ID, MAX_SEATS
 from lesson_server.settings import Settings, SettingsError
 from lesson_server.workers import Supervisor
 

@@ -1,7 +1,8 @@
-"""RDS: does the lesson exist, and how many seats has it. The only SQL of the server.
+"""RDS: does the lesson exist, and how many seats has it. The only SQL that a join runs.
 
-RDS is PostgreSQL, reached by aiopg. One query answers both questions of the diagrams (arrows 2 and 6), and joins of the
-same lesson that wait at the same time wait for the same query.
+RDS is PostgreSQL, reached by aiopg. One query answers both questions of the diagrams (arrows 2 and 6). Joins of a
+lesson that wait at the same time wait for the same answer, and lessons that are wanted in the same moment are asked
+for by one query.
 """
 
 import asyncio
@@ -9,8 +10,8 @@ import contextlib
 import logging
 import re
 import select
+from collections import deque
 from dataclasses import dataclass
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,11 +37,22 @@ BROKEN_CONNECTION = (psycopg2.OperationalError, psycopg2.InterfaceError, Asserti
 # A seat map is one Redis hash written by one script: the bound keeps a wrong row in RDS from stalling Redis for all.
 MAX_SEATS = 10_000
 
-# Seconds that a lookup waits, when others are under way, for more joins of its lesson: classes begin on the hour.
-GATHERING = 0.01
+# Lessons that one query asks for at most. PostgreSQL plans and answers that many in 3 ms.
+MAX_LESSONS = 50
+# Seconds that a query has to itself, while more lessons gather for the next one: classes begin on the hour. After that
+# it is slow, and the next one goes by another connection.
+GATHERING = 0.02
 
-# Seconds for the command line to reach RDS.
-CONNECT_TIMEOUT = 5
+# What PostgreSQL says of an id that its column can't hold: such a lesson does not exist.
+NO_ID = (psycopg2.errors.InvalidTextRepresentation, psycopg2.errors.NumericValueOutOfRange)
+# A fault of the statement, or of one lesson in it; the others are not to suffer from it.
+STATEMENT_FAULTS = (
+    psycopg2.DataError,
+    psycopg2.IntegrityError,
+    psycopg2.InternalError,
+    psycopg2.NotSupportedError,
+    psycopg2.ProgrammingError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +76,7 @@ class Lessons:
 
     def __init__(self, dsn: str, query: str, timeout: float, pool_size: int) -> None:
         self._dsn = dsn
-        self._options = _parse_dsn(dsn).get("options", "")
+        self._options = parse_dsn(dsn).get("options", "")
         self._query = query
         self._timeout = timeout
         self._pool_size = pool_size
@@ -72,7 +84,11 @@ class Lessons:
         # Who waits for a connection waits here, where it is neither RDS that is slow nor four turns of a busy loop that
         # it takes to hand a connection on, as in aiopg's pool.
         self._turns = asyncio.Semaphore(pool_size)
-        self._lookups: dict[str, asyncio.Task[Lesson | None]] = {}
+        self._lessons_in_query = MAX_LESSONS
+        self._lookups: dict[str, asyncio.Future[Lesson | None]] = {}
+        self._waiting: deque[str] = deque()  # the lessons of those lookups that no query asks for yet
+        self._queries: set[asyncio.Task[None]] = set()
+        self._asker: asyncio.Task[None] | None = None
         self._condition = Condition("RDS")
 
     async def open(self) -> None:
@@ -94,19 +110,31 @@ class Lessons:
                 options=f"{self._options} -c statement_timeout={int(self._timeout * 1000)}",
             )
         except (psycopg2.Error, OSError, TimeoutError) as error:
-            raise StoreUnavailable("RDS", _cause(error)) from error
+            raise StoreUnavailable("RDS", cause_of(error)) from error
         await self._try_query()
 
     async def _try_query(self) -> None:
         """Finds a wrong ``rds.lesson_query`` at the start: at a join it would look like an outage."""
         try:
             await self._execute(self._query, {"lesson_id": ""})
+        except NO_ID:
+            pass
         except psycopg2.errors.UndefinedTable as error:
-            logger.error("RDS: %s; has conf/schema.sql been applied?", _cause(error))
+            logger.error("RDS: %s; has conf/schema.sql been applied?", cause_of(error))
+            return
         except (psycopg2.ProgrammingError, ValueError, TypeError, IndexError, KeyError) as error:
-            raise SettingsError(f"rds.lesson_query (LESSON_RDS_LESSON_QUERY): {_cause(error)}") from error
+            raise SettingsError(f"rds.lesson_query (LESSON_RDS_LESSON_QUERY): {cause_of(error)}") from error
         except (psycopg2.Error, OSError, TimeoutError) as error:
-            raise StoreUnavailable("RDS", _cause(error)) from error
+            raise StoreUnavailable("RDS", cause_of(error)) from error
+        try:
+            await self._execute(*_together(self._query, ["", ""]))
+        except NO_ID:
+            pass
+        except STATEMENT_FAULTS:  # as of one that writes
+            logger.warning("rds.lesson_query can't be part of another query: lessons are looked up one by one")
+            self._lessons_in_query = 1
+        except (psycopg2.Error, OSError, TimeoutError) as error:
+            raise StoreUnavailable("RDS", cause_of(error)) from error
 
     async def close(self) -> None:
         """Closes the connections, those in use too."""
@@ -127,19 +155,15 @@ class Lessons:
         """
         lookup = self._lookups.get(lesson_id)
         if lookup is None:
-            lookup = asyncio.create_task(self._look_up(lesson_id))
-            self._lookups[lesson_id] = lookup
-            lookup.add_done_callback(partial(self._end_lookup, lesson_id))
+            lookup = self._lookups[lesson_id] = asyncio.get_running_loop().create_future()
+            self._waiting.append(lesson_id)
+            if self._asker is None:
+                self._asker = asyncio.create_task(self._ask())
         # Shielded: a join that is given up must not take the answer from the others that wait for it.
         lesson = await asyncio.shield(lookup)
         if lesson is None:
             raise LessonNotFound(lesson_id)
         return lesson
-
-    def _end_lookup(self, lesson_id: str, lookup: "asyncio.Task[Lesson | None]") -> None:
-        del self._lookups[lesson_id]
-        if not lookup.cancelled():
-            lookup.exception()  # looked at: when all that waited have given up, there is nobody else to do it
 
     async def ping(self) -> None:
         """Asks RDS for nothing but an answer.
@@ -147,27 +171,68 @@ class Lessons:
         Raises:
             StoreUnavailable: there was none.
         """
-        await self._fetch("SELECT 1", {})
+        async with self._turns:
+            await self._fetch("SELECT 1", {})
 
-    async def _look_up(self, lesson_id: str) -> Lesson | None:
-        if len(self._lookups) > 1:
-            await asyncio.sleep(GATHERING)
-        row = await self._fetch(self._query, {"lesson_id": lesson_id})
-        if row is None:
-            return None
-        seat_count = int(row[0] or 0)
-        if seat_count > MAX_SEATS:
-            raise ValueError(f"lesson {lesson_id} has {seat_count} seats in RDS, more than {MAX_SEATS}")
-        return Lesson(lesson_id, max(seat_count, 0))
+    async def _ask(self) -> None:
+        """Asks RDS for what is wanted, query by query, until nobody waits for one."""
+        while self._waiting:
+            await self._turns.acquire()
+            wanted = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._lessons_in_query))]
+            query = asyncio.create_task(self._look_up(wanted))
+            self._queries.add(query)
+            query.add_done_callback(self._end_query)
+            await asyncio.wait((query,), timeout=GATHERING)
+        self._asker = None
 
-    async def _fetch(self, query: str, parameters: dict[str, str]) -> Any:
-        """The first row, or None. All errors of aiopg and psycopg2 are translated here."""
+    def _end_query(self, query: "asyncio.Task[None]") -> None:
+        self._queries.discard(query)
+        self._turns.release()
+
+    async def _look_up(self, wanted: list[str]) -> None:
+        """Asks for lessons by one query, and tells those who wait, whatever becomes of it."""
+        found: dict[str, Any] = {}
+        fault = None
         try:
-            async with self._turns, asyncio.timeout(self._timeout):
-                row = await self._execute_somewhere(query, parameters)
+            found = await self._seat_counts(wanted)
+        except Exception as error:
+            if len(wanted) > 1 and isinstance(error.__cause__, STATEMENT_FAULTS):
+                for lesson_id in wanted:
+                    await self._look_up([lesson_id])
+                return
+            fault = error
+        for lesson_id in wanted:
+            lookup = self._lookups.pop(lesson_id)
+            try:
+                if fault is not None:
+                    raise fault
+                lookup.set_result(_lesson(lesson_id, found[lesson_id]) if lesson_id in found else None)
+            except Exception as error:
+                lookup.set_exception(error)
+                lookup.exception()  # looked at: when all that waited have given up, there is nobody else to do it
+
+    async def _seat_counts(self, wanted: list[str]) -> dict[str, Any]:
+        """What RDS says of those lessons that exist."""
+        if len(wanted) > 1:
+            rows = await self._fetch(*_together(self._query, wanted))
+            return {lesson_id: seat_count for lesson_id, seat_count, *_ in reversed(rows)}
+        try:
+            rows = await self._fetch(self._query, {"lesson_id": wanted[0]})
+        except StoreUnavailable as error:
+            if isinstance(error.__cause__, NO_ID):
+                return {}
+            raise
+        return {wanted[0]: rows[0][0]} if rows else {}
+
+    async def _fetch(self, query: str, parameters: dict[str, str]) -> list[Any]:
+        """The rows. All errors of aiopg and psycopg2 are translated here."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                rows = await self._execute_somewhere(query, parameters)
         except (psycopg2.Error, OSError, TimeoutError, *BROKEN_CONNECTION) as error:
-            self._condition.failed(_cause(error))
-            raise StoreUnavailable("RDS", _cause(error)) from error
+            if not isinstance(error, NO_ID):
+                self._condition.failed(cause_of(error))
+            raise StoreUnavailable("RDS", cause_of(error)) from error
         except asyncio.CancelledError:
             # aiopg raises this when the server cancelled the statement; when we were cancelled ourselves, it goes on.
             task = asyncio.current_task()
@@ -176,75 +241,52 @@ class Lessons:
             self._condition.failed("statement timeout")
             raise StoreUnavailable("RDS", "statement timeout") from None
         self._condition.answered()
-        return row
+        return rows
 
-    async def _execute_somewhere(self, query: str, parameters: dict[str, str]) -> Any:
+    async def _execute_somewhere(self, query: str, parameters: dict[str, str]) -> list[Any]:
         """Tries other connections when some have died since they were last used, as all have after a restart of RDS."""
         for _ in range(self._pool_size):
             with contextlib.suppress(*BROKEN_CONNECTION):
                 return await self._execute(query, parameters)
         return await self._execute(query, parameters)
 
-    async def _execute(self, query: str, parameters: dict[str, str]) -> Any:
+    async def _execute(self, query: str, parameters: dict[str, str]) -> list[Any]:
         assert self._pool is not None, "Lessons.open() comes first"
         connection = await self._pool.acquire()
         try:
             async with connection.cursor() as cursor:
                 await cursor.execute(query, parameters)
-                return await cursor.fetchone()
+                return list(await cursor.fetchall())
         finally:
             # Not awaited: that would only wait for the pool to wake somebody, and nobody waits there; see _turns.
             self._pool.release(connection)
 
 
-# What the command line does to the table of conf/schema.sql, synchronously and by itself.
-
-
-def add_lesson(dsn: str, lesson_id: str, seat_count: int | None, title: str) -> bool:
-    """Adds a lesson, or changes the one of that id.
-
-    Args:
-        dsn: libpq connection string or URL.
-        lesson_id: matches :data:`LESSON_ID`.
-        seat_count: None for a lesson without seats.
-        title: shown by :func:`list_lessons`.
-
-    Returns:
-        whether it is new.
-
-    Raises:
-        StoreUnavailable: RDS can't be reached or refuses.
-    """
-    rows = _run(
-        dsn,
-        "INSERT INTO lessons (id, seat_count, title) VALUES (%s, %s, %s) ON CONFLICT (id) DO UPDATE"
-        " SET seat_count = excluded.seat_count, title = excluded.title RETURNING xmax = 0",
-        (lesson_id, seat_count, title),
+def _together(query: str, lesson_ids: list[str]) -> tuple[str, dict[str, str]]:
+    """One statement that asks for several lessons, and its parameters. Before each row stands the lesson's id."""
+    parameters = {f"lesson_id_{number}": lesson_id for number, lesson_id in enumerate(lesson_ids)}
+    query = query.strip().rstrip(";")
+    # The query is the operator's; what clients send are parameters. The line break ends a comment at its end.
+    parts = (
+        f"SELECT %({name})s, answer.* FROM ({query.replace('%(lesson_id)s', f'%({name})s')}\n) answer"  # noqa: S608
+        for name in parameters
     )
-    return bool(rows[0][0])
+    return " UNION ALL ".join(parts), parameters
 
 
-def list_lessons(dsn: str) -> list[tuple[str, int | None, str]]:
-    """The id, seat count and title of every lesson, in the order they were created.
+def _lesson(lesson_id: str, seat_count: Any) -> Lesson:
+    """A lesson with what RDS says of its seats.
 
     Raises:
-        StoreUnavailable: RDS can't be reached or refuses.
+        ValueError: that can't be a number of seats.
     """
-    return _run(dsn, "SELECT id, seat_count, title FROM lessons ORDER BY created_at, id", ())
+    seats = int(seat_count or 0)
+    if seats > MAX_SEATS:
+        raise ValueError(f"lesson {lesson_id} has {seats} seats in RDS, more than {MAX_SEATS}")
+    return Lesson(lesson_id, max(seats, 0))
 
 
-def _run(dsn: str, query: str, parameters: tuple[object, ...]) -> list[Any]:
-    _parse_dsn(dsn)
-    try:
-        connect = psycopg2.connect(dsn, connect_timeout=CONNECT_TIMEOUT)
-        with contextlib.closing(connect) as connection, connection, connection.cursor() as cursor:
-            cursor.execute(query, parameters)
-            return list(cursor.fetchall())
-    except psycopg2.Error as error:
-        raise StoreUnavailable("RDS", _cause(error)) from error
-
-
-def _parse_dsn(dsn: str) -> dict[str, str]:
+def parse_dsn(dsn: str) -> dict[str, str]:
     """The parts of a connection string. libpq's own error would quote it, and the password with it."""
     try:
         parts: dict[str, str] = psycopg2.extensions.parse_dsn(dsn)
@@ -255,7 +297,7 @@ def _parse_dsn(dsn: str) -> dict[str, str]:
     return parts
 
 
-def _cause(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
     """One line for the log. psycopg2's messages name host, user and database, never the password."""
     return " ".join(str(error).split()) or type(error).__name__
 

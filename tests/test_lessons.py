@@ -9,7 +9,8 @@ import psycopg2
 import pytest
 
 from lesson_server.errors import LessonNotFound, StoreUnavailable
-from lesson_server.lessons import Lesson, Lessons, add_lesson, list_lessons
+from lesson_server.lesson_table import add_lesson, list_lessons
+from lesson_server.lessons import MAX_LESSONS, Lesson, Lessons
 from lesson_server.settings import RdsSettings, SettingsError
 
 QUERY = RdsSettings().lesson_query
@@ -84,6 +85,95 @@ def test_joins_that_wait_together_share_one_query(io_loop, open_lessons, sql):
         assert sql.fetchone() == (1,)
     finally:
         sql.execute("DROP SEQUENCE asked")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The lessons that each query asked for."""
+    asked = []
+    execute = Lessons._execute
+
+    async def watch(self, query, parameters):
+        if parameters:
+            asked.append(list(parameters.values()))
+        return await execute(self, query, parameters)
+
+    monkeypatch.setattr(Lessons, "_execute", watch)
+    return asked
+
+
+def ask_for(lessons, lesson_ids):
+    """What becomes of joins of these lessons in the same moment."""
+    return asyncio.gather(*map(lessons.get, lesson_ids), return_exceptions=True)
+
+
+@pytest.mark.parametrize("ending", ["", ";", " -- how many", "\n"])
+def test_lessons_that_are_wanted_together_are_asked_for_together(io_loop, open_lessons, asked, ending):
+    lessons = open_lessons("SELECT length(%(lesson_id)s), 0 WHERE %(lesson_id)s <> 'no-such'" + ending)
+    asked.clear()
+    known, short, unknown = io_loop.run_sync(lambda: ask_for(lessons, ["lesson", "2", "no-such"]))
+    assert (known, short) == (Lesson("lesson", 6), Lesson("2", 1))
+    assert isinstance(unknown, LessonNotFound)
+    assert asked == [["lesson", "2", "no-such"]]
+
+
+def test_of_several_rows_the_first_counts_however_many_lessons_are_asked_for(io_loop, open_lessons):
+    lessons = open_lessons("SELECT * FROM (VALUES (1), (2)) seats WHERE %(lesson_id)s <> ''")
+    assert io_loop.run_sync(lambda: lessons.get("1")) == Lesson("1", 1)
+    assert io_loop.run_sync(lambda: ask_for(lessons, ["1", "2"])) == [Lesson("1", 1), Lesson("2", 1)]
+
+
+def test_a_query_is_no_longer_than_rds_can_plan(io_loop, lessons, asked):
+    lesson_ids = [str(number) for number in range(2 * MAX_LESSONS + 1)]
+    io_loop.run_sync(lambda: ask_for(lessons, lesson_ids))
+    assert [len(together) for together in asked] == [MAX_LESSONS, MAX_LESSONS, 1]
+
+
+def test_lessons_do_not_wait_for_a_slow_query(io_loop, open_lessons, asked):
+    lessons = open_lessons("SELECT 3 FROM pg_sleep(CASE %(lesson_id)s WHEN 'slow' THEN 60 ELSE 0 END)", timeout=5)
+
+    async def ask():
+        slow = asyncio.create_task(lessons.get("slow"))
+        while ["slow"] not in asked:
+            await asyncio.sleep(0)
+        assert await lessons.get("quick") == Lesson("quick", 3)
+        assert not slow.done()
+        slow.cancel()
+
+    io_loop.run_sync(ask)
+
+
+def test_a_lesson_that_rds_stumbles_over_is_nobody_else_s_fault(io_loop, open_lessons):
+    lessons = open_lessons("SELECT 12 / (length(%(lesson_id)s) - 3)")
+    good, bad, other = io_loop.run_sync(lambda: ask_for(lessons, ["seven-7", "bad", "five5"]))
+    assert (good, other) == (Lesson("seven-7", 3), Lesson("five5", 6))
+    assert isinstance(bad, StoreUnavailable)
+
+
+def test_an_id_that_the_column_can_not_hold_is_that_of_no_lesson(io_loop, open_lessons, sql, caplog):
+    sql.execute("CREATE TABLE numbered AS SELECT 7 AS id, 30 AS seats")
+    try:
+        lessons = open_lessons("SELECT seats FROM numbered WHERE id = %(lesson_id)s")
+        known, *unknown = io_loop.run_sync(lambda: ask_for(lessons, ["7", "seven", "8", "9" * 64]))
+    finally:
+        sql.execute("DROP TABLE numbered")
+    assert known == Lesson("7", 30)
+    assert all(isinstance(error, LessonNotFound) for error in unknown)
+    assert "unavailable" not in caplog.text
+
+
+def test_a_query_that_can_not_be_part_of_another_asks_for_one_lesson_at_a_time(io_loop, open_lessons, sql, caplog):
+    sql.execute("CREATE TABLE asked_for (lesson_id text)")
+    try:
+        lessons = open_lessons(
+            "WITH asked AS (INSERT INTO asked_for VALUES (%(lesson_id)s) RETURNING 1) SELECT 5 FROM asked"
+        )
+        assert "one by one" in caplog.text
+        assert io_loop.run_sync(lambda: ask_for(lessons, ["1", "2"])) == [Lesson("1", 5), Lesson("2", 5)]
+        sql.execute("SELECT count(*) FROM asked_for WHERE lesson_id <> ''")
+        assert sql.fetchone() == (2,)
+    finally:
+        sql.execute("DROP TABLE asked_for")
 
 
 def test_a_join_that_gives_up_does_not_take_the_answer_from_the_others(io_loop, open_lessons):
