@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from transitions import MachineError
-from transitions.extensions.asyncio import AsyncMachine
+from transitions.extensions.asyncio import AsyncMachine, AsyncTransition
 
 from lesson_server.errors import InvalidTransition
 
@@ -36,6 +36,22 @@ class HasState(Protocol):
     story: tuple[str, ...]
 
 
+class Row(AsyncTransition):
+    """A row of a chart: its conditions, its steps, then the new state, one after the other.
+
+    The library gathers conditions, cancels a transition of the model that is under way (ours wait for each other at the
+    connection's lock), and has nine places for callbacks that no chart uses: these took 36 of 60 µs for a join and its end.
+    """
+
+    async def execute(self, event_data: Any) -> bool:
+        for condition in self.conditions:
+            if not await condition.check(event_data):
+                return False
+        await event_data.machine.callbacks(self.before, event_data)
+        event_data.model.state = self.dest
+        return True
+
+
 class LessonMachine(AsyncMachine):
     """Runs a chart: the steps of a transition one after the other, cancellation and errors intact.
 
@@ -43,6 +59,8 @@ class LessonMachine(AsyncMachine):
         chart: a module of ``statecharts``.
         observe_step: called with a step's name and its duration in seconds, whether it succeeded or raised.
     """
+
+    transition_cls = Row
 
     def __init__(self, chart: Chart, observe_step: Callable[[str, float], None]) -> None:
         super().__init__(
@@ -75,7 +93,7 @@ class LessonMachine(AsyncMachine):
         except MachineError:
             raise InvalidTransition(trigger, model.state, model.story) from None
 
-    # The library gathers the callbacks of a list, and all conditions: siblings would go on after one raised.
+    # The library gathers the callbacks of a list: siblings would go on after one raised.
 
     async def callbacks(self, funcs: Iterable[Any], event_data: Any) -> None:  # type: ignore[override]
         for step in funcs:
@@ -86,16 +104,6 @@ class LessonMachine(AsyncMachine):
                     await result
             finally:
                 self._observe_step(step, time.perf_counter() - started)
-
-    @staticmethod
-    async def await_all(callables: list[Callable[[], Any]]) -> list[Any]:
-        return [await check() for check in callables]
-
-    # The library cancels a model's running transition when another begins. Ours wait for each other at the connection's
-    # lock, so there is never a rival to cancel.
-
-    async def cancel_running_transitions(self, model: object, msg: str | None = None) -> None:
-        pass
 
     # The library turns CancelledError into False, and timeouts and shutdown with it.
 
