@@ -40,7 +40,7 @@ class Row(AsyncTransition):
     """A row of a chart: its conditions, its steps, then the new state, one after the other.
 
     The library gathers conditions, cancels a transition of the model that is under way (ours wait for each other at the
-    connection's lock), and has nine places for callbacks that no chart uses: these took 36 of 60 µs for a join and its end.
+    connection's lock), and has nine places for callbacks that no chart uses: 36 of the 60 µs of a join and its end.
     """
 
     async def execute(self, event_data: Any) -> bool:
