@@ -9,20 +9,18 @@ import asyncio
 import contextlib
 import logging
 import re
-import select
 from collections import deque
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import aiopg
-import aiopg.connection
 import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
 
 from lesson_server.errors import LessonNotFound, StoreUnavailable
 from lesson_server.health import Condition
+from lesson_server.mended_aiopg import mend
 from lesson_server.settings import SettingsError
 
 logger = logging.getLogger(__name__)
@@ -98,7 +96,7 @@ class Lessons:
             SettingsError: RDS can't make sense of the query.
             StoreUnavailable: RDS can't be reached or refuses us.
         """
-        _poll_instead_of_select()
+        mend()
         try:
             self._pool = await aiopg.create_pool(
                 self._dsn,
@@ -300,18 +298,3 @@ def parse_dsn(dsn: str) -> dict[str, str]:
 def cause_of(error: BaseException) -> str:
     """One line for the log. psycopg2's messages name host, user and database, never the password."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _poll_instead_of_select() -> None:
-    """Replaces the ``select.select`` that aiopg 1.4 calls after an SQL error to learn whether its socket is still open.
-
-    ``select`` raises ValueError for a file descriptor above 1023, nobody catches it, and the query waits for ever.
-    """
-
-    def poll(readable: list[int], _writable: object, _exceptional: object, _timeout: float) -> None:
-        poller = select.poll()
-        poller.register(readable[0], select.POLLIN)
-        if any(events & select.POLLNVAL for _, events in poller.poll(0)):
-            raise OSError(9, "Bad file descriptor")
-
-    aiopg.connection.select = SimpleNamespace(select=poll)  # type: ignore[assignment,attr-defined]

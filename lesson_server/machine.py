@@ -43,7 +43,8 @@ class Row(AsyncTransition):
     connection's lock), and has nine places for callbacks that no chart uses: 36 of the 60 µs of a join and its end.
     """
 
-    async def execute(self, event_data: Any) -> bool:
+    async def execute(self, event_data: Any) -> bool:  # type: ignore[override]
+        condition: Any  # typed as those of the synchronous library
         for condition in self.conditions:
             if not await condition.check(event_data):
                 return False

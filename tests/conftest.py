@@ -1,5 +1,6 @@
 """Real stores for the tests: one PostgreSQL and one Valkey for the run, emptied before each test that uses them."""
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ import jwt
 import psycopg2
 import pytest
 import redis
+import uvloop
 from tornado.ioloop import IOLoop
 
 from lesson_server.configuration import load
@@ -18,6 +20,9 @@ from lesson_server.server import LessonServer
 KEY = "a key of the tests, long enough for HS256"
 
 WriteToml = Callable[[str], Path]
+
+# The loop of `lesson-server run`.
+asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 # A test must see the settings that it makes, whatever the shell of the developer exports.
 for name in [name for name in os.environ if name.startswith("LESSON_")]:
