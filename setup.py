@@ -68,9 +68,10 @@ setup(
         "python-engineio>=4.15,<4.16",  # transport.py builds on private parts of these two; the test of
         "python-socketio>=5.18,<5.19",  # those parts says what to look at before the bounds move
         "redis[hiredis]>=8.0.1,<9",  # 8.0.0 breaks its pub/sub listener every 5 s
-        "tornado>=6.6,<6.7",  # engine.py writes websocket frames by a private method of 6.6
+        "tornado>=6.6,<6.7",  # websocket.py takes over what a stream of 6.6 has read
         "transitions>=0.9.3,<0.10",  # machine.py overrides how 0.9 runs callbacks
         "uvloop>=0.21; platform_system != 'Windows'",
+        "websockets>=15,<18",
     ],
     extras_require={"embedded": EMBEDDED, "simulate": SIMULATE, "bench": BENCH, "test": TEST, "dev": DEV},
     entry_points={"console_scripts": ["lesson-server = lesson_server.cli:main"]},

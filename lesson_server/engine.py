@@ -2,7 +2,7 @@
 
 python-engineio keeps the sessions and the ids; its Tornado driver is not used. That one trusts what arrives, buffers
 without limit in both directions, compresses each connection (229 kB of memory instead of 42), and leaves the sockets of
-refused clients open for ever.
+refused clients open for ever. Tornado serves the requests; what becomes a websocket goes on in websocket.py.
 """
 
 import asyncio
@@ -13,19 +13,24 @@ from typing import Any
 
 import engineio
 import orjson
-from tornado.iostream import StreamBufferFullError, StreamClosedError
-from tornado.web import HTTPError
-from tornado.websocket import WebSocketHandler
+from tornado.iostream import StreamClosedError
+from tornado.web import HTTPError, RequestHandler
+from tornado.websocket import WebSocketProtocol13
 
 from lesson_server import sessions
 from lesson_server.errors import ServiceBusy
 from lesson_server.sessions import OPEN, ProtocolError, RequestRefused, Session
+from lesson_server.websocket import READ_SIZE, Websocket
 
 logger = logging.getLogger(__name__)
 
+ACCEPTED = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
+)
 
-class EngineHandler(WebSocketHandler):
-    """One HTTP request of Engine.IO: a polling GET or POST, a preflight, or a websocket."""
+
+class EngineHandler(RequestHandler):
+    """One HTTP request of Engine.IO: a polling GET or POST, a preflight, or what begins a websocket."""
 
     _session: Session | None = None
 
@@ -43,26 +48,12 @@ class EngineHandler(WebSocketHandler):
         self.set_header("Access-Control-Allow-Credentials", "true")  # sticky-session cookies of a load balancer
         self.set_header("Vary", "Origin")
 
-    def check_origin(self, origin: str) -> bool:
-        return True  # prepare() has checked it, for polling too
-
-    def get_compression_options(self) -> None:
-        return None  # a compressor costs 187 kB a connection, and our messages have 40 bytes
-
-    @property
-    def max_message_size(self) -> int:
-        return sessions.MAX_MESSAGE_SIZE
-
     # Polling
 
     async def get(self, *args: str, **kwargs: str) -> None:
         try:
             if self.request.headers.get("Upgrade", "").lower() == "websocket":
-                session = self._find_session("websocket")
-                if session is not None and session.upgraded:
-                    raise RequestRefused(3, "Bad request")
-                self._session = session
-                await super().get()
+                await self._begin_websocket()
                 return
             farewell = self._engine.take_farewell(self._query("sid"))
             if farewell is not None:
@@ -70,7 +61,7 @@ class EngineHandler(WebSocketHandler):
                 return
             session = self._find_session("polling")
             if session is None:
-                session = await self._engine.open(self, "polling")
+                session = await self._engine.open(self.request.remote_ip, "polling")
             elif session.upgraded:
                 raise RequestRefused(3, "Bad request")
             self._session = session
@@ -148,60 +139,39 @@ class EngineHandler(WebSocketHandler):
         self._refuse(RequestRefused(3, "Bad request", status_code))
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
-        # Tornado's own line would hold the URL, and with it whatever a client put there. The buffer is full when the
-        # answer to a ping, or to a close frame, found no room: a slow reader, whose websocket Tornado aborts then.
-        if not isinstance(value, HTTPError | StreamBufferFullError):
+        # Tornado's own line would hold the URL, and with it whatever a client put there.
+        if not isinstance(value, HTTPError):
             logger.error("%s request failed", self.request.method, exc_info=value)
 
-    # The websocket
-
-    async def open(self, *args: str, **kwargs: str) -> None:
-        assert self.ws_connection is not None
-        assert self.ws_connection.stream is not None
-        self.ws_connection.stream.max_write_buffer_size = sessions.MAX_UNREAD_BYTES
-        if self._session is None:
-            self._session = await self._engine.open(self, "websocket")
-        else:
-            asyncio.get_running_loop().call_later(sessions.HANDSHAKE_TIMEOUT, self._expire_probe)
-
-    def on_message(self, message: str | bytes) -> Awaitable[None] | None:
-        assert self._session is not None
-        return self._session.receive_from(self, message)
-
-    def write_frame(self, opcode: int, data: bytes) -> None:
-        """Sends a frame without the task that Tornado's ``write_message`` makes for each."""
-        if self.ws_connection is None or self.ws_connection.is_closing():
-            return
-        try:
-            self.ws_connection._write_frame(True, opcode, data)  # type: ignore[attr-defined]
-        except StreamClosedError:
-            pass  # on_close follows
-        except StreamBufferFullError:
-            if self._session is not None:
-                self._session.drop("slow reader")
-
-    def disconnect(self, *, abort: bool) -> None:
-        """Closes the websocket; with ``abort``, without waiting for what the client has not read."""
-        if self.ws_connection is None:
-            return
-        stream = self.ws_connection.stream
-        assert stream is not None
-        if abort:
-            stream.close()
-            return
-        try:
-            self.close()  # waits 5 s for the client's close frame
-        except StreamBufferFullError:
-            stream.close()
-
-    def on_close(self) -> None:
-        """Tornado: the websocket has ended, or a client has gone while its request waited."""
+    def on_connection_close(self) -> None:
+        """The client has gone while its request waited."""
         if self._session is not None:
             self._session.lost(self)
 
-    def _expire_probe(self) -> None:
-        if self._session is not None and not self._session.is_transport(self):
-            self.disconnect(abort=True)
+    # The websocket
+
+    async def _begin_websocket(self) -> None:
+        """Answers the handshake of RFC 6455, section 4.2, and lets the socket go."""
+        session = self._find_session("websocket")
+        if session is not None and session.upgraded:
+            raise RequestRefused(3, "Bad request")
+        headers = self.request.headers
+        key = headers.get("Sec-WebSocket-Key")
+        options = headers.get("Connection", "").lower().split(",")
+        if not key or "upgrade" not in map(str.strip, options):
+            raise RequestRefused(3, "Bad request")
+        if headers.get("Sec-WebSocket-Version") != "13":
+            self.set_header("Sec-WebSocket-Version", "13")
+            raise RequestRefused(3, "Unsupported websocket version", 426)
+        accepted = ACCEPTED % WebSocketProtocol13.compute_accept_value(key).encode()
+        if session is None:
+            session = await self._engine.open(self.request.remote_ip, "websocket")
+            websocket = Websocket(session, self._engine, accepted)
+            session.attach(websocket)
+        else:
+            websocket = Websocket(session, self._engine, accepted)
+            asyncio.get_running_loop().call_later(sessions.HANDSHAKE_TIMEOUT, websocket.expire)
+        await websocket.take_over(self.detach())
 
 
 class Engine(engineio.AsyncServer):  # type: ignore[misc]
@@ -220,6 +190,8 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         self._farewells: dict[str, list[str]] = {}
         self._door_open = True
         self._tasks: set[asyncio.Task[None]] = set()
+        self.read_buffer = memoryview(bytearray(READ_SIZE))
+        self.websockets: set[Websocket] = set()
 
     def close_door(self) -> None:
         """From now on no session begins; those that are here go on."""
@@ -240,13 +212,11 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         if not self._door_open:
             raise RequestRefused(3, str(ServiceBusy()), 503)
 
-    async def open(self, handler: EngineHandler, transport: str) -> Session:
-        """Begins a session and sends its OPEN packet."""
+    async def open(self, remote_ip: str | None, transport: str) -> Session:
+        """Begins a session; its OPEN packet waits for the first poll, or for a websocket."""
         session = Session(self, self.generate_id())
         self.sockets[session.sid] = session
-        await self.handlers["connect"](session.sid, {"REMOTE_ADDR": handler.request.remote_ip})
-        if transport == "websocket":
-            session.attach(handler)
+        await self.handlers["connect"](session.sid, {"REMOTE_ADDR": remote_ip})
         opening = {
             "sid": session.sid,
             "upgrades": ["websocket"] if transport == "polling" and "websocket" in self.transports else [],
@@ -305,3 +275,10 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         """Ends one session, or all of them."""
         sessions = list(self.sockets.values()) if sid is None else [self.sockets[sid]] if sid in self.sockets else []
         await asyncio.gather(*(session.close(self.reason.SERVER_DISCONNECT) for session in sessions))
+
+    async def abort(self) -> None:
+        """Closes the websockets whose clients have not answered the close frame."""
+        for websocket in list(self.websockets):
+            websocket.abort()
+        while self.websockets:  # noqa: ASYNC110 (a turn of the loop, or two)
+            await asyncio.sleep(0)

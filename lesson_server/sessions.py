@@ -45,7 +45,7 @@ class RequestRefused(Exception):
 
 
 class Carrier(Protocol):
-    """A websocket, or an HTTP request that waits for packets."""
+    """A websocket, seen from its session."""
 
     def write_frame(self, opcode: int, data: bytes) -> None: ...
     def disconnect(self, *, abort: bool) -> None: ...
@@ -95,7 +95,7 @@ class Session:
         self._upgrading: Carrier | None = None
         self._outbox: list[str] = []
         self._poller: asyncio.Future[None] | None = None
-        self._poll_request: Carrier | None = None
+        self._poll_request: object = None  # the HTTP request that waits for packets
         self._pinged = False
         self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, self.drop, "handshake timeout")
 
@@ -180,7 +180,7 @@ class Session:
 
     # The polling transport
 
-    async def poll(self, request: Carrier) -> str:
+    async def poll(self, request: object) -> str:
         """Waits until there is something to send, and takes it.
 
         Raises:
@@ -248,11 +248,11 @@ class Session:
         else:
             raise ProtocolError("not an upgrade")
 
-    def lost(self, handler: Carrier) -> None:
+    def lost(self, carrier: object) -> None:
         """A websocket, or the request that waited for packets, is gone."""
-        if handler is self._upgrading:
+        if carrier is self._upgrading:
             self._upgrading = None  # polling goes on
-        elif handler is self._websocket or handler is self._poll_request:
+        elif carrier is self._websocket or carrier is self._poll_request:
             self.end(self._keeper.reason.TRANSPORT_CLOSE)
 
     # The end

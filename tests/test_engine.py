@@ -30,10 +30,18 @@ from edge import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tornado.ioloop import IOLoop
+from tornado.iostream import IOStream
 
 from lesson_server import sessions
 from lesson_server.engine import Engine
-from lesson_server.sessions import MAX_MESSAGE_SIZE, MAX_PACKETS_IN_POST, MAX_UNREAD_BYTES, MAX_UNREAD_PACKETS
+from lesson_server.sessions import (
+    MAX_MESSAGE_SIZE,
+    MAX_PACKETS_IN_POST,
+    MAX_UNREAD_BYTES,
+    MAX_UNREAD_PACKETS,
+    Session,
+)
+from lesson_server.websocket import Websocket
 
 impatient = pytest.mark.usefixtures("impatient")
 FOREIGN = "https://elsewhere.example"
@@ -240,6 +248,64 @@ async def test_websocket_handshake_join_and_acknowledgement(edge: Edge) -> None:
 
 
 @pytest.mark.gen_test
+async def test_what_comes_with_the_request_is_taken_in_after_it(edge: Edge) -> None:
+    """A client should wait for the answer, but Tornado has read it already."""
+    connection = await edge.connection()
+    headers = "".join(f"{name}: {value}\r\n" for name, value in ({"Host": connection.host} | UPGRADE_HEADERS).items())
+    request = f"GET /socket.io/?{websocket_query()} HTTP/1.1\r\n{headers}\r\n"
+    await connection.write(request.encode() + frame("40{}") + frame(JOIN_WITH_ACK))
+    assert (await connection.response()).status == 101
+    opening, connected, answer = [await connection.receive() for _ in range(3)]
+    assert (opening[:1], connected[:2], answer) == ("0", "40", ACK)
+
+
+@pytest.mark.gen_test
+async def test_a_session_that_ends_before_its_websocket_begins_takes_it_along(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = edge.sio.eio.open
+
+    async def open_and_drop(*args: str) -> Session:
+        session = await begin(*args)
+        asyncio.get_running_loop().call_soon(session.drop, "in between")
+        return session
+
+    monkeypatch.setattr(edge.sio.eio, "open", open_and_drop)
+    connection = await edge.connection()
+    assert (await connection.request("GET", websocket_query(), **UPGRADE_HEADERS)).status == 101
+    await connection.messages()
+    assert not edge.sessions
+
+
+@pytest.mark.gen_test
+async def test_a_client_that_has_gone_before_its_websocket_begins_is_missed(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_over = Websocket.take_over
+
+    async def take_over_later(websocket: Websocket, stream: IOStream) -> None:
+        stream.close()
+        await take_over(websocket, stream)
+
+    monkeypatch.setattr(Websocket, "take_over", take_over_later)
+    connection = await edge.connection()
+    await connection.send_request("GET", websocket_query(), **UPGRADE_HEADERS)
+    assert await connection.is_ended() == b""
+    await until(lambda: not edge.sessions)
+
+
+@pytest.mark.gen_test
+async def test_a_client_that_does_not_answer_the_close_frame_is_closed(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lesson_server.websocket.CLOSE_TIMEOUT", 0.05)
+    client = await edge.connected()
+    await edge.sio.eio.disconnect()
+    assert await client.is_ended() == b"\x88\x02\x03\xe8"
+    assert not edge.sio.eio.websockets
+
+
+@pytest.mark.gen_test
 async def test_compression_is_not_negotiated(edge: Edge) -> None:
     """A compressor costs 187 kB a connection."""
     connection = await edge.connection()
@@ -334,6 +400,17 @@ async def test_fragments_are_put_together(edge: Edge) -> None:
 
 
 @pytest.mark.gen_test
+async def test_fragments_without_end_leave_no_more_than_their_message(edge: Edge) -> None:
+    client = await edge.connected()
+    begun, rest = JOIN_WITH_ACK[:9], JOIN_WITH_ACK[9:]
+    await client.write(frame(begun, final=False) + frame("", 0x0, final=False) * 20_000 + frame("so far", PING))
+    assert await client.receive() == b"so far"
+    assert edge.sessions[0]._websocket._fragments == begun.encode()
+    await client.write(frame(rest, 0x0))
+    assert await client.receive() == ACK
+
+
+@pytest.mark.gen_test
 async def test_a_flood_of_tiny_frames_does_not_keep_others_waiting(edge: Edge) -> None:
     client = await edge.connected()
     flood = asyncio.create_task(client.write(frame("43[]") * 50_000))
@@ -366,7 +443,7 @@ async def test_a_slow_reader_without_room_for_a_control_frame_is_no_defect(
 ) -> None:
     monkeypatch.setattr(sessions, "MAX_UNREAD_BYTES", 120)  # the OPEN packet finds room
     client = await edge.websocket()
-    edge.sessions[0]._websocket.ws_connection.stream.max_write_buffer_size = 1
+    edge.sessions[0]._websocket._transport.set_write_buffer_limits(1)
     await client.write(frame(b"\x03\xe8" * 50, opcode))
     await client.messages()
     await until(lambda: not edge.sessions)
@@ -375,7 +452,7 @@ async def test_a_slow_reader_without_room_for_a_control_frame_is_no_defect(
 @pytest.mark.gen_test
 async def test_a_slow_reader_without_room_for_the_last_frame_is_closed(edge: Edge) -> None:
     client = await edge.connected()
-    edge.sessions[0]._websocket.ws_connection.stream.max_write_buffer_size = 1
+    edge.sessions[0]._websocket._transport.set_write_buffer_limits(1)
     await edge.sio.eio.disconnect()
     assert await client.messages() == []
     assert edge.application.reasons == ["server disconnect"]
