@@ -17,6 +17,7 @@ from tornado.web import Application
 from lesson_server.admission import Admission
 from lesson_server.analytics import make_analytics
 from lesson_server.connection import Services
+from lesson_server.door import Door
 from lesson_server.engine import EngineHandler
 from lesson_server.gateway import Gateway
 from lesson_server.identity import Identities
@@ -148,6 +149,7 @@ class LessonServer:
         self._node = Node(node_id, self._redis, self._presence, self.gateway)
         self._readiness = Readiness({"RDS": self._lessons.ping, "Redis": self._redis.ping, "rooms": self._rooms.ping})
         self._http = make_http_server(self.application())
+        self._door = Door(self._http)
         self._sockets: list[socket.socket] = []
         # Another worker may be the one that is asked for the sum.
         self._counting = PeriodicCallback(self._count_connections, COUNT_INTERVAL * 1000)
@@ -192,7 +194,7 @@ class LessonServer:
         self._sio.start_rooms()
         self._sockets = sockets or open_port(self._settings)
         self._analytics.start()
-        self._http.add_sockets(self._sockets)
+        self._door.open(self._sockets)
         if self._settings.server.workers > 1:
             self._counting.start()
 
@@ -214,7 +216,7 @@ class LessonServer:
     async def stop(self) -> None:
         """Ends every connection with its presence, sends the last events, closes the stores. Bounded in time: what
         Redis does not take any more is left for the other nodes to sweep."""
-        self._http.stop()
+        self._door.close()
         self._counting.stop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PRESENCE_DEADLINE):
@@ -228,4 +230,5 @@ class LessonServer:
             async with asyncio.timeout(PRESENCE_DEADLINE):
                 await self._redis.close()
         await self._lessons.close()
+        await self._sio.eio.abort()
         await self._http.close_all_connections()

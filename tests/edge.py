@@ -16,6 +16,7 @@ from tornado.ioloop import IOLoop
 from tornado.testing import bind_unused_port
 from tornado.web import Application
 
+from lesson_server.door import Door
 from lesson_server.engine import EngineHandler
 from lesson_server.server import make_http_server
 from lesson_server.sessions import HANDSHAKE_TIMEOUT, SEPARATOR, Session
@@ -88,7 +89,8 @@ class Edge:
         self.http = make_http_server(
             Application([(r"/socket\.io/", EngineHandler, {"engine": self.sio.eio})], log_function=lambda handler: None)
         )
-        self.http.add_socket(self.socket)
+        self.door = Door(self.http)
+        self.door.open([self.socket])
 
     @property
     def sessions(self) -> list[Session]:
@@ -158,7 +160,7 @@ class Edge:
 
     async def close(self) -> None:
         """Takes every client away, and asserts that nothing of them is left, and that the log kept to the rules."""
-        self.http.stop()
+        self.door.close()
         self.application.may_answer.set()
         for client in self._clients:
             client.disappear()
@@ -166,6 +168,7 @@ class Edge:
         await until(lambda: not any(session.upgraded for session in self.sessions))
         await self.sio.eio.disconnect()
         await until(lambda: not self.sio.eio.sockets and not self.sio.eio._tasks)
+        await self.sio.eio.abort()
         await self.http.close_all_connections()
         await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
 

@@ -272,8 +272,9 @@ async def connection_in(world: World, kind: type[Connection], state: str) -> Con
 # A module imports only from the lines above its own.
 LAYERS = [
     {"__init__"},
-    {"errors", "settings", "health", "metrics", "sessions", "processes"},
-    {"configuration", "redis_store", "engine", "admission", "workers", "local_rooms"},
+    {"errors", "settings", "health", "metrics", "sessions", "processes", "door", "mended_aiopg"},
+    {"configuration", "redis_store", "websocket", "admission", "workers", "local_rooms"},
+    {"engine"},
     {"lessons", "seats", "presence", "identity", "analytics", "transport"},
     {"machine", "web", "embedded", "nodes", "rooms", "lesson_table"},
     {"connection"},
@@ -287,7 +288,8 @@ OWNERS = {
     "transitions": {"machine", "connection"},
     "socketio": {"transport", "gateway", "server", "engine", "rooms", "local_rooms"},
     "engineio": {"transport", "gateway", "server", "engine"},
-    "aiopg": {"lessons"},
+    "websockets": {"websocket"},
+    "aiopg": {"lessons", "mended_aiopg"},
     "psycopg2": {"lessons", "lesson_table", "embedded"},
     "redis": {"redis_store", "presence", "seats", "rooms", "embedded"},
     "jwt": {"identity"},
