@@ -172,6 +172,7 @@ class EngineHandler(RequestHandler):
             websocket = Websocket(session, self._engine, accepted)
             asyncio.get_running_loop().call_later(sessions.HANDSHAKE_TIMEOUT, websocket.expire)
         await websocket.take_over(self.detach())
+        self._break_cycles()
 
 
 class Engine(engineio.AsyncServer):  # type: ignore[misc]

@@ -295,6 +295,7 @@ class Session:
             self._upgrading.disconnect(abort=True)
         if self._websocket is not None:
             self._websocket.disconnect(abort=abort)
+            self._websocket = None  # else the two would wait for the garbage collector
             return
         if abort:
             self._outbox.clear()

@@ -145,6 +145,7 @@ class Websocket(asyncio.BufferedProtocol):
             self._close_timer.cancel()
         self._frames.clear()
         self._keeper.websockets.discard(self)
+        self._protocol.parser.close()  # it holds the protocol, which would wait for the garbage collector
         self._session.lost(self)
 
     # Frames
