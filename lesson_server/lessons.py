@@ -37,9 +37,11 @@ MAX_SEATS = 10_000
 
 # Lessons that one query asks for at most. PostgreSQL plans and answers that many in 3 ms.
 MAX_LESSONS = 50
-# Seconds that a query has to itself, while more lessons gather for the next one: classes begin on the hour. After that
-# it is slow, and the next one goes by another connection.
-GATHERING = 0.02
+# Seconds from the beginning of a query to that of the next one at least, while lessons gather for it. One for each join
+# would cost a third of the server's time.
+QUERY_INTERVAL = 0.005
+# Seconds after which a query is slow: the next one goes by another connection.
+SLOW_QUERY = 0.02
 
 # What PostgreSQL says of an id that its column can't hold: such a lesson does not exist.
 NO_ID = (psycopg2.errors.InvalidTextRepresentation, psycopg2.errors.NumericValueOutOfRange)
@@ -180,7 +182,8 @@ class Lessons:
             query = asyncio.create_task(self._look_up(wanted))
             self._queries.add(query)
             query.add_done_callback(self._end_query)
-            await asyncio.wait((query,), timeout=GATHERING)
+            await asyncio.sleep(QUERY_INTERVAL)
+            await asyncio.wait((query,), timeout=SLOW_QUERY - QUERY_INTERVAL)
         self._asker = None
 
     def _end_query(self, query: "asyncio.Task[None]") -> None:

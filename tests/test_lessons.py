@@ -8,6 +8,7 @@ import threading
 import psycopg2
 import pytest
 
+from lesson_server import lessons as lessons_module
 from lesson_server.errors import LessonNotFound, StoreUnavailable
 from lesson_server.lesson_table import add_lesson, list_lessons
 from lesson_server.lessons import MAX_LESSONS, Lesson, Lessons
@@ -127,6 +128,20 @@ def test_a_query_is_no_longer_than_rds_can_plan(io_loop, lessons, asked):
     lesson_ids = [str(number) for number in range(2 * MAX_LESSONS + 1)]
     io_loop.run_sync(lambda: ask_for(lessons, lesson_ids))
     assert [len(together) for together in asked] == [MAX_LESSONS, MAX_LESSONS, 1]
+
+
+def test_lessons_that_follow_a_query_gather_for_the_next_one(io_loop, lessons, asked, monkeypatch):
+    monkeypatch.setattr(lessons_module, "QUERY_INTERVAL", 0.3)
+    monkeypatch.setattr(lessons_module, "SLOW_QUERY", 10.0)
+
+    async def ask():
+        await ask_for(lessons, ["1"])
+        second = asyncio.create_task(lessons.get("2"))
+        await asyncio.sleep(0.01)
+        await asyncio.gather(second, lessons.get("3"), return_exceptions=True)
+
+    io_loop.run_sync(ask)
+    assert asked == [["1"], ["2", "3"]]
 
 
 def test_lessons_do_not_wait_for_a_slow_query(io_loop, open_lessons, asked):
