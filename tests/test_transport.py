@@ -27,6 +27,7 @@ from socketio.packet import Packet
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import IOStream
 from tornado.web import RequestHandler
+from websockets.protocol import Protocol, Side
 
 from lesson_server.sessions import MAX_MESSAGE_SIZE
 from lesson_server.transport import MAX_ATTACHMENTS, MAX_WAITING_EVENTS, SocketServer, StrictPacket
@@ -428,6 +429,10 @@ def test_the_private_attributes_that_we_lean_on_are_as_they_were() -> None:
     assert Packet(encoded_packet="").data is None, "the empty packet is decoded now: transport.py refuses it itself"
     reasons = {"SERVER_DISCONNECT", "CLIENT_DISCONNECT", "TRANSPORT_CLOSE", "TRANSPORT_ERROR"}
     assert reasons <= set(vars(sio.reason))
+
+
+def test_the_parser_of_the_websockets_library_is_a_generator_that_holds_it() -> None:
+    assert inspect.isgenerator(Protocol(Side.SERVER).parser)
 
 
 def test_a_stream_of_tornado_keeps_what_it_has_read() -> None:
