@@ -153,7 +153,7 @@ class EngineHandler(RequestHandler):
     async def _begin_websocket(self) -> None:
         """Answers the handshake of RFC 6455, section 4.2, and lets the socket go."""
         session = self._find_session("websocket")
-        if session is not None and session.upgraded:
+        if session is not None and (session.upgraded or session.upgrading):
             raise RequestRefused(3, "Bad request")
         headers = self.request.headers
         key = headers.get("Sec-WebSocket-Key")
@@ -170,6 +170,7 @@ class EngineHandler(RequestHandler):
             session.attach(websocket)
         else:
             websocket = Websocket(session, self._engine, accepted)
+            session.begin_upgrade(websocket)
             asyncio.get_running_loop().call_later(sessions.HANDSHAKE_TIMEOUT, websocket.expire)
         await websocket.take_over(self.detach())
         self._break_cycles()
@@ -279,7 +280,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
 
     async def abort(self) -> None:
         """Closes the websockets whose clients have not answered the close frame."""
-        for websocket in list(self.websockets):
-            websocket.abort()
-        while self.websockets:  # noqa: ASYNC110 (a turn of the loop, or two)
+        while self.websockets:
+            for websocket in list(self.websockets):
+                websocket.abort()
             await asyncio.sleep(0)

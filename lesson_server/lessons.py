@@ -35,8 +35,11 @@ BROKEN_CONNECTION = (psycopg2.OperationalError, psycopg2.InterfaceError, Asserti
 # A seat map is one Redis hash written by one script: the bound keeps a wrong row in RDS from stalling Redis for all.
 MAX_SEATS = 10_000
 
-# Lessons that one query asks for at most. PostgreSQL plans and answers that many in 3 ms.
-MAX_LESSONS = 50
+# Lessons that one query asks for: at first, and as long as it takes a small part of the timeout. PostgreSQL plans and
+# answers the most in 3 ms, but an operator's own query may be slow, and the lessons of a query wait for each other.
+FIRST_LESSONS = 8
+MAX_LESSONS = 48
+QUICK_PART = 0.25
 # Seconds from the beginning of a query to that of the next one at least, while lessons gather for it. One for each join
 # would cost a third of the server's time.
 QUERY_INTERVAL = 0.005
@@ -45,7 +48,7 @@ SLOW_QUERY = 0.02
 
 # What PostgreSQL says of an id that its column can't hold: such a lesson does not exist.
 NO_ID = (psycopg2.errors.InvalidTextRepresentation, psycopg2.errors.NumericValueOutOfRange)
-# A fault of the statement, or of one lesson in it; the others are not to suffer from it.
+# Faults of a statement, and maybe of one lesson in it: the others are asked for without it.
 STATEMENT_FAULTS = (
     psycopg2.DataError,
     psycopg2.IntegrityError,
@@ -84,7 +87,8 @@ class Lessons:
         # Who waits for a connection waits here, where it is neither RDS that is slow nor four turns of a busy loop that
         # it takes to hand a connection on, as in aiopg's pool.
         self._turns = asyncio.Semaphore(pool_size)
-        self._lessons_in_query = MAX_LESSONS
+        self._lessons_in_query = FIRST_LESSONS
+        self._max_lessons_in_query = MAX_LESSONS
         self._lookups: dict[str, asyncio.Future[Lesson | None]] = {}
         self._waiting: deque[str] = deque()  # the lessons of those lookups that no query asks for yet
         self._queries: set[asyncio.Task[None]] = set()
@@ -132,7 +136,7 @@ class Lessons:
             pass
         except STATEMENT_FAULTS:  # as of one that writes
             logger.warning("rds.lesson_query can't be part of another query: lessons are looked up one by one")
-            self._lessons_in_query = 1
+            self._lessons_in_query = self._max_lessons_in_query = 1
         except (psycopg2.Error, OSError, TimeoutError) as error:
             raise StoreUnavailable("RDS", cause_of(error)) from error
 
@@ -142,6 +146,8 @@ class Lessons:
             self._pool.terminate()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._pool.wait_closed(), self._timeout)
+        if self._asker is not None:
+            await asyncio.wait((self._asker, *self._queries), timeout=self._timeout)
 
     async def get(self, lesson_id: str) -> Lesson:
         """The lesson of that id.
@@ -194,14 +200,18 @@ class Lessons:
         """Asks for lessons by one query, and tells those who wait, whatever becomes of it."""
         found: dict[str, Any] = {}
         fault = None
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
             found = await self._seat_counts(wanted)
         except Exception as error:
             if len(wanted) > 1 and isinstance(error.__cause__, STATEMENT_FAULTS):
-                for lesson_id in wanted:
-                    await self._look_up([lesson_id])
+                middle = len(wanted) // 2
+                await self._look_up(wanted[:middle])
+                await self._look_up(wanted[middle:])
                 return
             fault = error
+        self._adapt(len(wanted), loop.time() - began)
         for lesson_id in wanted:
             lookup = self._lookups.pop(lesson_id)
             try:
@@ -211,6 +221,13 @@ class Lessons:
             except Exception as error:
                 lookup.set_exception(error)
                 lookup.exception()  # looked at: when all that waited have given up, there is nobody else to do it
+
+    def _adapt(self, lessons: int, seconds: float) -> None:
+        """Makes the next query shorter or longer, by how long one took that asked for so many lessons."""
+        if seconds > self._timeout * QUICK_PART:
+            self._lessons_in_query = max(lessons // 2, 1)
+        elif lessons == self._lessons_in_query:
+            self._lessons_in_query = min(lessons * 2, self._max_lessons_in_query)
 
     async def _seat_counts(self, wanted: list[str]) -> dict[str, Any]:
         """What RDS says of those lessons that exist."""

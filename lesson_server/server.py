@@ -217,6 +217,7 @@ class LessonServer:
         """Ends every connection with its presence, sends the last events, closes the stores. Bounded in time: what
         Redis does not take any more is left for the other nodes to sweep."""
         self._door.close()
+        self._sio.eio.close_door()
         self._counting.stop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PRESENCE_DEADLINE):

@@ -77,6 +77,7 @@ class Session:
         "_pinged",
         "_poll_request",
         "_poller",
+        "_probed",
         "_timer",
         "_upgrading",
         "_websocket",
@@ -92,7 +93,8 @@ class Session:
         self._keeper = keeper
         self._ending: asyncio.Task[None] | None = None
         self._websocket: Carrier | None = None
-        self._upgrading: Carrier | None = None
+        self._upgrading: Carrier | None = None  # a websocket that wants to take over from polling
+        self._probed = False  # and has been told that it may
         self._outbox: list[str] = []
         self._poller: asyncio.Future[None] | None = None
         self._poll_request: object = None  # the HTTP request that waits for packets
@@ -108,6 +110,11 @@ class Session:
     def upgraded(self) -> bool:
         """Whether the transport is a websocket; the name is python-engineio's."""
         return self._websocket is not None
+
+    @property
+    def upgrading(self) -> bool:
+        """Whether a websocket wants to take over from polling."""
+        return self._upgrading is not None
 
     def establish(self) -> None:
         """The handshake is complete: from now on the client is pinged."""
@@ -189,7 +196,7 @@ class Session:
         if self._poller is not None:
             self.drop("two polls at once")
             raise RequestRefused(3, "Bad request")
-        if self._upgrading is not None:
+        if self._probed:
             return NOOP  # the client pauses its polling, and waits for this last answer
         if not self._outbox:
             self._poller = asyncio.get_running_loop().create_future()
@@ -213,10 +220,15 @@ class Session:
         """The transport is this websocket from now on."""
         self._websocket = websocket
         self._upgrading = None
+        self._probed = False
         for packet in self._outbox:
             websocket.write_frame(TEXT_FRAME, packet.encode())
         self._outbox = []
         self._release_poller()
+
+    def begin_upgrade(self, websocket: Carrier) -> None:
+        """This websocket may take over from polling; one at a time."""
+        self._upgrading = websocket
 
     def is_transport(self, websocket: Carrier) -> bool:
         """Whether the packets of the session come by this websocket."""
@@ -239,11 +251,11 @@ class Session:
         return None
 
     def _probe(self, websocket: Carrier, packet: str | bytes) -> None:
-        if packet == PING + "probe" and self._upgrading is None and self._websocket is None:
-            self._upgrading = websocket
+        if packet == PING + "probe" and not self._probed:
+            self._probed = True
             websocket.write_frame(TEXT_FRAME, (PONG + "probe").encode())
             self._release_poller()
-        elif packet == UPGRADE and self._upgrading is websocket:
+        elif packet == UPGRADE and self._probed:
             self.attach(websocket)
         else:
             raise ProtocolError("not an upgrade")
@@ -252,6 +264,7 @@ class Session:
         """A websocket, or the request that waited for packets, is gone."""
         if carrier is self._upgrading:
             self._upgrading = None  # polling goes on
+            self._probed = False
         elif carrier is self._websocket or carrier is self._poll_request:
             self.end(self._keeper.reason.TRANSPORT_CLOSE)
 

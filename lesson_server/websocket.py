@@ -100,8 +100,8 @@ class Websocket(asyncio.BufferedProtocol):
             self.abort()
         elif self._protocol.state is OPEN:
             self._protocol.send_close(CloseCode.NORMAL_CLOSURE)
-            self._close_timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.abort)
             self._send()
+            self._close_in_time()
 
     def expire(self) -> None:
         """The time to take a session over from polling is up."""
@@ -115,6 +115,11 @@ class Websocket(asyncio.BufferedProtocol):
             self._transport.abort()
         else:
             self._protocol.fail(CloseCode.GOING_AWAY)  # goes out, and ends it, as soon as there is a transport
+
+    def _close_in_time(self) -> None:
+        """The client has a few seconds to read what is left, and to answer the close frame."""
+        if self._close_timer is None:
+            self._close_timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.abort)
 
     # What asyncio calls
 
@@ -141,23 +146,26 @@ class Websocket(asyncio.BufferedProtocol):
         self.abort()  # also when the session has ended before
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._close_timer is not None:
-            self._close_timer.cancel()
         self._frames.clear()
         self._keeper.websockets.discard(self)
         self._protocol.parser.close()  # it holds the protocol, which would wait for the garbage collector
         self._session.lost(self)
+        if self._close_timer is not None:
+            self._close_timer.cancel()
 
     # Frames
 
     def _send(self) -> None:
-        if self._transport is None or self._transport.is_closing():
+        if self._transport is None:
             return
         for data in self._protocol.data_to_send():
+            if self._transport.is_closing():
+                return
             if data:
                 self._transport.write(data)
             else:
                 self._transport.close()
+                self._close_in_time()
 
     def _take_in(self, data: bytes) -> None:
         waiting = bool(self._frames)
@@ -211,5 +219,6 @@ class Websocket(asyncio.BufferedProtocol):
             except UnicodeDecodeError:
                 self._protocol.fail(CloseCode.INVALID_DATA)
                 self._send()
+                self._frames.clear()
                 return None
         return self._session.receive_from(self, message)

@@ -390,6 +390,40 @@ async def test_what_follows_a_fault_is_not_taken_in(edge: Edge) -> None:
 
 
 @pytest.mark.gen_test
+async def test_what_follows_a_text_that_is_no_utf_8_is_not_taken_in(edge: Edge) -> None:
+    client = await edge.connected()
+    await client.write(frame(b"\xff", TEXT) + frame(JOIN))
+    await client.messages()
+    await until(lambda: edge.application.reasons)
+    assert edge.application.joins == []
+
+
+@pytest.mark.parametrize("farewell", [frame("41") + frame(b"", CLOSE), frame(b"", CLOSE)], ids=["41", "close"])
+@pytest.mark.gen_test
+async def test_a_client_that_closes_and_never_reads_is_closed_in_time(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch, farewell: bytes
+) -> None:
+    """What it has left unread would keep its socket open, and no session would count it."""
+    monkeypatch.setattr("lesson_server.websocket.CLOSE_TIMEOUT", 0.2)
+    edge.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    client = await edge.connected(receive_buffer=4096)
+    await client.write(frame("x" * 125, PING) * 300)
+    transport = edge.sessions[0]._websocket._transport
+    await until(lambda: transport.get_write_buffer_size() > 0)
+    await client.write(farewell)
+    await until(lambda: not edge.sessions and not edge.sio.eio.websockets)
+
+
+@pytest.mark.gen_test
+async def test_a_lost_connection_leaves_no_timer(edge: Edge) -> None:
+    client = await edge.connected()
+    websocket = edge.sessions[0]._websocket
+    client.disappear()
+    await until(lambda: not edge.sessions)
+    assert websocket._close_timer is None or websocket._close_timer.cancelled()
+
+
+@pytest.mark.gen_test
 async def test_fragments_are_put_together(edge: Edge) -> None:
     client = await edge.connected()
     half = len(JOIN_WITH_ACK) // 2
@@ -529,15 +563,28 @@ async def test_after_an_upgrade_polling_is_refused(edge: Edge) -> None:
 
 
 @pytest.mark.gen_test
-async def test_of_two_upgrades_at_once_the_second_is_closed(edge: Edge) -> None:
+async def test_of_two_upgrades_at_once_the_second_is_refused(edge: Edge) -> None:
     client = await edge.connected_polling()
-    first, second = await edge.websocket(client.sid), await edge.websocket(client.sid)
+    first = await edge.websocket(client.sid)
+    for packets in ("2probe",), ("5", JOIN_WITH_ACK):
+        assert (await edge.request("GET", websocket_query(client.sid), **UPGRADE_HEADERS)).status == 400
+        await first.send(*packets)
+    assert await first.receive() == "3probe"
+    assert await first.receive() == ACK
+
+
+@pytest.mark.gen_test
+async def test_after_an_upgrade_that_failed_another_one_may_be_tried(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    first = await edge.websocket(client.sid)
     await first.send("2probe")
     assert await first.receive() == "3probe"
-    await second.send("2probe")
-    assert await second.messages() == []
-    await first.send("5", JOIN_WITH_ACK)
-    assert await first.receive() == ACK
+    await first.leave()
+    await until(lambda: not edge.sessions[0].upgrading)
+    second = await edge.websocket(client.sid)
+    await second.send("2probe", "5", JOIN_WITH_ACK)
+    assert await second.receive() == "3probe"
+    assert await second.receive() == ACK
 
 
 @pytest.mark.parametrize("message", ["5", JOIN, "3", "2", "", b"2probe"])
@@ -564,12 +611,14 @@ async def test_an_upgrade_that_is_not_completed_is_closed_and_polling_goes_on(ed
     assert await client.poll() == [ACK]
 
 
+@pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.gen_test
-async def test_an_upgrade_ends_with_its_session(edge: Edge) -> None:
+async def test_an_upgrade_ends_with_its_session(edge: Edge, begun: bool) -> None:
     client = await edge.connected_polling()
     websocket = await edge.websocket(client.sid)
-    await websocket.send("2probe")
-    assert await websocket.receive() == "3probe"
+    if begun:
+        await websocket.send("2probe")
+        assert await websocket.receive() == "3probe"
     await client.post("1")
     assert await websocket.messages() == []
 

@@ -125,9 +125,31 @@ def test_of_several_rows_the_first_counts_however_many_lessons_are_asked_for(io_
 
 
 def test_a_query_is_no_longer_than_rds_can_plan(io_loop, lessons, asked):
-    lesson_ids = [str(number) for number in range(2 * MAX_LESSONS + 1)]
+    lesson_ids = [str(number) for number in range(150)]
     io_loop.run_sync(lambda: ask_for(lessons, lesson_ids))
-    assert [len(together) for together in asked] == [MAX_LESSONS, MAX_LESSONS, 1]
+    assert [len(together) for together in asked] == [8, 16, 32, 48, 46]
+    assert MAX_LESSONS == 48
+
+
+def test_lessons_of_a_slow_query_do_not_time_out_together(io_loop, open_lessons, asked):
+    """One that takes a tenth of the timeout for each lesson would, with fifty in it, fail all of them for ever."""
+    lessons = open_lessons("SELECT 3 FROM pg_sleep(0.05) WHERE %(lesson_id)s <> ''", timeout=0.5)
+    asked.clear()
+    first, second = [[f"{turn}-{number}" for number in range(16)] for turn in "ab"]
+    answers = io_loop.run_sync(lambda: ask_for(lessons, first))
+    answers += io_loop.run_sync(lambda: ask_for(lessons, second))
+    assert answers == [Lesson(lesson_id, 3) for lesson_id in first + second]
+    assert max(len(together) for together in asked[4:]) <= 4
+
+
+def test_a_query_grows_again_when_rds_is_quick_again(io_loop, lessons, asked):
+    lessons._adapt(48, 100.0)
+    assert lessons._lessons_in_query == 24
+    for _ in range(9):
+        lessons._adapt(lessons._lessons_in_query, 100.0)
+    assert lessons._lessons_in_query == 1
+    io_loop.run_sync(lambda: ask_for(lessons, [str(number) for number in range(20)]))
+    assert [len(together) for together in asked] == [1, 2, 4, 8, 5]
 
 
 def test_lessons_that_follow_a_query_gather_for_the_next_one(io_loop, lessons, asked, monkeypatch):
