@@ -116,19 +116,19 @@ fails. The comparison is to that extent unfair to lesson-server, and nothing is 
 OUTLOOK = """\
 ## Where we lose, and what the next factor would need
 
-Node takes half of our CPU for a connection and for an end, and its acknowledgements come sooner in a class start: a
-join of ours waits for RDS and twice for Redis, and each of these answers waits for its turn behind all the handshakes
-that are ready. The goal was 2.5 times less than the plain Tornado server: a connection with its join meets it; with
-its end, which gives back a presence that the peers leave to expire, it does not quite. Nor does a class start ask RDS
-70 times at most, as was wanted, but a few times more.
+Node acknowledges a join sooner, though it lets fewer clients in a second: a join of ours waits for RDS and twice for
+Redis, each answer of these waits for its turn behind the handshakes that have been let in, and among steady arrivals a
+join waits up to 5 ms for a query to share. That waiting is what makes a join cheap; how many handshakes are let in at
+once (`ENTRANTS`) and how far apart queries begin (`QUERY_INTERVAL`) set the price. Node also needs less CPU for a
+connection, which it reads and answers in C++, and for an end, at which ours gives back a presence that the peers leave
+to expire.
 
-By a sampling profile of class starts, 39 % of what is left is spent in Tornado (the HTTP upgrade and the websocket's
-stream), 24 % in asyncio and uvloop, 13 % in the server's own code, 9 % in transitions, 6 % in redis-py, 3 % each in
-checking tokens, in python-socketio and in the metrics. So the next factor would need
+By a sampling profile of class starts, 30 % of what is left is spent in the server's own code and the system calls that
+it makes, 21 % in asyncio and uvloop, 20 % in Tornado (the HTTP request before a websocket), 9 % in redis-py, 8 % in
+checking tokens, 4 % in python-socketio, 3 % each in the metrics and in transitions. So the next factor would need
 
-* the upgrade and the frames on an asyncio protocol of our own, in place of Tornado's handlers and streams: at most a
-  third;
-* fewer turns of the loop for a join: a handshake let in only when no answer of a store is waiting, for the latency;
+* the handshake without Tornado's request and handler: at most a fifth;
+* a leaner client of Redis, which packs and reads its commands outside of Python: most of a tenth;
 * more cores: `--workers`. A process has one, and the rest of a join is spread thinly.
 """
 
