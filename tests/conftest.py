@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ WriteToml = Callable[[str], Path]
 
 # The loop of `lesson-server run`.
 asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+
+# A job that a shell runs in the background ignores SIGINT, and so would the servers that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A test must see the settings that it makes, whatever the shell of the developer exports.
 for name in [name for name in os.environ if name.startswith("LESSON_")]:
