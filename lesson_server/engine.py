@@ -164,14 +164,12 @@ class EngineHandler(RequestHandler):
             self.set_header("Sec-WebSocket-Version", "13")
             raise RequestRefused(3, "Unsupported websocket version", 426)
         accepted = ACCEPTED % WebSocketProtocol13.compute_accept_value(key).encode()
+        carried = session or await self._engine.open(self.request.remote_ip, "websocket")
+        websocket = Websocket(carried, self._engine, accepted)
         if session is None:
-            session = await self._engine.open(self.request.remote_ip, "websocket")
-            websocket = Websocket(session, self._engine, accepted)
-            session.attach(websocket)
+            carried.attach(websocket)
         else:
-            websocket = Websocket(session, self._engine, accepted)
-            session.begin_upgrade(websocket)
-            asyncio.get_running_loop().call_later(sessions.HANDSHAKE_TIMEOUT, websocket.expire)
+            carried.begin_upgrade(websocket)
         await websocket.take_over(self.detach())
         self._break_cycles()
 
@@ -190,14 +188,14 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         super().__init__(async_mode="tornado", monitor_clients=False, **kwargs)
         self._allowed_origins = frozenset(allowed_origins)
         self._farewells: dict[str, list[str]] = {}
-        self._door_open = True
+        self._takes_newcomers = True
         self._tasks: set[asyncio.Task[None]] = set()
         self.read_buffer = memoryview(bytearray(READ_SIZE))
         self.websockets: set[Websocket] = set()
 
-    def close_door(self) -> None:
+    def refuse_newcomers(self) -> None:
         """From now on no session begins; those that are here go on."""
-        self._door_open = False
+        self._takes_newcomers = False
 
     def allows(self, origin: str, host: str) -> bool:
         """Whether a page of that origin may connect to this host."""
@@ -211,7 +209,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         Raises:
             RequestRefused: the server is about to stop; another one will take the client.
         """
-        if not self._door_open:
+        if not self._takes_newcomers:
             raise RequestRefused(3, str(ServiceBusy()), 503)
 
     async def open(self, remote_ip: str | None, transport: str) -> Session:

@@ -198,29 +198,27 @@ class Lessons:
 
     async def _look_up(self, wanted: list[str]) -> None:
         """Asks for lessons by one query, and tells those who wait, whatever becomes of it."""
-        found: dict[str, Any] = {}
-        fault = None
+        outcomes: dict[str, Lesson | Exception | None]
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
             found = await self._seat_counts(wanted)
+            outcomes = {lesson_id: _lesson(lesson_id, found) for lesson_id in wanted}
         except Exception as error:
             if len(wanted) > 1 and isinstance(error.__cause__, STATEMENT_FAULTS):
                 middle = len(wanted) // 2
                 await self._look_up(wanted[:middle])
                 await self._look_up(wanted[middle:])
                 return
-            fault = error
+            outcomes = dict.fromkeys(wanted, error)
         self._adapt(len(wanted), loop.time() - began)
-        for lesson_id in wanted:
+        for lesson_id, outcome in outcomes.items():
             lookup = self._lookups.pop(lesson_id)
-            try:
-                if fault is not None:
-                    raise fault
-                lookup.set_result(_lesson(lesson_id, found[lesson_id]) if lesson_id in found else None)
-            except Exception as error:
-                lookup.set_exception(error)
+            if isinstance(outcome, Exception):
+                lookup.set_exception(outcome)
                 lookup.exception()  # looked at: when all that waited have given up, there is nobody else to do it
+            else:
+                lookup.set_result(outcome)
 
     def _adapt(self, lessons: int, seconds: float) -> None:
         """Makes the next query shorter or longer, by how long one took that asked for so many lessons."""
@@ -292,15 +290,16 @@ def _together(query: str, lesson_ids: list[str]) -> tuple[str, dict[str, str]]:
     return " UNION ALL ".join(parts), parameters
 
 
-def _lesson(lesson_id: str, seat_count: Any) -> Lesson:
-    """A lesson with what RDS says of its seats.
-
-    Raises:
-        ValueError: that can't be a number of seats.
-    """
-    seats = int(seat_count or 0)
+def _lesson(lesson_id: str, found: dict[str, Any]) -> Lesson | ValueError | None:
+    """The lesson, None if RDS has not found it, or why its number of seats can't be one."""
+    if lesson_id not in found:
+        return None
+    try:
+        seats = int(found[lesson_id] or 0)
+    except (ValueError, TypeError, OverflowError):
+        return ValueError(f"lesson {lesson_id} has a number of seats in RDS that is none")
     if seats > MAX_SEATS:
-        raise ValueError(f"lesson {lesson_id} has {seats} seats in RDS, more than {MAX_SEATS}")
+        return ValueError(f"lesson {lesson_id} has {seats} seats in RDS, more than {MAX_SEATS}")
     return Lesson(lesson_id, max(seats, 0))
 
 

@@ -202,7 +202,7 @@ class LessonServer:
         """Takes no new clients, and sends those that are here away over ``server.drain`` seconds, in random order, so
         that they don't all come back elsewhere in the same moment. May be cancelled, to stop at once."""
         self._readiness.close()
-        self._sio.eio.close_door()
+        self._sio.eio.refuse_newcomers()
         end = asyncio.get_running_loop().time() + self._settings.server.drain
         sessions = list(self._sio.eio.sockets.values())
         random.shuffle(sessions)
@@ -217,7 +217,7 @@ class LessonServer:
         """Ends every connection with its presence, sends the last events, closes the stores. Bounded in time: what
         Redis does not take any more is left for the other nodes to sweep."""
         self._door.close()
-        self._sio.eio.close_door()
+        self._sio.eio.refuse_newcomers()
         self._counting.stop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PRESENCE_DEADLINE):

@@ -227,12 +227,13 @@ class Session:
         self._release_poller()
 
     def begin_upgrade(self, websocket: Carrier) -> None:
-        """This websocket may take over from polling; one at a time."""
+        """This websocket may take over from polling, if it does so in time; one at a time."""
         self._upgrading = websocket
+        asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, self._expire_upgrade, websocket)
 
-    def is_transport(self, websocket: Carrier) -> bool:
-        """Whether the packets of the session come by this websocket."""
-        return self._websocket is websocket
+    def _expire_upgrade(self, websocket: Carrier) -> None:
+        if websocket is self._upgrading:
+            websocket.disconnect(abort=True)
 
     def receive_from(self, websocket: Carrier, packet: str | bytes) -> Awaitable[None] | None:
         """Takes a packet in from a websocket: its own, or one that would take the place of polling."""
@@ -240,11 +241,11 @@ class Session:
             websocket.disconnect(abort=True)
             return None
         try:
-            if self.is_transport(websocket):
+            if websocket is self._websocket:
                 return self.receive(packet)
             self._probe(websocket, packet)
         except ProtocolError as error:
-            if self.is_transport(websocket):
+            if websocket is self._websocket:
                 self.drop(str(error))
             else:
                 websocket.disconnect(abort=True)

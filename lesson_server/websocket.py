@@ -103,11 +103,6 @@ class Websocket(asyncio.BufferedProtocol):
             self._send()
             self._close_in_time()
 
-    def expire(self) -> None:
-        """The time to take a session over from polling is up."""
-        if not self._session.is_transport(self):
-            self.abort()
-
     def abort(self) -> None:
         """Closes the connection at once."""
         self._frames.clear()

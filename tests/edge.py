@@ -128,6 +128,13 @@ class Edge:
             assert opening[:1] == "0"
         return client
 
+    async def probing(self, sid: str) -> "Client":
+        """A websocket that may take the session of a polling client over."""
+        client = await self.websocket(sid)
+        await client.send("2probe")
+        assert await client.receive() == "3probe"
+        return client
+
     async def connected(self, **options: Any) -> "Client":
         """A websocket whose handshake is complete."""
         client = await self.websocket(**options)

@@ -525,9 +525,7 @@ async def test_an_ended_connection_leaves_nothing_to_the_garbage_collector(edge:
 async def test_an_upgrade_of_a_client_whose_poll_waits(edge: Edge) -> None:
     client = await edge.connected_polling()
     async with client.waiting() as poll:
-        websocket = await edge.websocket(client.sid)
-        await websocket.send("2probe")
-        assert await websocket.receive() == "3probe"
+        websocket = await edge.probing(client.sid)
         assert (await poll.response()).body == b"6"
     await websocket.send("5", JOIN_WITH_ACK)
     assert await websocket.receive() == ACK
@@ -537,9 +535,7 @@ async def test_an_upgrade_of_a_client_whose_poll_waits(edge: Edge) -> None:
 @pytest.mark.gen_test
 async def test_an_upgrade_brings_what_no_poll_has_taken(edge: Edge) -> None:
     client = await edge.connected_polling()
-    websocket = await edge.websocket(client.sid)
-    await websocket.send("2probe")
-    assert await websocket.receive() == "3probe"
+    websocket = await edge.probing(client.sid)
     await client.post(JOIN_WITH_ACK)
     assert await client.poll() == ["6"]
     await websocket.send("5")
@@ -576,14 +572,11 @@ async def test_of_two_upgrades_at_once_the_second_is_refused(edge: Edge) -> None
 @pytest.mark.gen_test
 async def test_after_an_upgrade_that_failed_another_one_may_be_tried(edge: Edge) -> None:
     client = await edge.connected_polling()
-    first = await edge.websocket(client.sid)
-    await first.send("2probe")
-    assert await first.receive() == "3probe"
+    first = await edge.probing(client.sid)
     await first.leave()
     await until(lambda: not edge.sessions[0].upgrading)
-    second = await edge.websocket(client.sid)
-    await second.send("2probe", "5", JOIN_WITH_ACK)
-    assert await second.receive() == "3probe"
+    second = await edge.probing(client.sid)
+    await second.send("5", JOIN_WITH_ACK)
     assert await second.receive() == ACK
 
 

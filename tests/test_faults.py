@@ -370,16 +370,21 @@ async def test_after_flushall_the_node_writes_everything_again(server, redis_cli
         await until(lambda: is_whole(redis_client, people, "connected", "joining", "teacher"))
 
 
+async def joins_through(fault, people, server, redis_proxy, redis_client):
+    """One joins; while Redis has not answered, something happens; and then the join is whole."""
+    redis_proxy.hang()
+    joining = asyncio.ensure_future(join(people.joining))
+    await held_up(server)
+    fault()
+    redis_proxy.mend()
+    assert await joining == SUCCESS
+    await until(lambda: is_whole(redis_client, people, "joining", "registered", "teacher"))
+
+
 @pytest.mark.gen_test
 async def test_a_join_in_the_middle_of_flushall_is_whole(server, redis_proxy, redis_client, mint):
     async with everyone(server, mint) as people:
-        redis_proxy.hang()
-        joining = asyncio.ensure_future(join(people.joining))
-        await held_up(server)
-        redis_client.flushall()
-        redis_proxy.mend()
-        assert await joining == SUCCESS
-        await until(lambda: is_whole(redis_client, people, "joining", "registered", "teacher"))
+        await joins_through(redis_client.flushall, people, server, redis_proxy, redis_client)
 
 
 @pytest.mark.parametrize("own_redis", [True, False], indirect=True, ids=["with its data", "empty"])
@@ -507,13 +512,7 @@ async def test_a_failed_join_that_redis_carries_out_after_all_leaves_no_ghost(se
 @pytest.mark.gen_test
 async def test_a_join_that_rds_has_answered_needs_it_no_more(server, redis_proxy, rds_proxy, redis_client, mint):
     async with everyone(server, mint) as people:
-        redis_proxy.hang()
-        joining = asyncio.ensure_future(join(people.joining))
-        await held_up(server)
-        rds_proxy.refuse()
-        redis_proxy.mend()
-        assert await joining == SUCCESS
-        await until(lambda: is_whole(redis_client, people, "joining", "registered", "teacher"))
+        await joins_through(rds_proxy.refuse, people, server, redis_proxy, redis_client)
 
 
 @pytest.mark.gen_test(timeout=60)

@@ -152,38 +152,26 @@ class Load:
     def join(self) -> dict[str, Any]:
         """All connected clients that have not joined do so at once."""
         clients = [client for client in self._clients.values() if client.state == CONNECTED]
+        return self._all(clients, JOINED, self._join)
+
+    def leave(self, first: int = 0, count: int | None = None) -> dict[str, Any]:
+        """These clients, or all, take their leave as the official client does, and wait for the server to close."""
+        return self._all(self._select(first, count), GONE, self._leave)
+
+    def drop(self) -> dict[str, Any]:
+        """All clients vanish without a word."""
+        return self._all(list(self._clients.values()), GONE, self._end)
+
+    def _all(self, clients: list[Client], goal: int, act: Callable[[Client], None]) -> dict[str, Any]:
+        """All of these do the same at once."""
 
         def begin() -> None:
             while clients:
                 client = clients.pop()
-                client.goal = JOINED
-                self._join(client)
+                client.goal = goal
+                act(client)
 
         return self._phase(len(clients), begin)
-
-    def leave(self, first: int = 0, count: int | None = None) -> dict[str, Any]:
-        """These clients, or all, take their leave as the official client does, and wait for the server to close."""
-        leaving = self._select(first, count)
-
-        def begin() -> None:
-            while leaving:
-                client = leaving.pop()
-                client.goal = GONE
-                self._leave(client)
-
-        return self._phase(len(leaving), begin)
-
-    def drop(self) -> dict[str, Any]:
-        """All clients vanish without a word."""
-        dropping = list(self._clients.values())
-
-        def begin() -> None:
-            while dropping:
-                client = dropping.pop()
-                client.goal = GONE
-                self._end(client)
-
-        return self._phase(len(dropping), begin)
 
     def steady(self, first: int, rate: float, seconds: float, stay: float) -> dict[str, Any]:
         """Clients come at a fixed rate, whatever the server does; each joins, stays for a time, and leaves.
