@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 LESSON_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 # What a connection that has died raises; AssertionError is the pool's, when one has died while the pool looked at
-# another, and RuntimeError uvloop's, when a new one has the file descriptor of one that has died just now.
+# another, and RuntimeError too, when the pool has been closed because the server stops.
 BROKEN_CONNECTION = (psycopg2.OperationalError, psycopg2.InterfaceError, AssertionError, RuntimeError)
 
 # A seat map is one Redis hash written by one script: the bound keeps a wrong row in RDS from stalling Redis for all.
