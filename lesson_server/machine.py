@@ -26,6 +26,8 @@ class Chart(Protocol):
     STATES: dict[str, str]
     INITIAL: str
     JOIN: tuple[str, ...]
+    SEATED: frozenset[str]
+    PRESENT: frozenset[str]
     TRANSITIONS: list[dict[str, object]]
 
 
