@@ -11,7 +11,7 @@ import itertools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from lesson_server.admission import Admission
 from lesson_server.connection import Connection, Services
@@ -21,6 +21,8 @@ from lesson_server.identity import Identity
 from lesson_server.lessons import Lesson
 from lesson_server.metrics import Metrics
 from lesson_server.records import Entry, Record
+from lesson_server.redis_shard import Command
+from lesson_server.redis_store import RedisStore
 
 T = TypeVar("T")
 
@@ -284,6 +286,29 @@ class FakePresence:
     def retry(self) -> None:
         while self.pending:
             self.pending.pop(0)()
+
+
+class BreakableStore(RedisStore):
+    """A connection to a real Redis that a test may break, and that counts how often it was broken indeed.
+
+    ``fault`` is ``unreachable`` (nothing is carried out), ``unanswered`` (everything is), or None.
+    """
+
+    fault: str | None = None
+    injected = 0
+
+    async def run(self, *commands: Command, bookkeeping: tuple[Command, ...] = ()) -> list[Any]:
+        if self.fault == "unreachable":
+            self._fail()
+        answers = await super().run(*commands, bookkeeping=bookkeeping)
+        if self.fault == "unanswered":
+            self._fail()
+        return answers
+
+    def _fail(self) -> NoReturn:
+        self.injected += 1
+        self.failures += 1
+        raise store_down()
 
 
 class FakeIdentities:

@@ -4,35 +4,18 @@ import asyncio
 import logging
 
 import pytest
+from fakes import BreakableStore
 
 from lesson_server import presence as presence_module
 from lesson_server.errors import StoreRefused, StoreUnavailable
 from lesson_server.presence import Presence
 from lesson_server.records import ClientRecord, TeacherRecord, decode, encode
-from lesson_server.redis_store import RedisStore
 
 RETENTION = 7 * 86_400
 DAY = 86_400
 TEACHER = TeacherRecord("sid-t", "1", "ms-hill")
 CLIENT = ClientRecord("sid-p", "1", "p1", "student")
 RECORDS = pytest.mark.parametrize("record", [TEACHER, CLIENT], ids=["teacher", "participant"])
-
-
-class BreakableStore(RedisStore):
-    """A connection to Redis that a test may break, and that counts how often it was broken indeed."""
-
-    fault = None
-    injected = 0
-
-    async def run(self, *commands, bookkeeping=()):
-        if self.fault == "unreachable":
-            self.injected += 1
-            raise StoreUnavailable("Redis", "unreachable")
-        answers = await super().run(*commands, bookkeeping=bookkeeping)
-        if self.fault == "unanswered":
-            self.injected += 1
-            raise StoreUnavailable("Redis", "the answer got lost")
-        return answers
 
 
 @pytest.fixture
@@ -76,6 +59,10 @@ def lesson_field(redis_client, record):
 def own_keys(redis_client):
     """The keys of the server's own, but the counts by which nodes are known."""
     return [key for key in redis_client.keys("lesson_node*") if key != "lesson_node_counts"]
+
+
+def snapshot(redis_client):
+    return {key: redis_client.hgetall(key) for key in redis_client.keys()}
 
 
 # Writing
@@ -367,11 +354,11 @@ def test_after_flushall_the_newest_stands_whoever_is_restored_first(
     async def scenario():
         for sid, node in nodes.items():
             await node.write(other(record, sid))
-        before = {key: redis_client.hgetall(key) for key in redis_client.keys()}
+        before = snapshot(redis_client)
         redis_client.flushall()
         for sid in (restored_first, *(nodes.keys() - {restored_first})):
             await nodes[sid].restore(other(record, sid))
-        assert {key: redis_client.hgetall(key) for key in redis_client.keys()} == before
+        assert snapshot(redis_client) == before
         assert lesson_field(redis_client, record) == "second"
         await elsewhere.remove("second")
         assert lesson_field(redis_client, record) == "first"
@@ -397,14 +384,14 @@ def test_under_a_new_incarnation_the_claim_is_replaced_and_the_sweep_of_the_form
 ):
     async def scenario():
         await presence.write(record)
-        before = {key: redis_client.hgetall(key) for key in redis_client.keys()}
+        before = snapshot(redis_client)
         former = presence.incarnation.node_id
         presence.begin_incarnation()
         assert await presence.check([record.sid]) == [record.sid]
         await presence.restore(record)
         assert await presence.check([record.sid]) == []
         assert await elsewhere.sweep(former) == 1
-        assert {key: redis_client.hgetall(key) for key in redis_client.keys()} == before
+        assert snapshot(redis_client) == before
         assert await elsewhere.sweep(former) == 0
         await presence.remove(record.sid)
         await presence.settled()
@@ -454,6 +441,11 @@ def lose_all_but_the_index(redis_client, record):
     lose_claims(redis_client, record)
 
 
+def lose_index(redis_client, record):
+    (index_key,) = (key for key in own_keys(redis_client) if "claims" not in key)
+    redis_client.delete(index_key)
+
+
 def name_somebody_else(redis_client, record):
     key = "lesson_teacher_1" if record is TEACHER else "lesson_student_1"
     redis_client.hset(key, redis_client.hkeys(key)[0], "a dead sid")
@@ -461,33 +453,22 @@ def name_somebody_else(redis_client, record):
 
 @RECORDS
 @pytest.mark.parametrize(
-    "lose", [lose_field, lose_person, lose_claims, lose_all_but_the_index, name_somebody_else], ids=lambda lose: lose.__name__
+    "lose",
+    [lose_field, lose_person, lose_claims, lose_all_but_the_index, lose_index, name_somebody_else],
+    ids=lambda lose: lose.__name__,
 )
 def test_a_check_finds_whatever_of_a_record_is_lost_and_a_restore_mends_it(
     io_loop, presence, redis_client, record, lose
 ):
     async def scenario():
         await presence.write(record)
-        before = {key: redis_client.hgetall(key) for key in redis_client.keys()}
+        before = snapshot(redis_client), len(own_keys(redis_client))
         assert await presence.check([record.sid]) == []
         lose(redis_client, record)
         assert await presence.check([record.sid]) == [record.sid]
         await presence.restore(record)
         assert await presence.check([record.sid]) == []
-        assert {key: redis_client.hgetall(key) for key in redis_client.keys()} == before
-
-    io_loop.run_sync(scenario)
-
-
-@RECORDS
-def test_a_check_writes_a_lost_index_again(io_loop, presence, redis_client, record):
-    async def scenario():
-        await presence.write(record)
-        index_key = f"lesson_node_{presence.incarnation.node_id}"
-        before = redis_client.hgetall(index_key)
-        redis_client.delete(index_key)
-        assert await presence.check([record.sid]) == []
-        assert redis_client.hgetall(index_key) == before
+        assert (snapshot(redis_client), len(own_keys(redis_client))) == before
 
     io_loop.run_sync(scenario)
 
@@ -540,7 +521,8 @@ def test_the_late_write_of_a_join_that_failed_is_removed_as_if_it_had_not_been_t
         await presence.settled()
         presence._held[record.sid] = claim
         await presence._run(  # Redis gets to it after the removal
-            claim, [presence._script(presence_module.WRITE, claim, entry, int(entry.outlives)) for entry in record.entries()]
+            claim,
+            [presence._script(presence_module.WRITE, claim, entry, int(entry.outlives)) for entry in record.entries()],
         )
         del presence._held[record.sid]
         assert lesson_field(redis_client, record) == record.sid
