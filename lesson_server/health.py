@@ -83,10 +83,16 @@ class Availability:
             self._outage_logged = False
             self._outage_logged_at = time.monotonic()
 
-    def close(self) -> None:
-        """Stops probing."""
-        if self._probing is not None:
-            self._probing.cancel()
+    def close(self) -> "asyncio.Future[list[None]]":
+        """Stops probing.
+
+        Returns:
+            done when the probe that was under way has ended, for who closes next what it used.
+        """
+        tasks = [] if self._probing is None else [self._probing]
+        for task in tasks:
+            task.cancel()
+        return asyncio.gather(*tasks, return_exceptions=True)  # type: ignore[return-value]
 
     async def _probe_until_it_answers(self) -> None:
         try:

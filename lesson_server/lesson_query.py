@@ -3,6 +3,7 @@ with it. The start explains and prepares it, and never runs it: it may be slow, 
 
 import logging
 import re
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -98,13 +99,15 @@ class LessonQuery:
 
     async def _check_type(self, fetch: Fetch) -> None:
         """Warns when the id is compared as something else than text, for then a lesson has several ids."""
-        prepare = f"PREPARE lesson_query AS {self._text % _Numbers()}\n"
-        types = "SELECT parameter_types::text[] FROM pg_prepared_statements WHERE name = 'lesson_query'"
+        # One message, and a name of its own that is left there: a pooler may send the next message to another server
+        # process, and this one to a process that has served an earlier start.
+        name = f"lesson_query_{secrets.token_hex(4)}"
+        prepare = f"PREPARE {name} AS {self._text % _Numbers()}\n"
+        types = f"SELECT parameter_types::text[] FROM pg_prepared_statements WHERE name = '{name}'"  # noqa: S608
         try:
             ((found,),) = await fetch(f"{prepare}; {types}", None)
         except StatementFault:
             return  # PostgreSQL can't tell the type of a parameter that nothing is compared with
-        await fetch("DEALLOCATE lesson_query", None)
         if found and TEXT_TYPES.isdisjoint(found):
             logger.warning(
                 "rds.lesson_query compares the lesson's id as %s, so one lesson can be joined by several ids, as"

@@ -114,7 +114,7 @@ class Lessons:
         self._fail_all()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        self._rds.close()
+        await self._rds.close()
 
     async def get(self, lesson_id: str) -> Lesson:
         """The lesson of that id.

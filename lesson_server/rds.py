@@ -68,8 +68,7 @@ class Rds:
         self._pool_size = pool_size
         self._for_lookups = _Connections(connect)
         self._for_probes = _Connections(connect)
-        self._on_unavailable = on_unavailable
-        self.availability = Availability("RDS", self._probe, self._give_up)
+        self.availability = Availability("RDS", self._probe, on_unavailable)
 
     async def open(self) -> None:
         """Opens the connections.
@@ -84,9 +83,9 @@ class Rds:
         except (psycopg2.Error, OSError) as error:
             raise StoreUnavailable("RDS", cause_of(error)) from error
 
-    def close(self) -> None:
-        """Closes the connections that are not in use, and stops the probes. The queries must have ended."""
-        self.availability.close()
+    async def close(self) -> None:
+        """Stops the probes and closes the connections. The queries must have ended."""
+        await self.availability.close()
         self._for_lookups.close()
         self._for_probes.close()
 
@@ -125,13 +124,9 @@ class Rds:
         await self._for_probes.execute("SELECT 1", None)
 
     def _failed(self, cause: str) -> StoreUnavailable:
+        self._for_lookups.close()  # these may hang, too, as when something in the network has forgotten them
         self.availability.failed(cause)
         return StoreUnavailable("RDS", cause)
-
-    def _give_up(self) -> None:
-        # After a network that dropped packets, or a proxy that lost its connections, all of these may hang.
-        self._for_lookups.close()
-        self._on_unavailable()
 
 
 class _Connections:
