@@ -60,7 +60,7 @@ class Rds:
         server_timeout = int((timeout + SERVER_PATIENCE) * 1000)
         connect = {
             "dsn": dsn,
-            "timeout": timeout,
+            "timeout": None,  # ours is enough
             "enable_hstore": False,  # saves a query on each new connection
             "options": f"{options} -c statement_timeout={server_timeout}",
         }
@@ -78,8 +78,9 @@ class Rds:
         """
         mend()
         try:
-            await self._for_lookups.open(self._pool_size)
-            await self._for_probes.open(1)
+            for connections in (*[self._for_lookups] * self._pool_size, self._for_probes):
+                async with asyncio.timeout(self._timeout):
+                    await connections.open_one()
         except (psycopg2.Error, OSError) as error:
             raise StoreUnavailable("RDS", cause_of(error)) from error
 
@@ -143,9 +144,8 @@ class _Connections:
         self._connect = connect
         self._idle: list[aiopg.Connection] = []
 
-    async def open(self, count: int) -> None:
-        while len(self._idle) < count:
-            self._idle.append(await aiopg.connect(**self._connect))
+    async def open_one(self) -> None:
+        self._idle.append(await aiopg.connect(**self._connect))
 
     def close(self) -> None:
         """Closes those that are not in use. To cancel a query closes its connection, too."""

@@ -1,6 +1,7 @@
 """lessons.py against a real PostgreSQL."""
 
 import asyncio
+from functools import partial
 
 import psycopg2
 import pytest
@@ -128,7 +129,8 @@ def test_a_slow_batch_is_followed_by_shorter_ones_which_grow_again(io_loop, less
     with monkeypatch.context() as patch:
         patch.setattr(lessons, "_patience", 0.0)
         for length in (8, 4, 2, 1):
-            io_loop.run_sync(lambda: ask_for(lessons, [f"{length}-{number}" for number in range(length)]))
+            lesson_ids = [f"{length}-{number}" for number in range(length)]
+            io_loop.run_sync(partial(ask_for, lessons, lesson_ids))
     batches = [len(together) for together in asked]
     assert [length for length in batches if length > 1] == [8, 4, 2]
     asked.clear()
