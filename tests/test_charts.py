@@ -272,9 +272,10 @@ async def connection_in(world: World, kind: type[Connection], state: str) -> Con
 # A module imports only from the lines above its own.
 LAYERS = [
     {"__init__"},
-    {"errors", "settings", "health", "metrics", "sessions", "processes", "door", "mended_aiopg"},
-    {"configuration", "rds", "redis_store", "websocket", "admission", "workers", "local_rooms"},
-    {"engine", "lesson_query"},
+    {"errors", "settings", "metrics", "sessions", "processes", "door", "mended_aiopg", "records"},
+    {"health", "configuration", "websocket", "admission", "workers", "local_rooms"},
+    {"engine", "redis_shard", "rds"},
+    {"redis_store", "lesson_query"},
     {"lessons", "seats", "presence", "identity", "analytics", "transport"},
     {"machine", "web", "embedded", "nodes", "rooms", "lesson_table"},
     {"connection"},
