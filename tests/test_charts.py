@@ -272,7 +272,7 @@ async def connection_in(world: World, kind: type[Connection], state: str) -> Con
 # A module imports only from the lines above its own.
 LAYERS = [
     {"__init__"},
-    {"errors", "settings", "metrics", "sessions", "processes", "door", "mended_aiopg", "records"},
+    {"errors", "settings", "metrics", "sessions", "processes", "door", "mended_aiopg", "records", "shared_folder"},
     {"health", "configuration", "websocket", "admission", "workers", "local_rooms"},
     {"engine", "redis_shard", "rds"},
     {"redis_store", "lesson_query"},
