@@ -462,6 +462,7 @@ def test_an_outage_is_said_survived_and_forgotten(
                 sid in dict(server._rooms.get_participants("/", "1"))
                 for sid in (people.connected.get_sid(), people.joining.get_sid())
             )
+            await until(lambda: changes_of_condition(caplog, store) == ["down"])
             # Who goes now is not forgotten.
             await asyncio.gather(people.registered.disconnect(), people.teacher.disconnect())
             await until(lambda: not {before["registered"], before["teacher"]} & set(server.gateway.connections))
@@ -474,6 +475,28 @@ def test_an_outage_is_said_survived_and_forgotten(
 
     io_loop.run_sync(story, PATIENCE * 2)
     assert changes_of_condition(caplog, store) == ["down", "up"]
+
+
+@pytest.mark.parametrize("store", ["Redis", "RDS"])
+def test_a_store_that_hangs_costs_only_the_first_joins_their_timeout(
+    io_loop, server, redis_proxy, rds_proxy, redis_client, mint, caplog, store
+):
+    proxy = {"Redis": redis_proxy, "RDS": rds_proxy}[store]
+    timeout = {"Redis": server._settings.redis.timeout, "RDS": server._settings.rds.timeout}[store]
+
+    async def story():
+        async with everyone(server, mint) as people:
+            proxy.hang()
+            assert await answered(people.connected) == [UNAVAILABLE]
+            await until(lambda: changes_of_condition(caplog, store) == ["down"])
+            async with asyncio.timeout(timeout / 2):
+                for _ in range(5):
+                    assert await join(people.joining) == UNAVAILABLE
+            proxy.mend()
+            await until(lambda: succeeds(people.joining), RECOVERED)
+            await until(lambda: is_whole(redis_client, people, "joining", "registered", "teacher"))
+
+    io_loop.run_sync(story, PATIENCE)
 
 
 @pytest.mark.gen_test
@@ -648,33 +671,38 @@ def test_of_two_tabs_the_later_join_counts_and_the_old_sockets_end_does_not_matt
     io_loop.run_sync(story)
 
 
+@pytest.mark.parametrize("at_another_node", [False, True], ids=["at one node", "at two nodes"])
 @pytest.mark.parametrize(("kind", "role"), [("participant", "student"), ("teacher", "teacher")])
-def test_of_two_tabs_the_later_join_counts_and_the_old_sockets_end_does_not_matter(
+def test_when_the_newest_of_several_tabs_ends_the_one_before_it_stands(
     io_loop, two_nodes, redis_client, mint, at_another_node, kind, role
 ):
     async def story():
         here, there = two_nodes
-        token = mint("anna", role)
-        async with client(here, client=kind, lesson_id="1", access_token=token) as old:
-            assert await join(old) == SUCCESS
-            async with client(
-                there if at_another_node else here, client=kind, lesson_id="1", access_token=token
-            ) as new:
-                assert await join(new) == SUCCESS
-                assert present(redis_client) == {"anna": new.get_sid()}
-                old_sid = old.get_sid()
-                await old.disconnect()
-                await until(lambda: old_sid not in indexed(redis_client))
-                assert present(redis_client) == {"anna": new.get_sid()}
-                assert redis_client.exists("anna")
-            await until(lambda: not present(redis_client))
+        auth = {"client": kind, "lesson_id": "1", "access_token": mint("anna", role)}
+        async with client(here, **auth) as first, client(here, **auth) as second:
+            assert await answered(first, second) == [SUCCESS] * 2
+            async with client(there if at_another_node else here, **auth) as third:
+                assert await join(third) == SUCCESS
+                assert present(redis_client) == {"anna": third.get_sid()}
+            await until(lambda: present(redis_client) == {"anna": second.get_sid()}, 2)
+            await second.disconnect()
+            await until(lambda: present(redis_client) == {"anna": first.get_sid()}, 2)
+            person = {"lesson_id": "1"} if kind == "teacher" else {"sid": first.get_sid()}
+            assert person.items() <= redis_client.hgetall("anna").items()
+        await until(lambda: not present(redis_client), 2)
 
     io_loop.run_sync(story)
 
 
-def indexed_sids(redis_client):
-    """The sids that the nodes have written something for."""
-    return [sid for key in redis_client.keys("lesson_node_*") for sid in redis_client.hkeys(key)]
+@pytest.mark.gen_test(timeout=60)
+async def test_when_the_node_of_the_newest_tab_dies_the_one_before_it_stands(start_node, environ, redis_client, mint):
+    here, there = start_node(environ), start_node(environ)
+    auth = {"client": "participant", "lesson_id": "1", "access_token": mint("anna")}
+    async with client(here, **auth) as first, client(there, **auth) as second:
+        assert await join(first) == await join(second) == SUCCESS
+        there.send(signal.SIGKILL)
+        await until(lambda: present(redis_client) == {"anna": first.get_sid()})
+        assert redis_client.hget("anna", "sid") == first.get_sid()
 
 
 @pytest.mark.parametrize(("kind", "role"), [("participant", "student"), ("teacher", "teacher")])
