@@ -177,18 +177,24 @@ class Gateway:
         """The lessons whose seat map should stand in Redis, each with the sid of a connection that is in it."""
         return {connection.lesson_id: sid for sid, connection in self.connections.items() if connection.needs_seat_map}
 
-    async def restore(self, sids: Sequence[str]) -> None:
-        """Writes again what these connections hold in Redis, of those that are still there.
+    async def restore(self, sids: Sequence[str]) -> int:
+        """Writes again what these connections hold in Redis.
+
+        Returns:
+            how many of them are still there.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow; some have been restored.
         """
-        await asyncio.gather(*(self._restore(self.connections[sid]) for sid in sids if sid in self.connections))
+        connections = [self.connections[sid] for sid in sids if sid in self.connections]
+        return sum(await asyncio.gather(*map(self._restore, connections)))
 
     @staticmethod
-    async def _restore(connection: Connection) -> None:
-        with contextlib.suppress(InvalidTransition):  # it has not joined, or has just ended
-            await connection.fire("restore")
+    async def _restore(connection: Connection) -> bool:
+        try:
+            return await connection.fire("restore")
+        except InvalidTransition:  # it has not joined, or has just ended
+            return False
 
     # The join
 

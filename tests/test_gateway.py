@@ -486,7 +486,7 @@ async def test_what_redis_has_lost_is_written_again_and_it_is_no_reconnect():
             await world.join(sid)
     before = world.snapshot()
     world.redis.flushall()
-    await world.gateway.restore(["teacher", "participant", "guest", "idle", "gone"])
+    assert await world.gateway.restore(["teacher", "participant", "guest", "idle", "gone"]) == 3
     assert world.snapshot() == before
     assert world.gateway.connections["idle"].state == "connected"
 
