@@ -880,7 +880,7 @@ def test_every_fault_of_the_matrix_has_its_proof():
 
 
 def test_every_time_of_the_matrix_is_what_its_constants_make_of_it():
-    """``10 s (`HEARTBEAT_INTERVAL` × `LOST_AFTER` + `HEARTBEAT_INTERVAL`)``: of the sources and the settings' defaults."""
+    """As in ``9 s (`HEARTBEAT_INTERVAL` times `LOST_AFTER`)``; the values are the sources' and the settings' defaults."""
     sections = {name: getattr(Settings(), name) for name in ("redis", "rds", "server")}
     constants = {
         **constants_of(nodes),
@@ -896,7 +896,7 @@ def test_every_time_of_the_matrix_is_what_its_constants_make_of_it():
         section, _, setting = name.partition(".")
         return getattr(sections[section], setting) if section in sections else constants[name]
 
-    times = re.findall(r"([\d.]+) s(?: at most)?\s+\(((?:`[\w.]+`(?: [+×] )?)+)\)", MATRIX)
+    times = re.findall(r"([\d.]+) s(?: at most)?\s+\(((?:`[\w.]+`(?: \+ | times )?)+)\)", MATRIX)
     assert len(times) > 10
     for told, formula in times:
         terms = [re.findall(r"`([\w.]+)`", term) for term in formula.split("+")]
