@@ -880,7 +880,7 @@ def test_every_fault_of_the_matrix_has_its_proof():
 
 
 def test_every_time_of_the_matrix_is_what_its_constants_make_of_it():
-    """As in ``9 s (`HEARTBEAT_INTERVAL` times `LOST_AFTER`)``; the values are the sources' and the settings' defaults."""
+    """As in ``9 s (`HEARTBEAT_INTERVAL` times `LOST_AFTER`)``: of the sources, and of the default settings."""
     sections = {name: getattr(Settings(), name) for name in ("redis", "rds", "server")}
     constants = {
         **constants_of(nodes),
