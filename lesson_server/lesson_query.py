@@ -91,8 +91,7 @@ class LessonQuery:
     async def _explain(self, fetch: Fetch, statement: Statement) -> psycopg2.Error | None:
         query, parameters = statement
         try:
-            # The option keeps a query in parentheses from being taken for options.
-            await fetch(f"EXPLAIN (COSTS OFF) {query}", parameters)
+            await fetch(f"EXPLAIN {query}", parameters)
         except StatementFault as fault:
             return fault.error
         return None

@@ -25,7 +25,7 @@ def refused(open_lessons, query):
         "SELECT 1 WHERE %(lesson_id)s LIKE 'q%'",
         "SELECT 1 WHERE %(lesson_id)s = %(other)s",
         "SELECT no_such_column FROM lessons WHERE id = %(lesson_id)s",
-        "SELECT no_such_column FROM (SELECT NULL::uuid AS id) lessons WHERE id = %(lesson_id)s",
+        "SELECT 5 FROM (SELECT NULL::uuid AS id) lessons WHERE id = %(lesson_id)s AND no_such_column",
         "SELECT seat_count FROM lessons WHERE id = '%(lesson_id)s'",
     ],
 )
@@ -70,6 +70,12 @@ def test_a_good_query_is_taken_without_a_word(io_loop, open_lessons, caplog, que
     assert caplog.text == ""
 
 
+def test_a_query_by_which_every_lesson_exists_is_taken_without_a_word(io_loop, open_lessons, caplog):
+    lessons = open_lessons("SELECT 5 -- %(lesson_id)s")
+    assert io_loop.run_sync(lambda: lessons.get("any")) == Lesson("any", 5)
+    assert caplog.text == ""
+
+
 def test_the_start_does_not_run_the_query(open_lessons, sql):
     """It may be slow for the lesson that it is tried with, and it may write."""
     sql.execute("CREATE TABLE asked_for (lesson_id text)")
@@ -109,6 +115,7 @@ def test_a_query_that_can_not_be_part_of_another_asks_for_one_lesson_at_a_time(i
         ("7", "id = %(lesson_id)s", "integer"),
         ("7::bigint", "%(lesson_id)s = id", "bigint"),
         ("7::numeric", "id = %(lesson_id)s AND %(lesson_id)s IS DISTINCT FROM id", "numeric"),
+        ("7", "id = %(lesson_id)s AND 'x'::bytea <> %(lesson_id)s", "integer"),
         ("'7'::text", "id::int = CAST(%(lesson_id)s AS int)", "integer"),
         ("'6d9d2b5e-6b5c-4c0e-9d53-0ac0f8b5a4a4'::uuid", "id = %(lesson_id)s", "uuid"),
     ],
