@@ -133,7 +133,6 @@ def _supervise(settings: Settings, metrics: SharedFolder) -> int:
     sockets = open_port(settings)
 
     def serve(ready: Callable[[], object], parent_gone: int) -> int:
-        metrics.share()
         try:
             return _status_of(lambda: uvloop.run(_serve_until_signal(settings, _Worker(sockets, ready, parent_gone))))
         finally:

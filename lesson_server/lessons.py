@@ -246,7 +246,7 @@ class Lessons:
 
     def _look_up_each_alone(self, lookups: list[_Lookup]) -> None:
         for lookup in lookups:
-            if not (lookup.is_alone or lookup.outcome.done()):
+            if not lookup.is_alone:
                 lookup.is_alone = True
                 self._spawn(self._look_up_alone(lookup))
 

@@ -1,5 +1,6 @@
 """workers.py with trivial workers, each supervisor in a process of its own; then the command line with real ones."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,6 +17,8 @@ import psutil
 import pytest
 from test_cli import COMMAND, ROOT, clean_environ, running
 from test_end_to_end import SUCCESS, client, join
+
+from lesson_server import cli
 
 LONG = 20.0
 
@@ -339,6 +342,23 @@ def test_workers_end_when_their_parent_was_killed_and_nothing_is_left(environ, t
         server.wait(LONG)
         until(lambda: not any(map(_runs, workers)))
         assert not list(tmp_path.iterdir())
+
+
+def test_an_orphan_is_told_to_stop_once(io_loop):
+    """Twice would be to stop at once, without sending its clients away."""
+
+    async def story():
+        parent_gone, parent_lives = os.pipe()
+        os.close(parent_lives)
+        signals = asyncio.Queue()
+        asyncio.get_running_loop().add_reader(parent_gone, cli._stop_as_orphan, parent_gone, signals)
+        await signals.get()
+        for _ in range(10):
+            await asyncio.sleep(0.001)
+        assert signals.empty()
+        os.close(parent_gone)
+
+    io_loop.run_sync(story)
 
 
 def test_what_killed_workers_left_is_removed_by_the_next_start(environ, tmp_path):
