@@ -220,7 +220,7 @@ def left_of(sio: SocketServer) -> dict[str, object]:
     tables = {
         f"{type(owner).__name__}.{name}": getattr(owner, name)
         for owner, names in (
-            (sio, ("environ", "_binary_packet")),
+            (sio, ("environ",)),
             (sio.eio, ("sockets", "websockets", "_tasks")),
             (
                 sio.manager,
