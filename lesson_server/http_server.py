@@ -32,7 +32,7 @@ MAX_URL_SIZE = 2 * 1024
 MAX_HEADER_LINES = 100
 MAX_PARAMETERS = 32
 # Bytes read at once, and held unread for one connection: what a client sends before it has had its answer.
-READ_CHUNK_SIZE = 4 * 1024
+READ_CHUNK_SIZE = 2 * 1024
 READ_BUFFER_SIZE = MAX_MESSAGE_SIZE
 
 

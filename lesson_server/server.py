@@ -25,7 +25,7 @@ from lesson_server.redis_store import RedisStore
 from lesson_server.rooms import Rooms
 from lesson_server.seats import Seats
 from lesson_server.settings import Settings
-from lesson_server.web import HealthHandler, MetricsHandler, Readiness, ReadyHandler
+from lesson_server.web import Readiness, routes
 
 logger = logging.getLogger(__name__)
 
@@ -103,11 +103,7 @@ class LessonServer:
         self._readiness = Readiness({"RDS": self._lessons.ping, "Redis": self._redis.ping, "rooms": self._rooms.ping})
         self._protocol = ProtocolServer(
             self._rooms,
-            [
-                (r"/healthz", HealthHandler),
-                (r"/readyz", ReadyHandler, {"readiness": self._readiness}),
-                (r"/metrics", MetricsHandler, {"text": self._metrics_text}),
-            ],
+            routes(self._readiness, self._metrics_text),
             max_connections=_room_for(settings),
             allowed_origins=settings.server.allowed_origins,
             # A polling client's requests would reach any of the workers.

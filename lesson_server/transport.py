@@ -28,8 +28,8 @@ NAMESPACE = "/"
 # more than this without waiting is broken or means harm.
 MAX_WAITING_EVENTS = 16
 # Characters of an event that may bring data to its handler; `["take_seat",{"seat":10000}]` has 29. A handler that waits
-# holds what it was given: of 16 events at once, this is 100 kB of objects at most.
-MAX_EVENT_SIZE = 128
+# holds what it was given: 16 events at once are 60 kB of objects then.
+MAX_EVENT_SIZE = 64
 # Names that belong to the protocol; python-socketio would run its own handlers for them.
 RESERVED_EVENTS = frozenset({"connect", "connect_error", "disconnect"})
 

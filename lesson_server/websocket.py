@@ -20,8 +20,9 @@ from lesson_server.sessions import TEXT_FRAME, ProtocolError, Session
 
 logger = logging.getLogger(__name__)
 
-# Bytes that are taken in at once: who sends more goes on when others have had their turn.
-READ_SIZE = 4 * 1024
+# Bytes that are taken in at once: who sends more goes on when others have had their turn. Of the smallest frames, these
+# are 50 kB of objects.
+READ_SIZE = 2 * 1024
 # Seconds for a client to answer the close frame.
 CLOSE_TIMEOUT = 5.0
 

@@ -21,6 +21,7 @@ from lesson_server.redis_store import RedisStore
 from lesson_server.rooms import Rooms
 from lesson_server.sessions import HANDSHAKE_TIMEOUT, SEPARATOR, Session
 from lesson_server.transport import SocketServer
+from lesson_server.web import Readiness, routes
 
 LONG = 20.0  # seconds to wait for what always comes
 # What a client sends and the log must never show. In URLs it stands as it is.
@@ -78,31 +79,20 @@ class FakeApplication:
 
 # More clients than any test has.
 MAX_CONNECTIONS = 1_000
+# As many bytes as the real metrics have.
+METRICS = b"# metrics\n" * 2_000
 
 
-class Edge:
-    """The edge of the server on a port of its own, built as in production and on a real Redis, but for the application;
-    with every client that a test has made of it."""
+class Clients:
+    """Clients of a server on this machine.
 
-    def __init__(self, caplog: pytest.LogCaptureFixture, redis_url: str, max_connections: int) -> None:
-        self._caplog = caplog
+    Args:
+        port: of the server.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.port = port
         self._clients: list[Client] = []
-        self._redis = RedisStore(redis_url, "", 2.0, 2)
-        self.rooms = Rooms(self._redis)
-        self.server = ProtocolServer(self.rooms, max_connections=max_connections)
-        self.sio = self.server.sio
-        self.application = FakeApplication(self.sio)
-        self.socket, self.port = bind_unused_port()
-        self.server.open([self.socket])
-
-    @property
-    def sessions(self) -> list[Session]:
-        return list(self.sio.eio.sockets.values())
-
-    @property
-    def log(self) -> list[str]:
-        """The lines that an operator sees: levels are those of ``lesson-server run``."""
-        return [record.getMessage() for record in self._caplog.get_records("call")]
 
     async def connection(self, receive_buffer: int | None = None) -> "Client":
         """A TCP connection; the system holds about ``receive_buffer`` bytes that the client has not read."""
@@ -112,7 +102,7 @@ class Edge:
         raw.setblocking(False)
         await asyncio.get_running_loop().sock_connect(raw, ("127.0.0.1", self.port))
         reader, writer = await asyncio.open_connection(sock=raw, limit=2**20 if receive_buffer is None else 1024)
-        client = Client(self, reader, writer)
+        client = Client(f"127.0.0.1:{self.port}", reader, writer)
         self._clients.append(client)
         return client
 
@@ -138,14 +128,45 @@ class Edge:
         assert await client.receive() == "3probe"
         return client
 
-    async def connected(self, **options: Any) -> "Client":
+    async def connected(self, auth: str = "{}", **options: Any) -> "Client":
         """A websocket whose handshake is complete."""
         client = await self.websocket(**options)
-        await client.send("40{}")
+        await client.send("40" + auth)
         answer = await client.receive()
         assert isinstance(answer, str)
         assert answer.startswith('40{"sid":')
         return client
+
+    def disappear(self) -> None:
+        """Takes every client away."""
+        for client in self._clients:
+            client.disappear()
+
+
+class Edge(Clients):
+    """The edge of the server on a port of its own, built as in production and on a real Redis, but for the application;
+    with every client that a test has made of it."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture, redis_url: str, max_connections: int) -> None:
+        self.socket, port = bind_unused_port()
+        super().__init__(port)
+        self._caplog = caplog
+        self._redis = RedisStore(redis_url, "", 2.0, 2)
+        self.rooms = Rooms(self._redis)
+        pages = routes(Readiness({}), lambda: METRICS)
+        self.server = ProtocolServer(self.rooms, pages, max_connections=max_connections)
+        self.sio = self.server.sio
+        self.application = FakeApplication(self.sio)
+        self.server.open([self.socket])
+
+    @property
+    def sessions(self) -> list[Session]:
+        return list(self.sio.eio.sockets.values())
+
+    @property
+    def log(self) -> list[str]:
+        """The lines that an operator sees: levels are those of ``lesson-server run``."""
+        return [record.getMessage() for record in self._caplog.get_records("call")]
 
     async def polling(self) -> "Polling":
         """A polling client; its OPEN packet has been read."""
@@ -172,8 +193,7 @@ class Edge:
         """Takes every client away, and asserts that nothing of them is left, and that the log kept to the rules."""
         self.server.close()
         self.application.may_answer.set()
-        for client in self._clients:
-            client.disappear()
+        self.disappear()
         # A polling client that has gone is missed only when it doesn't answer a ping; a websocket at once.
         await until(lambda: not any(session.upgraded for session in self.sessions))
         await self.sio.eio.disconnect()
@@ -200,7 +220,7 @@ def left_of(sio: SocketServer) -> dict[str, object]:
     tables = {
         f"{type(owner).__name__}.{name}": getattr(owner, name)
         for owner, names in (
-            (sio, ("environ", "_binary_packet")),
+            (sio, ("environ",)),
             (sio.eio, ("sockets", "websockets", "_tasks")),
             (
                 sio.manager,
@@ -277,8 +297,8 @@ class Response:
 class Client:
     """One TCP connection, on which a test speaks HTTP, websocket frames, or anything."""
 
-    def __init__(self, edge: Edge, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._edge = edge
+    def __init__(self, host: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.host = host
         self._reader = reader
         self._writer = writer
 
@@ -286,6 +306,16 @@ class Client:
         self._writer.write(data)
         with suppress(ConnectionError):  # the server may have had enough
             await self._writer.drain()
+
+    def write_soon(self, data: bytes) -> None:
+        """Sends as much at once as the system takes, and the rest when it takes more."""
+        if not self._writer.is_closing():
+            self._writer.write(data)
+
+    @property
+    def has_sent_all(self) -> bool:
+        """Whether the system has taken all that was written, or the server has closed the connection."""
+        return self._writer.is_closing() or self._writer.transport.get_write_buffer_size() == 0
 
     def disappear(self) -> None:
         self._writer.close()
@@ -308,10 +338,6 @@ class Client:
             headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
             body = await self._reader.readexactly(int(headers.get("content-length", 0)))
         return Response(int(start.split()[1]), headers, body)
-
-    @property
-    def host(self) -> str:
-        return f"127.0.0.1:{self._edge.port}"
 
     # Websocket
 
