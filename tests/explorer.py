@@ -188,6 +188,8 @@ DATA = ("all keys", "")
 BUDGET = ("the budget of faults", "")
 
 READS = frozenset({"EXISTS", "HEXISTS", "HGET", "HGETALL", "HLEN", "HRANDFIELD", "HSCAN", "TTL"})
+# What nodes ask all the time, and what a history leaves out once time passes.
+ROUTINE = READS | {"EXPIRE", "HINCRBY", "HSETNX"}
 KEYLESS = frozenset({"PING", "PUBLISH"})
 
 
@@ -216,15 +218,20 @@ class Choice:
     Attributes:
         name: the same in every schedule that has it.
         footprint: what it touches.
+        of: the step or the actor whose next move it is. Moves of the same are not offered at the same time, except
+            commands of different masters.
+        cause: how many choices had been made when it was first offered.
         is_fault: whether it uses up the budget.
     """
 
     name: str
     footprint: Footprint
+    of: str
+    cause: int
     is_fault: bool = False
 
-    def is_independent_of(self, other: "Choice") -> bool:
-        return not any(one.conflicts(two) for one in self.footprint for two in other.footprint)
+    def conflicts(self, other: "Choice") -> bool:
+        return any(one.conflicts(two) for one in self.footprint for two in other.footprint)
 
 
 # Event loops
@@ -351,6 +358,7 @@ class Step:
         bookkeeping: how many of the commands may fail.
         origin: whose step it is.
         waiting: for each master, the positions of the commands that are still to be carried out there.
+        cause: how many choices had been made when it was asked.
         given_up: whether the node has its StoreUnavailable, or does not wait any more.
     """
 
@@ -362,6 +370,7 @@ class Step:
     waiting: list[deque[int]]
     answers: list[Any]
     done: "asyncio.Future[list[Any]]"
+    cause: int = 0
     given_up: bool = False
 
     @property
@@ -544,11 +553,13 @@ class World:
         self._log = log
         self._tabs = {tab.sid: tab for tab in scenario.tabs}
         self._steps: list[Step] = []
-        self._members = {name: Member(name, scenario, self._steps.append) for name in scenario.nodes}
+        self._made = 0
+        self._members = {name: Member(name, scenario, self._submit) for name in scenario.nodes}
         self._events: dict[str, asyncio.Task[Any]] = {}
         self._left: set[str] = set()
         self._writes: dict[str, list[str]] = {}  # key → the tabs whose joins have written there, in their order
         self._actions: dict[str, Callable[[], None]] = {}
+        self._settling = False
         self._actors = [deque(zip(_labels(scenario, number), actor, strict=True)) for number, actor in enumerate(scenario.actors)]
         for name, member in self._members.items():
             member.loop.begin(member.node.start(), f"node {name}")
@@ -557,6 +568,7 @@ class World:
         for number, event in enumerate(scenario.before):
             self._begin(f"{':'.join(event)} (before, {number + 1})", event)
             self._carry_out_everything()
+        self._made = 0
 
     # Choices
 
@@ -574,11 +586,18 @@ class World:
         Raises:
             Violation: a rule that holds at any time does not.
         """
+        self._made += 1
         self._actions[name]()
 
-    def _offer(self, name: str, action: Callable[[], None], *footprint: Touch, is_fault: bool = False) -> Choice:
+    def _submit(self, step: Step) -> None:
+        step.cause = self._made
+        self._steps.append(step)
+
+    def _offer(
+        self, name: str, action: Callable[[], None], of: str, cause: int, *footprint: Touch, is_fault: bool = False
+    ) -> Choice:
         self._actions[name] = action
-        return Choice(name, footprint, is_fault)
+        return Choice(name, footprint, of, cause, is_fault)
 
     def _step_choices(self) -> Iterator[Choice]:
         for step in self._steps:
@@ -587,9 +606,12 @@ class World:
                 yield self._offer(
                     f"{step.name}!",
                     partial(self._deliver, step),
+                    step.name,
+                    step.cause,
                     alive,
                     Touch(("node", step.loop.name), writes=True),
                     Touch(("step", step.name), writes=True),
+                    *self._sees(step.origin),
                 )
             for number, waiting in enumerate(step.waiting):
                 if waiting:
@@ -597,6 +619,8 @@ class World:
                     yield self._offer(
                         name,
                         partial(self._carry_out, step, waiting),
+                        step.name,
+                        step.cause,
                         alive,
                         Touch(DATA, writes=False),
                         Touch(("step", step.name), writes=True, part=frozenset({str(number)})),
@@ -604,7 +628,7 @@ class World:
                     )
 
     def _event_choices(self) -> Iterator[Choice]:
-        for actor in self._actors:
+        for number, actor in enumerate(self._actors):
             if actor:
                 label, event = actor[0]
                 node = self._node_of(event)
@@ -612,9 +636,18 @@ class World:
                     yield self._offer(
                         label,
                         partial(self._begin_next, actor),
+                        f"actor {number}",
+                        0,
                         Touch(("life of", node), writes=False),
                         Touch(("node", node), writes=True),
+                        *self._sees(":".join(event)),
                     )
+
+    def _sees(self, origin: str) -> Footprint:
+        """Whether a person is there, for the rule that nobody who is there is absent: an answer and an end read what
+        Redis says, so that the rule is checked for every order of these and of what changes it."""
+        verb, _, sid = origin.partition(":")
+        return (Touch(("key", _lesson_key(self._tabs[sid])), writes=False),) if verb in ("join", "leave") else ()
 
     def _fault_choices(self) -> Iterator[Choice]:
         offer = partial(self._offer, is_fault=True)
@@ -630,14 +663,18 @@ class World:
             )
             for kind in (UNANSWERED,) if step.is_carried_out else (LOST, LATE):
                 if kind in self._scenario.faults:
-                    yield offer(f"{kind}:{step.name}", partial(self._give_up, step, kind), *touches)
+                    name = f"{kind}:{step.name}"
+                    yield offer(name, partial(self._give_up, step, kind), name, step.cause, *touches)
         living = [member for member in self._members.values() if member.alive]
         if CRASH in self._scenario.faults and len(living) > 1:
             for member in living:
+                name = f"{CRASH}:{member.name}"
                 life = Touch(("life of", member.name), writes=True)
-                yield offer(f"{CRASH}:{member.name}", partial(self._crash, member), budget, life)
+                keys = {_lesson_key(tab) for tab in self._tabs.values() if tab.node == member.name}
+                seen = (Touch(("key", key), writes=False) for key in sorted(keys))
+                yield offer(name, partial(self._crash, member), name, 0, budget, life, *seen)
         if FLUSH in self._scenario.faults:
-            yield offer(FLUSH, self._flush, budget, Touch(DATA, writes=True))
+            yield offer(FLUSH, self._flush, FLUSH, 0, budget, Touch(DATA, writes=True))
 
     def _node_of(self, event: Event) -> str:
         verb, who = event
@@ -675,7 +712,8 @@ class World:
         except redis.RedisError as error:
             raise Violation(f"Valkey refuses {_short(command)}: {error}") from error
         step.answers[position] = answer
-        self._note(step.name, f"node {step.loop.name}, {step.origin}: {_short(command)} → {answer}")
+        if not self._settling or command[0] not in ROUTINE:
+            self._note(step.name, f"node {step.loop.name}, {step.origin}: {_short(command)} → {answer}")
         if command[:2] == ("EVAL", presence.WRITE) and step.origin.startswith("join:"):
             self._writes.setdefault(str(command[3]), []).append(step.origin.removeprefix("join:"))
         if step.is_carried_out and not step.awaited:
@@ -685,7 +723,8 @@ class World:
 
     def _deliver(self, step: Step) -> None:
         self._steps.remove(step)
-        self._note(f"{step.name}!", f"node {step.loop.name}, {step.origin}: gets the answers")
+        if not self._settling:
+            self._note(f"{step.name}!", f"node {step.loop.name}, {step.origin}: gets the answers")
         if not step.done.done():
             step.done.set_result(step.answers)
         step.loop.run_ready()
@@ -732,6 +771,7 @@ class World:
             Violation: a rule that holds at any time does not.
         """
         self._note("", "time passes")
+        self._settling = True
         living = [member.loop for member in self._members.values() if member.alive]
         ends = {loop: loop.time() + SETTLED_AFTER for loop in living}
         self._carry_out_everything()
@@ -778,8 +818,7 @@ class World:
 
     def _shown(self, tab: Tab) -> str | None:
         """The sid by which Redis tells that the person of a tab is in its lesson."""
-        kind = "teacher" if tab.client == "teacher" else "student"
-        sid: str | None = self._redis.hget(f"lesson_{kind}_{tab.lesson_id}", tab.subject)  # type: ignore[assignment]
+        sid: str | None = self._redis.hget(_lesson_key(tab), tab.subject)  # type: ignore[assignment]
         return sid
 
     def verdict(self) -> list[str]:
@@ -938,6 +977,10 @@ _SCRIPTS = {
 }
 
 
+def _lesson_key(tab: Tab) -> str:
+    return f"lesson_{'teacher' if tab.client == 'teacher' else 'student'}_{tab.lesson_id}"
+
+
 def _short(command: Command) -> str:
     """A command for people: a script by its name."""
     if command[0] == "EVAL":
@@ -1024,25 +1067,65 @@ class _Frame:
 
     Attributes:
         sleeping: choices of which every continuation from here has been seen, by their names.
+        wanted: the names of choices whose continuations are to be seen.
+        past: the frames whose choices come before this one's in every equivalent schedule, as bits.
     """
 
     offered: list[Choice]
     sleeping: dict[str, Choice]
+    wanted: set[str]
     chosen: Choice
+    past: int = 0
 
     def next_sleeping(self) -> dict[str, Choice]:
-        return {
-            name: choice for name, choice in self.sleeping.items() if choice.is_independent_of(self.chosen)
-        }
+        return {name: choice for name, choice in self.sleeping.items() if not choice.conflicts(self.chosen)}
 
     def advance(self) -> bool:
         """Turns to the next choice; False when there is none."""
         self.sleeping[self.chosen.name] = self.chosen
-        awake = (choice for choice in self.offered if choice.name not in self.sleeping)
-        chosen = next(awake, None)
-        if chosen is not None:
-            self.chosen = chosen
-        return chosen is not None
+        for choice in self.offered:
+            if choice.name in self.wanted and choice.name not in self.sleeping:
+                self.chosen = choice
+                return True
+        return False
+
+
+def _find_races(path: list[_Frame]) -> None:
+    """Computes the past of the last choice, and has the choices tried in the other order that may be a race with it."""
+    last = path[-1]
+    last.past = 0
+    made_before = len(path) - 1
+    for position in range(made_before - 1, -1, -1):
+        if last.past >> position & 1:
+            continue
+        earlier = path[position].chosen
+        causes = earlier.of == last.chosen.of or last.chosen.cause == position + 1
+        if not causes and not earlier.conflicts(last.chosen):
+            continue
+        if not causes:
+            _reverse(path, position)
+        last.past |= path[position].past | 1 << position
+
+
+def _reverse(path: list[_Frame], position: int) -> None:
+    """Has a continuation seen from ``position`` in which the last choice comes before the one made there."""
+    between = [index for index in range(position + 1, len(path) - 1) if not path[index].past >> position & 1]
+    later = [*between, len(path) - 1]
+    past = path[-1].past  # as far as it is known: what comes after ``position``
+    first: set[str] = set()
+    for number, index in enumerate(later):
+        before = path[index].past if index < len(path) - 1 else past
+        if not any(before >> other & 1 for other in later[:number]):
+            first.add(path[index].chosen.name)
+    frame = path[position]
+    if first & frame.wanted:
+        return
+    offered = [choice.name for choice in frame.offered if choice.name in first]
+    if not offered and path[-1].chosen.is_fault:
+        return  # the earlier choice is what made the fault possible
+    if not offered:
+        raise NotDeterministic(f"{first} are not offered at {position}")
+    frame.wanted.add(offered[0])
 
 
 class NotDeterministic(Exception):
@@ -1050,7 +1133,12 @@ class NotDeterministic(Exception):
 
 
 def explore(
-    client: redis.Redis, scenario: Scenario, limit: int, on_schedule: Callable[[Report], object] = lambda report: None
+    client: redis.Redis,
+    scenario: Scenario,
+    limit: int,
+    on_schedule: Callable[[Report], object] = lambda report: None,
+    *,
+    every_choice: bool = False,
 ) -> Report:
     """Goes through the schedules of a scenario, those with fewer faults first, until one breaks a rule.
 
@@ -1058,6 +1146,7 @@ def explore(
         client: of a Valkey of the explorer's own, with ``decode_responses``.
         limit: schedules at most.
         on_schedule: called after each.
+        every_choice: try every choice at every point, not only where there is a race: slow, and proves the search.
 
     Raises:
         NotDeterministic: the scenario can't be explored.
@@ -1065,7 +1154,7 @@ def explore(
     report = Report(scenario)
     with controlled() as log:
         for faults in range(scenario.max_faults + 1):
-            _explore(client, scenario, faults, limit, report, log, on_schedule)
+            _explore(client, faults, limit, report, log, on_schedule, every_choice)
             if report.counterexample or not report.complete:
                 break
     return report
@@ -1073,14 +1162,15 @@ def explore(
 
 def _explore(
     client: redis.Redis,
-    scenario: Scenario,
     faults: int,
     limit: int,
     report: Report,
     log: LogHandler,
     on_schedule: Callable[[Report], object],
+    every_choice: bool,
 ) -> None:
     """The schedules with exactly so many faults."""
+    scenario = report.scenario
     path: list[_Frame] = []
     while True:
         if report.schedules.total() >= limit:
@@ -1088,7 +1178,7 @@ def _explore(
             return
         world = World(client, scenario, faults, log)
         try:
-            if _run(world, path):
+            if _run(world, path, every_choice):
                 report.pruned += 1
             elif len(world.injected) == faults:
                 world.settle()
@@ -1109,7 +1199,7 @@ def _explore(
             return
 
 
-def _run(world: World, path: list[_Frame]) -> bool:
+def _run(world: World, path: list[_Frame], every_choice: bool) -> bool:
     """Makes the choices of ``path``, and goes on with the first at each point until none is left.
 
     Returns:
@@ -1119,6 +1209,8 @@ def _run(world: World, path: list[_Frame]) -> bool:
         if [choice.name for choice in world.choices()] != [choice.name for choice in frame.offered]:
             raise NotDeterministic("\n".join(world.history))
         world.perform(frame.chosen.name)
+    if path:
+        _find_races(path)
     while offered := world.choices():
         if len(path) > ENDLESS:
             raise Violation("a node asks Redis without end")
@@ -1126,8 +1218,10 @@ def _run(world: World, path: list[_Frame]) -> bool:
         chosen = next((choice for choice in offered if choice.name not in sleeping), None)
         if chosen is None:
             return True
-        path.append(_Frame(offered, sleeping, chosen))
+        wanted = {choice.name for choice in offered if every_choice or choice.is_fault}
+        path.append(_Frame(offered, sleeping, wanted | {chosen.name}, chosen))
         world.perform(chosen.name)
+        _find_races(path)
     return False
 
 
