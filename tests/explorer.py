@@ -80,8 +80,8 @@ SEAT_COUNT = 2
 UNAVAILABLE: Answer = {"status": "ERROR", "message": str(StoreUnavailable("", ""))}
 
 # The constants of production, made small; see above.
-LOST_AFTER = 2
-CHECK_PERIOD = 3.0
+LOST_AFTER = 1
+CHECK_PERIOD = 1.0
 # Seconds after which everything has settled: a node has been found lost and swept, its sweep has been noticed by a node
 # that lives after all, and every record has been checked twice.
 SETTLED_AFTER = (LOST_AFTER + 3) * nodes.HEARTBEAT_INTERVAL + 2 * CHECK_PERIOD
@@ -135,6 +135,7 @@ class Scenario:
         actors: the events of each actor. One begins when the one before it has begun, and need not have ended.
             ``("join", sid)``, ``("leave", sid)``; ``("tick", node)``: a heartbeat's time passes on a node;
             ``("check", node)``: all its records are to be checked.
+        witness: nodes of which nothing happens, and that find out when another one dies.
         stalled: nodes that live and may be taken for lost: while they are being swept, their people are absent.
         faults: the kinds of faults that are injected. A kind that never happened is an error.
         max_faults: in one schedule.
@@ -147,6 +148,7 @@ class Scenario:
     tabs: tuple[Tab, ...]
     actors: tuple[tuple[Event, ...], ...]
     before: tuple[Event, ...] = ()
+    witness: tuple[str, ...] = ()
     stalled: tuple[str, ...] = ()
     faults: tuple[str, ...] = FAULTS
     max_faults: int = 1
@@ -155,7 +157,7 @@ class Scenario:
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        named = {tab.node for tab in self.tabs}
+        named = {*self.witness, *(tab.node for tab in self.tabs)}
         named |= {who for actor in (self.before, *self.actors) for verb, who in actor if verb in ("tick", "check")}
         return tuple(sorted(named))
 
@@ -1036,7 +1038,7 @@ class Report:
     Attributes:
         schedules: number of faults → how many different schedules were carried out.
         pruned: runs that were broken off, since only the order of independent choices was left to differ.
-        complete: whether these are all schedules; else the first of more.
+        cut: the numbers of faults of which these are not all schedules, but the first of more.
         injected: kind of fault → in how many schedules it was injected.
         counterexample: the first, which ends the search.
     """
@@ -1044,7 +1046,7 @@ class Report:
     scenario: Scenario
     schedules: Counter[int] = field(default_factory=Counter)
     pruned: int = 0
-    complete: bool = True
+    cut: set[int] = field(default_factory=set)
     injected: Counter[str] = field(default_factory=Counter)
     counterexample: Counterexample | None = None
 
@@ -1054,11 +1056,15 @@ class Report:
         return [kind for kind in self.scenario.faults if not self.injected[kind]] if self.scenario.max_faults else []
 
     def __str__(self) -> str:
-        total = f"{self.schedules.total():,}"
-        by_faults = ", ".join(f"{count:,} with {faults}" for faults, count in sorted(self.schedules.items()))
-        extent = f"all {total} schedules" if self.complete else f"the first {total} schedules of more"
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(self.injected.items()))
-        return f"{self.scenario.name}: {extent} ({by_faults} faults; {kinds or 'none injected'}; {self.pruned:,} pruned)"
+        extents = [
+            f"{'the first' if faults in self.cut else 'all'} {count:,} with {faults} faults"
+            for faults, count in sorted(self.schedules.items())
+        ]
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.injected.items()))
+        return (
+            f"{self.scenario.name}: {self.schedules.total():,} schedules: {', '.join(extents) or 'none'}"
+            f" ({kinds or 'no fault was injected'}); {self.pruned:,} runs were broken off"
+        )
 
 
 @dataclass(slots=True)
@@ -1144,7 +1150,7 @@ def explore(
 
     Args:
         client: of a Valkey of the explorer's own, with ``decode_responses``.
-        limit: schedules at most.
+        limit: schedules at most, for each number of faults.
         on_schedule: called after each.
         every_choice: try every choice at every point, not only where there is a race: slow, and proves the search.
 
@@ -1155,7 +1161,7 @@ def explore(
     with controlled() as log:
         for faults in range(scenario.max_faults + 1):
             _explore(client, faults, limit, report, log, on_schedule, every_choice)
-            if report.counterexample or not report.complete:
+            if report.counterexample:
                 break
     return report
 
@@ -1173,8 +1179,8 @@ def _explore(
     scenario = report.scenario
     path: list[_Frame] = []
     while True:
-        if report.schedules.total() >= limit:
-            report.complete = False
+        if report.schedules[faults] >= limit:
+            report.cut.add(faults)
             return
         world = World(client, scenario, faults, log)
         try:
