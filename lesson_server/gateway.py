@@ -163,9 +163,7 @@ class Gateway:
 
     def seated(self) -> dict[str, str]:
         """The lessons whose seat map should stand in Redis, each with the sid of a connection that is in it."""
-        return {
-            connection.lesson_id: sid for sid, connection in self.connections.items() if connection.needs_seat_map
-        }
+        return {connection.lesson_id: sid for sid, connection in self.connections.items() if connection.needs_seat_map}
 
     async def restore(self, sids: Sequence[str]) -> None:
         """Writes again what these connections hold in Redis, of those that are still there.

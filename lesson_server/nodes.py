@@ -78,7 +78,9 @@ class Node:
         self._presence = presence
         self._seats = seats
         self._connections = connections
-        self._silences: dict[str, tuple[int, int]] = {}  # node → its count, and how many heartbeats have found that
+        self._silences: dict[
+            str, tuple[int | None, int]
+        ] = {}  # node → its count, and how many heartbeats have found that
         self._former: set[str] = set()  # earlier ids of this node, still to be swept
         self._sweeps: dict[str, asyncio.Task[None]] = {}
         self._wanted = asyncio.Event()  # all records are to be checked now
@@ -150,16 +152,22 @@ class Node:
         self._listen({name: int(value) for name, value in counts.items()})
 
     def _listen(self, counts: dict[str, int]) -> None:
-        """Notes which nodes are silent, and begins to sweep those that are lost."""
-        silences = {}
-        for node_id, count in counts.items():
+        """Notes which nodes are silent, and begins to sweep those that are lost.
+
+        One whose count has vanished is silent too: it has left, and its index is empty; or Redis has lost the count.
+        """
+        silences: dict[str, tuple[int | None, int]] = {}
+        for node_id in counts.keys() | self._silences.keys():
             if node_id == self._presence.incarnation.node_id or node_id in self._former:
                 continue
-            last_count, beats = self._silences.get(node_id, (None, 0))
+            count = counts.get(node_id)
+            last_count, beats = self._silences.get(node_id, (None, -1))
             beats = beats + 1 if count == last_count else 0
-            silences[node_id] = count, beats
-            if beats >= LOST_AFTER or count < 0:
+            is_lost = beats >= LOST_AFTER or (count is not None and count < 0)
+            if is_lost:
                 self._begin_sweep(node_id)
+            if not is_lost or count is not None:
+                silences[node_id] = count, beats
         self._silences = silences
 
     # Sweeps. Beside the heartbeat: a node that waits for the sweep of a large one would be taken for lost itself.

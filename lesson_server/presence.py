@@ -138,7 +138,7 @@ class Presence:
         self.incarnation = self.begin_incarnation()
         self._held: dict[str, Claim] = {}  # sid → the claim of that connection
         self._pending: list[tuple[Claim, bool]] = []
-        self._removed: list[Claim] = []  # still to be taken from the index
+        self._removed: list[tuple[Claim, bool]] = []  # still to be taken from the index
         self._cleaner: asyncio.Task[None] | None = None
 
     @property
@@ -208,7 +208,7 @@ class Presence:
             except (StoreUnavailable, TimeoutError):
                 self._pending.append((claim, undo))
             else:
-                self._removed.append(claim)
+                self._removed.append((claim, undo))
         if self._cleaner is None:
             self._cleaner = asyncio.create_task(self._clean())
 
@@ -325,10 +325,10 @@ class Presence:
         checks = [self._script(CHECK, claim, entry) for entry in claim.record.entries()]
         index_key = self.index_key(claim.incarnation.node_id)
         try:
-            answers = await self._store.run(*checks, ("HSETNX", index_key, claim.number, encode(claim.record)))
+            # What is missing is written by the connection itself: beside its end, the write could come too late.
+            return all(await self._store.run(*checks, bookkeeping=(("HEXISTS", index_key, claim.number),)))
         except StoreRefused:
             return True  # to write the record again would be refused too
-        return all(answers[: len(checks)])
 
     async def _remove(self, record: Record, node_id: str, number: int, *, undo: bool) -> None:
         with_claims = [
@@ -369,7 +369,7 @@ class Presence:
     async def _unindex(self) -> None:
         removed, self._removed = self._removed, []
         try:
-            for incarnation, claims in groupby(removed, attrgetter("incarnation")):
+            for incarnation, claims in groupby((claim for claim, _ in removed), attrgetter("incarnation")):
                 numbers = [claim.number for claim in claims]
                 commands: list[Command] = [("HDEL", self.index_key(incarnation.node_id), *numbers)]
                 if incarnation is self.incarnation:  # the count of an earlier one would make it known again
@@ -378,7 +378,7 @@ class Presence:
                 incarnation.acknowledged += 1
                 incarnation.claims.difference_update(numbers)
         except StoreUnavailable:
-            self._removed += removed
+            self._pending += removed  # Redis may come back with the records as they were before the removal
             raise
 
     async def _retry_removals(self) -> None:
@@ -399,7 +399,7 @@ class Presence:
             )
             for (claim, undo), result in zip(batch, results, strict=True):
                 if result is None:
-                    self._removed.append(claim)
+                    self._removed.append((claim, undo))
                 else:
                     self._pending.append((claim, undo))
         if self._pending:

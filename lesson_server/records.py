@@ -36,6 +36,7 @@ class Entry:
     ttl: int | None
     outlives: bool = False
 
+
 @dataclass(frozen=True, slots=True)
 class TeacherRecord:
     """A teacher in a lesson, by this sid."""

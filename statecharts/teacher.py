@@ -27,8 +27,8 @@ INITIAL = "connected"
 JOIN: tuple[str, ...] = ("validate_lesson", "take_seat", "register")
 
 # The states of a connection whose lesson has a seat map in Redis, and of one that Redis tells to be there.
-SEATED: frozenset[str] = frozenset({"seated", "registered"})
-PRESENT: frozenset[str] = frozenset({"registered"})
+SEATED: tuple[str, ...] = ("seated", "registered")
+PRESENT: tuple[str, ...] = ("registered",)
 
 TRANSITIONS: list[dict[str, object]] = [
     # The join
