@@ -101,7 +101,7 @@ class Shard:
 
     async def close(self) -> None:
         """Closes the connections; round trips under way are cancelled."""
-        self.availability.close()
+        await self.availability.close()
         self._cancel_round_trips()
         if self._round_trips:
             await asyncio.wait(self._round_trips)

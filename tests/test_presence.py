@@ -62,7 +62,7 @@ def own_keys(redis_client):
 
 
 def snapshot(redis_client):
-    return {key: redis_client.hgetall(key) for key in redis_client.keys()}
+    return {key: redis_client.hgetall(key) for key in redis_client.keys("*")}
 
 
 # Writing
@@ -99,11 +99,11 @@ def test_what_the_server_adds_of_its_own_lives_as_long_as_the_record(io_loop, pr
 @RECORDS
 def test_each_write_renews_the_ttl(io_loop, presence, elsewhere, redis_client, record):
     io_loop.run_sync(lambda: presence.write(record))
-    before = {key: redis_client.ttl(key) for key in redis_client.keys()}
-    for key in redis_client.keys() + own_keys(redis_client):
+    before = {key: redis_client.ttl(key) for key in redis_client.keys("*")}
+    for key in redis_client.keys("*") + own_keys(redis_client):
         redis_client.expire(key, 10)
     io_loop.run_sync(lambda: elsewhere.write(other(record, "new")))
-    assert {key: redis_client.ttl(key) for key in redis_client.keys()} == before
+    assert {key: redis_client.ttl(key) for key in redis_client.keys("*")} == before
 
 
 @pytest.mark.gen_test
@@ -477,7 +477,7 @@ def test_a_check_finds_whatever_of_a_record_is_lost_and_a_restore_mends_it(
 def test_what_is_checked_does_not_end_by_its_ttl(io_loop, presence, redis_client, record):
     async def scenario():
         await presence.write(record)
-        keys = redis_client.keys() + [key for key in own_keys(redis_client) if "claims" in key]
+        keys = redis_client.keys("*") + [key for key in own_keys(redis_client) if "claims" in key]
         before = {key: redis_client.ttl(key) for key in keys}
         for key in keys:
             redis_client.expire(key, 100)
