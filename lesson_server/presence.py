@@ -361,7 +361,10 @@ class Presence:
         while self._pending or self._removed:
             try:
                 await self._unindex()
-                await self._retry_removals()
+                if self._pending:
+                    # A removal ends in the index; while that does not answer, it would be repeated in vain.
+                    await self._store.run(("HLEN", self.index_key(self.incarnation.node_id)))
+                    await self._retry_removals()
             except StoreUnavailable:
                 await asyncio.sleep(RETRY_INTERVAL)
         self._cleaner = None

@@ -14,11 +14,11 @@ import pytest
 from socketio.exceptions import ConnectionRefusedError  # noqa: A004 (the library's, not the builtin)
 from tornado.ioloop import IOLoop
 from tornado.testing import bind_unused_port
-from tornado.web import Application
 
-from lesson_server.door import Door
-from lesson_server.engine import EngineHandler
-from lesson_server.server import make_http_server
+from lesson_server.embedded import EmbeddedStores
+from lesson_server.protocol import ProtocolServer
+from lesson_server.redis_store import RedisStore
+from lesson_server.rooms import Rooms
 from lesson_server.sessions import HANDSHAKE_TIMEOUT, SEPARATOR, Session
 from lesson_server.transport import SocketServer
 
@@ -30,8 +30,7 @@ REFUSAL = "the fake application refuses"
 REFUSED_HANDSHAKE = '40{"refuse":true,"access_token":"' + SECRET + '"}'
 JOIN = '42["join_lesson"]'
 JOIN_WITH_ACK = '427["join_lesson"]'
-PLACEHOLDER = '{"_placeholder":true,"num":0}'
-BINARY_JOIN = f'451-["join_lesson",{PLACEHOLDER}]'
+BINARY_JOIN = '451-["join_lesson",{"_placeholder":true,"num":0}]'
 ACK = '437[{"status":"SUCCESS","data":{}}]'
 TEXT, BINARY, CLOSE, PING = 0x1, 0x2, 0x8, 0x9
 
@@ -77,20 +76,24 @@ class FakeApplication:
         return [reason for _, reason in self.ended]
 
 
-class Edge:
-    """A server on a port of its own, with every client that a test has made of it."""
+# More clients than any test has.
+MAX_CONNECTIONS = 1_000
 
-    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+
+class Edge:
+    """The edge of the server on a port of its own, built as in production and on a real Redis, but for the application;
+    with every client that a test has made of it."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture, redis_url: str, max_connections: int) -> None:
         self._caplog = caplog
         self._clients: list[Client] = []
-        self.socket, self.port = bind_unused_port()
-        self.sio = SocketServer()
+        self._redis = RedisStore(redis_url, "", 2.0, 2)
+        self.rooms = Rooms(self._redis)
+        self.server = ProtocolServer(self.rooms, max_connections=max_connections)
+        self.sio = self.server.sio
         self.application = FakeApplication(self.sio)
-        self.http = make_http_server(
-            Application([(r"/socket\.io/", EngineHandler, {"engine": self.sio.eio})], log_function=lambda handler: None)
-        )
-        self.door = Door(self.http)
-        self.door.open([self.socket])
+        self.socket, self.port = bind_unused_port()
+        self.server.open([self.socket])
 
     @property
     def sessions(self) -> list[Session]:
@@ -167,7 +170,7 @@ class Edge:
 
     async def close(self) -> None:
         """Takes every client away, and asserts that nothing of them is left, and that the log kept to the rules."""
-        self.door.close()
+        self.server.close()
         self.application.may_answer.set()
         for client in self._clients:
             client.disappear()
@@ -175,15 +178,14 @@ class Edge:
         await until(lambda: not any(session.upgraded for session in self.sessions))
         await self.sio.eio.disconnect()
         await until(lambda: not self.sio.eio.sockets and not self.sio.eio._tasks)
-        await self.sio.eio.abort()
-        await self.http.close_all_connections()
+        await self.rooms.close()
+        await self.server.abort()
+        await self._redis.close()
         await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
 
-        assert self.sio.manager.rooms == {}
-        assert self.sio.manager.pending_connect == {}
-        assert self.sio.manager.pending_disconnect == {}
-        assert self.sio.environ == {}
-        assert self.sio._binary_packet == {}
+        assert left_of(self.sio) == {}
+        assert len(self.server.places) == 0
+        assert len(self.sio.eio._session_places) == 0
         assert sorted(self.application.connected) == sorted(sid for sid, _ in self.application.ended)
 
         for record in self._caplog.get_records("call") + self._caplog.get_records("teardown"):
@@ -193,13 +195,33 @@ class Edge:
         assert len(self.log) <= len(self._clients)
 
 
+def left_of(sio: SocketServer) -> dict[str, object]:
+    """The tables of the Socket.IO server, its engine and its rooms that still tell of a connection."""
+    tables = {
+        f"{type(owner).__name__}.{name}": getattr(owner, name)
+        for owner, names in (
+            (sio, ("environ", "_binary_packet")),
+            (sio.eio, ("sockets", "websockets", "_tasks")),
+            (
+                sio.manager,
+                ("_sids", "_eio_sids", "_members", "_rooms_of", "_connecting", "_ending", "callbacks"),
+            ),
+        )
+        for name in names
+    }
+    return {name: table for name, table in tables.items() if table}
+
+
 @pytest.fixture(name="edge")
-def edge_fixture(io_loop: IOLoop, caplog: pytest.LogCaptureFixture) -> Iterator[Edge]:
+def edge_fixture(
+    io_loop: IOLoop, caplog: pytest.LogCaptureFixture, running_stores: EmbeddedStores, request: pytest.FixtureRequest
+) -> Iterator[Edge]:
+    """The edge; a parameter, if there is one, says how many clients it takes."""
     caplog.set_level(logging.WARNING)
     caplog.set_level(logging.INFO, "lesson_server")
 
     async def make() -> Edge:
-        return Edge(caplog)
+        return Edge(caplog, running_stores.redis_url, getattr(request, "param", MAX_CONNECTIONS))
 
     the_edge = io_loop.run_sync(make)
     yield the_edge
@@ -210,7 +232,6 @@ def edge_fixture(io_loop: IOLoop, caplog: pytest.LogCaptureFixture) -> Iterator[
 def impatient_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
     """The handshake timeouts are short. Before ``edge``: the HTTP server reads them when it is made."""
     monkeypatch.setattr("lesson_server.sessions.HANDSHAKE_TIMEOUT", HANDSHAKE_TIMEOUT / 100)
-    monkeypatch.setattr("lesson_server.server.HANDSHAKE_TIMEOUT", HANDSHAKE_TIMEOUT / 100)
 
 
 # Clients

@@ -455,6 +455,7 @@ def test_an_outage_is_said_survived_and_forgotten(
             code, named = await get(server, "/readyz")
             assert (code, store in named) == (503, True)
             assert await answers == [UNAVAILABLE] * 2
+            await until(lambda: changes_of_condition(caplog, store) == ["down"])
             assert await answered(people.seated, people.registered, people.teacher) == [SUCCESS] * 3
             assert sids(people) == before
             assert set(server.gateway.connections) == set(before.values())

@@ -49,8 +49,10 @@ def supervising(work, count=2, before=""):
         def say(*words):
             os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
+        parent = os.getpid()
+
         def stay():
-            while True:  # a signal that arrives just before a sleep is seen after it
+            while os.getppid() == parent:  # a signal that arrives just before a sleep is seen after it
                 time.sleep(0.05)
 
         def on_sigterm(handler):
@@ -102,8 +104,7 @@ PATIENT = """
 on_sigterm(lambda *_: sys.exit(0))
 ready()
 say("serving", os.getpid())
-while True:
-    stay()
+stay()
 """
 
 STUBBORN = """
@@ -112,8 +113,7 @@ def first(*_):
     say("draining", os.getpid())
 on_sigterm(first)
 ready()
-while True:
-    stay()
+stay()
 """
 
 
@@ -155,8 +155,7 @@ def test_a_later_worker_that_cannot_start_takes_the_others_down():
     if supervisor._slots[1].pid == 0:
         raise RuntimeError("a defect")
     ready()
-    while True:
-        stay()
+    stay()
     """
     with supervising(work) as process:
         _, error = process.communicate(timeout=LONG)
