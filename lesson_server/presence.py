@@ -13,8 +13,8 @@ is taken from it after the record has been removed.
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterable, Iterator
-from itertools import groupby
+from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import chain, groupby, islice
 from operator import attrgetter
 from typing import Any
 
@@ -219,15 +219,17 @@ class Presence:
         self.incarnation = Incarnation(secrets.token_hex(8))
         return self.incarnation
 
-    async def check(self, sids: Iterable[str]) -> list[str]:
-        """Which of these connections Redis does not tell of as it should. The records of the others are kept alive.
+    async def check(self, sids: Sequence[str]) -> list[str]:
+        """Which of these connections Redis does not tell of as it should. One round trip.
 
-        Raises:
-            StoreUnavailable: Redis failed or was too slow.
+        The records of the others are kept alive. A connection of which Redis did not answer counts as standing: another
+        check follows each failure of Redis.
         """
-        sids = list(sids)
-        answers = await asyncio.gather(*map(self._stands, sids))
-        return [sid for sid, stands in zip(sids, answers, strict=True) if not stands]
+        claims = ((sid, self._held.get(sid)) for sid in sids)
+        checks = {sid: self._checks(claim) for sid, claim in claims if claim is not None and self._is_current(claim)}
+        answers = iter(await self._store.run(bookkeeping=tuple(chain.from_iterable(checks.values()))))
+        standing = {sid for sid, commands in checks.items() if all(map(_stands, list(islice(answers, len(commands)))))}
+        return [sid for sid in sids if sid not in standing]
 
     async def strays(self) -> AsyncIterator[int]:
         """Removes what stands in this node's index and belongs to no connection: the late write of a join that failed.
@@ -318,17 +320,13 @@ class Presence:
             claim.incarnation.acknowledged += 1
         return answers
 
-    async def _stands(self, sid: str) -> bool:
-        claim = self._held.get(sid)
-        if claim is None or claim.incarnation is not self.incarnation or claim.replaced is not None:
-            return False
-        checks = [self._script(CHECK, claim, entry) for entry in claim.record.entries()]
-        index_key = self.index_key(claim.incarnation.node_id)
-        try:
-            # What is missing is written by the connection itself: beside its end, the write could come too late.
-            return all(await self._store.run(*checks, bookkeeping=(("HEXISTS", index_key, claim.number),)))
-        except StoreRefused:
-            return True  # to write the record again would be refused too
+    def _is_current(self, claim: Claim) -> bool:
+        return claim.incarnation is self.incarnation and claim.replaced is None
+
+    def _checks(self, claim: Claim) -> list[Command]:
+        # What is missing is written by the connection itself: beside its end, a write from here could come too late.
+        is_indexed = ("HEXISTS", self.index_key(claim.incarnation.node_id), claim.number)
+        return [*(self._script(CHECK, claim, entry) for entry in claim.record.entries()), is_indexed]
 
     async def _remove(self, record: Record, node_id: str, number: int, *, undo: bool) -> None:
         with_claims = [
@@ -407,6 +405,12 @@ class Presence:
                     self._pending.append((claim, undo))
         if self._pending:
             raise StoreUnavailable("Redis", "removals are pending")
+
+
+def _stands(answer: Any) -> bool:
+    if isinstance(answer, Exception) and not isinstance(answer, StoreUnavailable):
+        raise answer
+    return bool(answer)
 
 
 def _formers(claim: Claim) -> Iterator[Claim]:

@@ -191,13 +191,27 @@ def test_a_slow_lesson_does_not_fail_those_that_share_its_query(io_loop, slow_an
     assert "RDS is unavailable" not in caplog.text
 
 
-def test_many_slow_lessons_at_once_do_not_fail_those_that_share_their_queries(io_loop, open_lessons):
+def test_many_slow_lessons_at_once_do_not_fail_those_that_share_their_queries(io_loop, open_lessons, monkeypatch):
     """More of them than there are connections, and all of them in front."""
+    under_way = []
+    most = []
+    fetch = Rds.fetch
+
+    async def count(*statement):
+        under_way.append(statement)
+        most.append(len(under_way))
+        try:
+            return await fetch(*statement)
+        finally:
+            under_way.remove(statement)
+
+    monkeypatch.setattr(Rds, "fetch", count)
     lessons = open_lessons(SOME_ARE_SLOW, pool_size=4)
     lesson_ids = [f"slow-{number}" for number in range(5)] + [f"quick-{number}" for number in range(30)]
     answers = io_loop.run_sync(lambda: ask_for(lessons, lesson_ids), timeout=20)
     assert are_too_slow(answers[:5])
     assert are_found(answers[5:])
+    assert max(most) == 4
 
 
 def test_a_lesson_that_was_slow_is_asked_for_alone_until_it_is_quick(io_loop, slow_and_quick, asked, sql, monkeypatch):
@@ -285,9 +299,10 @@ def test_readiness_does_not_wait_for_slow_lessons(io_loop, open_lessons):
 
 
 def test_a_lesson_that_rds_stumbles_over_is_nobody_else_s_fault(io_loop, open_lessons):
-    lessons = open_lessons("SELECT 12 / (length(%(lesson_id)s) - 3)")
-    good, bad, other = io_loop.run_sync(lambda: ask_for(lessons, ["seven-7", "bad", "five5"]))
-    assert (good, other) == (Lesson("seven-7", 3), Lesson("five5", 6))
+    """Nor is it an unknown one because "division by zero" names it."""
+    lessons = open_lessons("SELECT 12 / (length(%(lesson_id)s) - 2)")
+    good, bad, other = io_loop.run_sync(lambda: ask_for(lessons, ["seven-7", "by", "five5"]))
+    assert (good, other) == (Lesson("seven-7", 2), Lesson("five5", 4))
     assert isinstance(bad, StoreUnavailable)
 
 

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 from fakes import BreakableStore
+from redis.crc import key_slot
 
 from lesson_server import presence as presence_module
 from lesson_server.errors import StoreRefused, StoreUnavailable
@@ -571,6 +572,24 @@ async def test_a_sweep_is_not_held_up_by_a_record_that_redis_refuses(presence, e
     redis_client.set("p1", "of another type")
     assert await elsewhere.sweep(presence.incarnation.node_id) == 2
     assert not redis_client.exists("lesson_student_1", "lesson_teacher_1", "ms-hill")
+
+
+@RECORDS
+@pytest.mark.parametrize("prefix", ["", "school:", "{school}:", "one{two}three"])
+def test_an_entry_and_its_claims_are_in_one_slot_of_a_cluster(io_loop, open_presence, monkeypatch, record, prefix):
+    presence = open_presence(key_prefix=prefix)
+    asked = []
+
+    async def note(*commands, bookkeeping=()):
+        asked.extend(commands)
+        return [1, 1, *(("1", 0) for _ in commands)]
+
+    monkeypatch.setattr(presence._store, "run", note)
+    io_loop.run_sync(lambda: presence.write(record))
+    assert len(asked) == 2
+    for _, _, count, key, claims_key, *_ in asked:
+        assert count == 2
+        assert key_slot(key.encode()) == key_slot(claims_key.encode())
 
 
 def test_the_shortest_ttl_is_that_of_the_records(open_presence):
