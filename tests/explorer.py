@@ -73,12 +73,9 @@ class Counterexample:
     violations: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.scenario.name}: {self.scenario.text}",
-            *self.history,
-            *(f"WRONG: {v}" for v in self.violations),
-        ]
-        return "\n".join([*lines, f"replay: {self.scenario.name} {' '.join(self.schedule)}"])
+        wrong = (f"WRONG: {violation}" for violation in self.violations)
+        again = f'scripts/explore.py --replay "{self.scenario.name} {" ".join(self.schedule)}"'
+        return "\n".join([f"{self.scenario.name}: {self.scenario.text}", *self.history, *wrong, again])
 
 
 @dataclass

@@ -247,7 +247,11 @@ class World:
             self._steps.remove(step)
         member = self.members[step.loop.name]
         member.store.failures += 1
-        step.done.set_exception(StoreUnavailable("Redis", kind))
+        error = StoreUnavailable("Redis", kind)
+        if step.bookkeeping == len(step.commands):  # whose failure fails nobody
+            step.done.set_result([error] * len(step.commands))
+        else:
+            step.done.set_exception(error)
         step.loop.run_ready()
 
     def _crash(self, member: Member) -> None:
