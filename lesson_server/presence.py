@@ -80,10 +80,15 @@ redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
 show(redis.call('ZREVRANGE', KEYS[2], 0, 0)[1])
 """
 
-# Answers whether the claim is there and the entry shows the newest one; what is there does not end by its TTL.
+# ARGV[3]: the order that the claim has. Answers whether the claim is there and the entry shows the newest one; what is
+# there does not end by its TTL.
 CHECK = """
-if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then
+local order = redis.call('ZSCORE', KEYS[2], ARGV[1])
+if not order then
     return 0
+end
+if order ~= ARGV[3] then
+    redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
 end
 local newest = cjson.decode(redis.call('ZREVRANGE', KEYS[2], 0, 0)[1])
 if redis.call('HGET', KEYS[1], newest[2]) ~= newest[3] then
@@ -97,16 +102,27 @@ end
 return 1
 """
 
-# ARGV[3]: '1' when the entry stays as it is if nobody else has a claim on it.
+# ARGV[3]: 'remove', or what becomes of an entry that outlives its claims. 'keep' leaves it as it is if nobody else has
+# a claim on it; else what it said is kept as the claim of order 0, for the joins of all others may yet fail. 'undo'
+# makes it what it was before; repeated it does nothing, for the connection may have joined again, and ended, since.
 REMOVE = f"""{SHOW}
-redis.call('ZREM', KEYS[2], ARGV[1])
+local removed = redis.call('ZREM', KEYS[2], ARGV[1])
+if removed == 0 and ARGV[3] == 'undo' then
+    return
+end
 local newest = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
 if newest[1] and tonumber(newest[2]) > 0 then
+    if removed == 1 and ARGV[3] == 'keep' then
+        local ended = cjson.decode(ARGV[1])
+        ended[1] = ''
+        redis.call('ZREMRANGEBYSCORE', KEYS[2], 0, 0)
+        redis.call('ZADD', KEYS[2], 0, cjson.encode(ended))
+    end
     show(newest[1])
     return
 end
 redis.call('DEL', KEYS[2])
-if ARGV[3] == '1' then
+if ARGV[3] == 'keep' then
     return
 end
 if newest[1] then
@@ -162,7 +178,7 @@ class Presence:
         claim = self._held[record.sid] = self._claim(record)
         writes = [self._script(WRITE, claim, entry, int(entry.outlives)) for entry in record.entries()]
         answers = await self._run(claim, writes)
-        claim.orders = tuple(order for order, _ in answers)
+        claim.order = max(order for order, _ in answers)
         return any(known for _, known in answers)
 
     async def restore(self, record: Record) -> None:
@@ -177,13 +193,13 @@ class Presence:
             return
         if claim.incarnation is not self.incarnation:
             replaced, claim = claim, self._claim(record)
-            claim.orders, claim.replaced = replaced.orders, replaced
+            claim.order, claim.replaced = replaced.order, replaced
             self._held[record.sid] = claim
         await self._run(
             claim,
             [
-                self._script(RESTORE, claim, entry, order, *self._replaced(claim, entry))
-                for entry, order in zip(record.entries(), claim.orders, strict=True)
+                self._script(RESTORE, claim, entry, claim.order, *self._replaced(claim, entry))
+                for entry in record.entries()
             ],
         )
         for former in _formers(claim):
@@ -248,7 +264,10 @@ class Presence:
             )
             # A number is never used again, so what is a stray now is one for good.
             strays = {number: text for number, text in entries.items() if int(number) not in incarnation.claims}
+            ended = {number: strays.pop(number) for number in list(strays) if int(number) in incarnation.ended}
             yield await self._remove_entries(incarnation.node_id, strays, undo=True)
+            yield await self._remove_entries(incarnation.node_id, ended, undo=False)
+            incarnation.ended.difference_update(map(int, ended))
             if int(cursor) == 0:
                 return
 
@@ -309,6 +328,7 @@ class Presence:
         """Runs commands that write a claim, after those that make it findable should this node die: by its index, and
         by the count of its writes, which makes the node known if it was not."""
         node_id = claim.incarnation.node_id
+        claim.unanswered = True
         counted, _, *answers = await self._store.run(
             *commands,
             bookkeeping=(
@@ -316,6 +336,7 @@ class Presence:
                 ("HSET", self.index_key(node_id), claim.number, encode(claim.record)),
             ),
         )
+        claim.unanswered = False
         if not isinstance(counted, Exception):
             claim.incarnation.acknowledged += 1
         return answers
@@ -326,12 +347,11 @@ class Presence:
     def _checks(self, claim: Claim) -> list[Command]:
         # What is missing is written by the connection itself: beside its end, a write from here could come too late.
         is_indexed = ("HEXISTS", self.index_key(claim.incarnation.node_id), claim.number)
-        return [*(self._script(CHECK, claim, entry) for entry in claim.record.entries()), is_indexed]
+        return [*(self._script(CHECK, claim, entry, claim.order) for entry in claim.record.entries()), is_indexed]
 
     async def _remove(self, record: Record, node_id: str, number: int, *, undo: bool) -> None:
         with_claims = [
-            self._on(entry, REMOVE, claim_on(entry, node_id, number), int(entry.outlives and not undo))
-            for entry in record.entries()
+            self._on(entry, REMOVE, claim_on(entry, node_id, number), _fate(entry, undo)) for entry in record.entries()
         ]
         try:
             await self._store.run(*with_claims)
@@ -370,7 +390,13 @@ class Presence:
     async def _unindex(self) -> None:
         removed, self._removed = self._removed, []
         try:
-            for incarnation, claims in groupby((claim for claim, _ in removed), attrgetter("incarnation")):
+            for claim, undo in removed:
+                if claim.unanswered:  # and may yet be written: a check will find it in the index
+                    claim.incarnation.claims.discard(claim.number)
+                    if not undo:
+                        claim.incarnation.ended.add(claim.number)
+            answered = (claim for claim, _ in removed if not claim.unanswered)
+            for incarnation, claims in groupby(answered, attrgetter("incarnation")):
                 numbers = [claim.number for claim in claims]
                 commands: list[Command] = [("HDEL", self.index_key(incarnation.node_id), *numbers)]
                 if incarnation is self.incarnation:  # the count of an earlier one would make it known again
@@ -405,6 +431,13 @@ class Presence:
                     self._pending.append((claim, undo))
         if self._pending:
             raise StoreUnavailable("Redis", "removals are pending")
+
+
+def _fate(entry: Entry, undo: bool) -> str:
+    """What a removal does to an entry that nobody else has a claim on."""
+    if not entry.outlives:
+        return "remove"
+    return "undo" if undo else "keep"
 
 
 def _stands(answer: Any) -> bool:
