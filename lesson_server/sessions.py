@@ -283,9 +283,13 @@ class Session:
     # The end
 
     def drop(self, why: str) -> None:
-        """Ends the session of a client that broke the rules or went away; nothing more is sent."""
+        """Ends the session of a client that broke the rules or went away; nothing more is sent.
+
+        Args:
+            why: for the log; one of a fixed set of texts, nothing of what the client sent.
+        """
         if not self.closed:
-            logger.info("client dropped: %s", why)
+            logger.info("client dropped: %s", why, extra={"kind": why})
             self.end(self._keeper.reason.TRANSPORT_ERROR, abort=True)
 
     def _give_way(self) -> None:
