@@ -279,12 +279,12 @@ def test_a_lesson_that_nobody_waits_for_any_more_is_not_asked_for(io_loop, slow_
     assert asked == [["quick"]]
 
 
-def test_a_lesson_that_nobody_waits_for_any_more_may_fail(io_loop, open_lessons, caplog):
+def test_a_lesson_that_nobody_waits_for_any_more_may_fail(io_loop, open_lessons, asked, caplog):
     lessons = open_lessons(SOME_ARE_SLOW, timeout=0.1)
 
     async def ask():
         join = asyncio.create_task(lessons.get("slow"))
-        while not lessons._tasks:
+        while ["slow"] not in asked:
             await asyncio.sleep(0)
         join.cancel()
         await asyncio.wait(lessons._tasks)
