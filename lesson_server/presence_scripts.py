@@ -1,7 +1,7 @@
 """Redis: what is done to one entry of a record and the claims on it, each in one atomic step.
 
-Each script leaves *the entry showing its newest claim*. In all of them ``KEYS`` are the entry and its claims,
-``ARGV[1]`` is a claim (JSON: its name, then the fields that the entry shows for it), and ``ARGV[2]`` the TTL in seconds.
+Each script leaves *the entry showing its newest claim*. In all of them ``KEYS`` are the entry and its claims;
+``ARGV[1]`` is a claim (JSON: its name, then the fields that the entry shows for it); ``ARGV[2]`` is the TTL in seconds.
 """
 
 SHOW = """
