@@ -83,10 +83,7 @@ class Presence:
         Raises:
             StoreUnavailable: Redis failed or was too slow.
         """
-        claim = self._held.get(record.sid)
-        if claim is None:
-            await self.write(record)
-            return
+        claim = self._held[record.sid]
         if claim.incarnation is not self.incarnation:
             replaced, claim = claim, self._claim(record)
             claim.order, claim.replaced = replaced.order, replaced
@@ -279,8 +276,12 @@ class Presence:
                     # A removal ends in the index; while that does not answer, it would be repeated in vain.
                     await self._store.run(("HLEN", self.index_key(self.incarnation.node_id)))
                     await self._retry_removals()
+                continue
             except StoreUnavailable:
-                await asyncio.sleep(RETRY_INTERVAL)
+                pass  # the log knows of the outage
+            except Exception:
+                logger.exception("removals failed")
+            await asyncio.sleep(RETRY_INTERVAL)
         self._cleaner = None
 
     async def _unindex(self) -> None:
@@ -300,7 +301,7 @@ class Presence:
                 await self._store.run(*commands)
                 incarnation.acknowledged += 1
                 incarnation.claims.difference_update(numbers)
-        except StoreUnavailable:
+        except Exception:
             self._pending += removed  # Redis may come back with the records as they were before the removal
             raise
 

@@ -335,6 +335,29 @@ def test_a_removal_that_was_carried_out_unseen_harms_nobody(io_loop, presence, e
     io_loop.run_sync(scenario)
 
 
+@RECORDS
+def test_a_defect_in_a_removal_is_logged_and_is_not_the_end_of_removals(
+    io_loop, presence, redis_client, record, monkeypatch, caplog
+):
+    async def scenario():
+        await presence.write(record)
+
+        async def defect(*commands, bookkeeping=()):
+            raise RuntimeError("a defect")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(presence._store, "run", defect)
+            presence._removed.append((presence._held.pop(record.sid), False))
+            presence._cleaner = asyncio.create_task(presence._clean())
+            await asyncio.sleep(0.05)
+        await presence.settled()
+        assert "a defect" in caplog.text
+        assert lesson_field(redis_client, record) is None
+        assert own_keys(redis_client) == []
+
+    io_loop.run_sync(scenario)
+
+
 @pytest.mark.gen_test
 async def test_a_removal_that_redis_refuses_is_dropped_and_holds_up_nobody(presence, redis_client, caplog):
     for number in range(3):
@@ -510,13 +533,6 @@ def test_what_is_checked_does_not_end_by_its_ttl(io_loop, presence, redis_client
         assert {key: redis_client.ttl(key) for key in keys} == before
 
     io_loop.run_sync(scenario)
-
-
-@pytest.mark.gen_test
-async def test_a_connection_that_has_no_claim_is_missing_and_is_written(presence, redis_client):
-    assert await presence.check(["sid-p"]) == ["sid-p"]
-    await presence.restore(CLIENT)
-    assert lesson_field(redis_client, CLIENT) == "sid-p"
 
 
 @pytest.mark.gen_test
