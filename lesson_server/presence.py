@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 REMOVAL_PATIENCE = 0.5
 # Seconds between two tries of a removal that Redis has not answered.
 RETRY_INTERVAL = 1.0
+# Seconds after which Redis does not carry out a write any more that it has not answered: its timeout, and the time in
+# which TCP sends again what was lost.
+LATE_WRITE = 10.0
 # Records that are checked or removed at the same time, and entries of an index that are read in one round trip.
 BATCH_SIZE = 100
 
@@ -150,6 +153,9 @@ class Presence:
             StoreUnavailable: Redis failed or was too slow.
         """
         incarnation = self.incarnation
+        now = asyncio.get_running_loop().time()
+        due = {number: undo for number, (time, undo) in incarnation.late.items() if time <= now}
+        incarnation.claims.difference_update(due)
         cursor: str | int = 0
         while True:
             ((cursor, entries),) = await self._store.run(
@@ -157,12 +163,13 @@ class Presence:
             )
             # A number is never used again, so what is a stray now is one for good.
             strays = {number: text for number, text in entries.items() if int(number) not in incarnation.claims}
-            ended = {number: strays.pop(number) for number in list(strays) if int(number) in incarnation.ended}
+            ended = {number: strays.pop(number) for number in list(strays) if due.get(int(number)) is False}
             yield await self._remove_entries(incarnation.node_id, strays, undo=True)
             yield await self._remove_entries(incarnation.node_id, ended, undo=False)
-            incarnation.ended.difference_update(map(int, ended))
             if int(cursor) == 0:
-                return
+                break
+        for number in due:
+            del incarnation.late[number]
 
     async def sweep(self, node_id: str) -> int:
         """Removes some of what a node that is lost has written. Several nodes may do so at the same time.
@@ -288,10 +295,9 @@ class Presence:
         removed, self._removed = self._removed, []
         try:
             for claim, undo in removed:
-                if claim.unanswered:  # and may yet be written: a check will find it in the index
-                    claim.incarnation.claims.discard(claim.number)
-                    if not undo:
-                        claim.incarnation.ended.add(claim.number)
+                if claim.unanswered:
+                    late = asyncio.get_running_loop().time() + LATE_WRITE
+                    claim.incarnation.late[claim.number] = late, undo
             answered = (claim for claim, _ in removed if not claim.unanswered)
             for incarnation, claims in groupby(answered, attrgetter("incarnation")):
                 numbers = [claim.number for claim in claims]

@@ -552,6 +552,32 @@ async def remove_strays(presence):
 
 
 @RECORDS
+@pytest.mark.parametrize(("patience", "removed"), [(0.0, 1), (10.0, 0)], ids=["after LATE_WRITE", "before it"])
+def test_a_write_that_was_not_answered_stays_in_the_index_until_it_can_not_be_carried_out_any_more(
+    io_loop, presence, redis_client, monkeypatch, record, patience, removed
+):
+    monkeypatch.setattr(presence_module, "LATE_WRITE", patience)
+
+    async def scenario():
+        presence._store.fault = "unanswered"
+        with pytest.raises(StoreUnavailable):
+            await presence.write(record)
+        presence._store.fault = None
+        claim = presence._held[record.sid]
+        await presence.remove(record.sid, undo=True)
+        await presence.settled()
+        assert lesson_field(redis_client, record) is None
+        for entry in record.entries():  # the rest of the step, after the removal
+            await presence._store.run(presence._script(presence_module.WRITE, claim, entry, int(entry.outlives)))
+        assert await remove_strays(presence) == removed
+        assert (lesson_field(redis_client, record) is None) == bool(removed)
+        assert redis_client.hlen(presence.index_key(presence.incarnation.node_id)) == 1 - removed
+        assert presence.incarnation.late.keys() == ({1} if not removed else set())
+
+    io_loop.run_sync(scenario)
+
+
+@RECORDS
 def test_the_late_write_of_a_join_that_failed_is_removed_as_if_it_had_not_been_tried(
     io_loop, presence, redis_client, record
 ):
