@@ -13,7 +13,7 @@ is taken from it after the record has been removed.
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from itertools import chain, groupby, islice
 from operator import attrgetter
 from typing import Any
@@ -147,29 +147,28 @@ class Presence:
         """Removes what stands in this node's index and belongs to no connection: the late write of a join that failed.
 
         Yields:
-            after each round trip, how many were removed.
+            after each round trip, how many were removed for good.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow.
         """
         incarnation = self.incarnation
         now = asyncio.get_running_loop().time()
-        due = {number: undo for number, (time, undo) in incarnation.late.items() if time <= now}
-        incarnation.claims.difference_update(due)
         cursor: str | int = 0
         while True:
             ((cursor, entries),) = await self._store.run(
                 ("HSCAN", self.index_key(incarnation.node_id), cursor, "COUNT", BATCH_SIZE)
             )
             # A number is never used again, so what is a stray now is one for good.
-            strays = {number: text for number, text in entries.items() if int(number) not in incarnation.claims}
-            ended = {number: strays.pop(number) for number in list(strays) if due.get(int(number)) is False}
-            yield await self._remove_entries(incarnation.node_id, strays, undo=True)
-            yield await self._remove_entries(incarnation.node_id, ended, undo=False)
+            strays = {int(number): text for number, text in entries.items() if int(number) not in incarnation.claims}
+            for undo in (True, False):
+                some = {n: text for n, text in strays.items() if incarnation.late.get(n, (now, True))[1] is undo}
+                # What may yet be written stays in the index: the next check removes it once more.
+                kept = {n for n in some if n in incarnation.late and incarnation.late[n][0] > now}
+                yield await self._remove_entries(incarnation.node_id, some, undo=undo, kept=kept)
             if int(cursor) == 0:
                 break
-        for number in due:
-            del incarnation.late[number]
+        incarnation.late = {n: late for n, late in incarnation.late.items() if late[0] > now}
 
     async def sweep(self, node_id: str) -> int:
         """Removes some of what a node that is lost has written. Several nodes may do so at the same time.
@@ -181,7 +180,8 @@ class Presence:
             StoreUnavailable: Redis failed or was too slow.
         """
         (answer,) = await self._store.run(("HRANDFIELD", self.index_key(node_id), BATCH_SIZE, "WITHVALUES"))
-        return await self._remove_entries(node_id, dict(_pairs(answer)), undo=False)
+        entries = {int(number): text for number, text in _pairs(answer)}
+        return await self._remove_entries(node_id, entries, undo=False)
 
     async def settled(self) -> None:
         """Waits until nothing is pending."""
@@ -259,17 +259,22 @@ class Presence:
             # Neither can it be removed, nor can it be ours any longer.
             logger.warning("a record can't be removed: %s", error.cause)
 
-    async def _remove_entries(self, node_id: str, entries: dict[str, str], *, undo: bool) -> int:
-        """Removes claims that were read from an index, and then takes them from the index."""
+    async def _remove_entries(
+        self, node_id: str, entries: dict[int, str], *, undo: bool, kept: Collection[int] = ()
+    ) -> int:
+        """Removes claims that were read from an index, and then takes them from the index, except those to be kept."""
         results = await asyncio.gather(
-            *(self._remove(decode(text), node_id, int(number), undo=undo) for number, text in entries.items()),
+            *(self._remove(decode(text), node_id, number, undo=undo) for number, text in entries.items()),
             return_exceptions=True,
         )
-        removed = [number for number, result in zip(entries, results, strict=True) if result is None]
+        errors = [result for result in results if isinstance(result, BaseException)]
+        if errors and len(errors) == len(entries):
+            raise errors[0]
+        removed = [
+            number for number, result in zip(entries, results, strict=True) if result is None and number not in kept
+        ]
         if removed:
             await self._store.run(("HDEL", self.index_key(node_id), *removed))
-        elif entries:
-            raise next(result for result in results if isinstance(result, BaseException))
         return len(removed)
 
     # What is pending
@@ -298,6 +303,7 @@ class Presence:
                 if claim.unanswered:
                     late = asyncio.get_running_loop().time() + LATE_WRITE
                     claim.incarnation.late[claim.number] = late, undo
+                    claim.incarnation.claims.discard(claim.number)
             answered = (claim for claim, _ in removed if not claim.unanswered)
             for incarnation, claims in groupby(answered, attrgetter("incarnation")):
                 numbers = [claim.number for claim in claims]

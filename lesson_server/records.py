@@ -82,8 +82,8 @@ class Incarnation:
         node_id: names it in Redis. Never used again: what is removed of an earlier life can't touch a later one.
         last_number: of the claims that were made in this life.
         claims: the numbers of those that stand in Redis, may come to stand there, or are being removed.
-        late: claims that were removed while a write of theirs had not been answered: when to remove them once more, for
-            Redis may have carried out the write after the removal, and whether the join was undone.
+        late: claims that were removed while a write of theirs had not been answered: until when Redis may yet carry out
+            the write, so that they are removed again, and whether the join is to be undone.
         acknowledged: how many writes Redis has answered; its own count must never be lower.
     """
 
