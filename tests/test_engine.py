@@ -469,6 +469,21 @@ async def test_a_client_that_floods_and_never_reads_is_dropped(edge: Edge) -> No
     await edge.serves_others()
 
 
+@pytest.mark.gen_test
+async def test_a_client_that_reads_late_gets_everything_in_order(edge: Edge) -> None:
+    edge.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    client = await edge.connected(receive_buffer=4096)
+    [session] = edge.sessions
+    messages = [f"{number:1000}" for number in range(40)]
+    sent = 0
+    while len(session._websocket._unsent) < 3_000:
+        session.send(messages[sent])
+        sent += 1
+    assert [await client.receive() for _ in range(sent)] == ["4" + message for message in messages[:sent]]
+    await client.send(JOIN_WITH_ACK)
+    assert await client.receive() == ACK
+
+
 async def without_room(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> Client:
     """A client that has left unread all that it may."""
     edge.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
