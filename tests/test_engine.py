@@ -416,9 +416,11 @@ async def test_a_client_that_closes_and_never_reads_is_closed_in_time(
 @pytest.mark.gen_test
 async def test_a_lost_connection_leaves_no_timer(edge: Edge) -> None:
     client = await edge.connected()
-    websocket = edge.sessions[0]._websocket
+    [session] = edge.sessions
+    websocket = session._websocket
     client.disappear()
     await until(lambda: not edge.sessions)
+    assert session._timer.cancelled()
     assert websocket._close_timer is None or websocket._close_timer.cancelled()
 
 
