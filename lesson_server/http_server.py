@@ -83,9 +83,7 @@ class _BoundedRequest(HTTPMessageDelegate):
             raise HTTPInputError("too many header lines")
         try:
             return self._request.headers_received(start_line, headers)
-        except HTTPInputError:
-            raise
-        except Exception:  # whatever a client's bytes make of the parser; Tornado would log it with these bytes
+        except Exception:  # whatever a client's bytes make of the parser; Tornado would log it, bytes and all
             raise HTTPInputError("malformed head") from None
 
 

@@ -14,6 +14,9 @@ from tornado.testing import bind_unused_port
 from lesson_server import door
 from lesson_server.admission import Places
 from lesson_server.door import ENTRANTS, Door
+from lesson_server.sessions import MAX_UNREAD_BYTES
+
+PLACES = 3 * ENTRANTS
 
 
 class Hall:
@@ -31,10 +34,12 @@ def place(io_loop):
     """The hall, its door, and clients before it."""
     listening, port = bind_unused_port()
     hall = Hall()
-    place = SimpleNamespace(hall=hall, door=Door(hall, Places(100)), socket=listening, clients=[])
+    place = SimpleNamespace(hall=hall, door=Door(hall, Places(PLACES)), socket=listening, clients=[])
 
     def arrive(count):
-        place.clients += [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
+        for _ in range(count):
+            place.clients.append(socket.create_connection(("127.0.0.1", port)))
+            place.clients[-1].setblocking(False)
 
     place.arrive = arrive
     yield place
@@ -62,6 +67,32 @@ async def test_clients_come_in_a_few_in_each_turn_of_the_loop(place):
     assert max(later - earlier for earlier, later in itertools.pairwise(entered)) == ENTRANTS
     addresses = {guest.address for guest in place.hall.guests}
     assert addresses == {client.getsockname() for client in place.clients}
+
+
+@pytest.mark.gen_test
+async def test_who_finds_no_place_is_closed_and_the_others_are_served(place):
+    place.door.open([place.socket])
+    place.arrive(PLACES)
+    await until(lambda: len(place.hall.guests) == PLACES)
+    for guest in place.hall.guests:
+        guest.stream.place.keep()
+    place.arrive(3)
+    for client in place.clients[PLACES:]:
+        assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
+    place.hall.guests[0].stream.close()
+    place.arrive(1)
+    await until(lambda: len(place.hall.guests) == PLACES + 1)
+
+
+@pytest.mark.gen_test
+async def test_the_system_holds_little_of_what_is_not_read(place):
+    """It doubles what it is asked for, to count its own part too."""
+    place.door.open([place.socket])
+    place.arrive(1)
+    await until(lambda: place.hall.guests)
+    [guest] = place.hall.guests
+    for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        assert guest.stream.socket.getsockopt(socket.SOL_SOCKET, buffer) == 2 * MAX_UNREAD_BYTES
 
 
 @pytest.mark.gen_test

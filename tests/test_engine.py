@@ -416,9 +416,11 @@ async def test_a_client_that_closes_and_never_reads_is_closed_in_time(
 @pytest.mark.gen_test
 async def test_a_lost_connection_leaves_no_timer(edge: Edge) -> None:
     client = await edge.connected()
-    websocket = edge.sessions[0]._websocket
+    [session] = edge.sessions
+    websocket = session._websocket
     client.disappear()
     await until(lambda: not edge.sessions)
+    assert session._timer.cancelled()
     assert websocket._close_timer is None or websocket._close_timer.cancelled()
 
 
@@ -467,6 +469,21 @@ async def test_a_client_that_floods_and_never_reads_is_dropped(edge: Edge) -> No
     assert edge.log == ["client dropped: slow reader"]
     assert len(joins) * len(ack_id) < MAX_UNREAD_BYTES + 32 * 1024
     await edge.serves_others()
+
+
+@pytest.mark.gen_test
+async def test_a_client_that_reads_late_gets_everything_in_order(edge: Edge) -> None:
+    edge.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    client = await edge.connected(receive_buffer=4096)
+    [session] = edge.sessions
+    messages = [f"{number:1000}" for number in range(40)]
+    sent = 0
+    while len(session._websocket._unsent) < 3_000:
+        session.send(messages[sent])
+        sent += 1
+    assert [await client.receive() for _ in range(sent)] == ["4" + message for message in messages[:sent]]
+    await client.send(JOIN_WITH_ACK)
+    assert await client.receive() == ACK
 
 
 async def without_room(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> Client:

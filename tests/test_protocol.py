@@ -137,6 +137,32 @@ async def test_every_place_is_left(edge: Edge) -> None:
     assert len(edge.sio.eio._session_places) == 0
 
 
+# The end
+
+
+@pytest.mark.gen_test
+async def test_a_server_that_is_closed_begins_no_session_for_those_who_are_here(edge: Edge) -> None:
+    client = await edge.connection()
+    assert (await client.request("OPTIONS", POLLING)).status == 204
+    edge.server.close()
+    assert (await client.request("GET", POLLING)).status == 503
+    assert edge.socket.fileno() == -1
+
+
+@pytest.mark.gen_test
+async def test_abort_closes_what_is_left(edge: Edge) -> None:
+    """A websocket whose client does not answer the close frame, and a socket that says nothing."""
+    silent = await edge.connection()
+    websocket = await edge.connected()
+    await edge.sio.eio.disconnect()
+    await until(lambda: len(edge.server.places) == 2)
+    await edge.server.abort()
+    assert not edge.sio.eio.websockets
+    await until(lambda: len(edge.server.places) == 0)
+    assert await silent.is_ended() == b""
+    assert await websocket.is_ended() == b"\x88\x02\x03\xe8"
+
+
 # The harness itself
 
 

@@ -20,7 +20,8 @@ from tornado.websocket import websocket_connect
 
 from lesson_server.configuration import load
 from lesson_server.errors import StoreUnavailable
-from lesson_server.server import LessonServer
+from lesson_server.protocol import EXTRA_SOCKETS
+from lesson_server.server import OTHER_FILES, LessonServer, _room_for
 from lesson_server.settings import SettingsError
 
 
@@ -295,6 +296,23 @@ def test_a_redis_that_hangs_does_not_keep_the_server_beyond_its_deadline(environ
     process.send_signal(signal.SIGCONT)
     # What it could not take back is left for the others to sweep.
     assert own_redis.ask(port, "HLEN", "lesson_node_counts") == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "room"), [(100_000, 700), (500, 500 - 20 - 30 - EXTRA_SOCKETS - OTHER_FILES), (100, 1)]
+)
+def test_there_is_room_for_as_many_clients_as_are_set_or_as_there_may_be_open_files(environ, monkeypatch, files, room):
+    """Beside the connections of the pools, the sockets of those who are told that it is full, and the rest."""
+    monkeypatch.setattr("resource.getrlimit", lambda which: (files, files))
+    settings = load(
+        environ={
+            **environ,
+            "LESSON_SERVER_MAX_CONNECTIONS": "700",
+            "LESSON_RDS_POOL_SIZE": "20",
+            "LESSON_REDIS_POOL_SIZE": "30",
+        }
+    )
+    assert _room_for(settings) == room
 
 
 def test_a_client_too_many_gets_a_connect_error(io_loop, start_server):

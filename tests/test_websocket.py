@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 import pytest
-from edge import PING, frame
+from edge import CLOSE, PING, frame
 from fakes import settle
 from websockets.frames import Frame, Opcode
 
@@ -26,6 +26,7 @@ class FakeTransport(asyncio.Transport):
         self.waiting = b""
         self.writes = 0
         self.is_aborted = False
+        self.is_closed = False
         self.protocol: Websocket
 
     def pause_reading(self) -> None:
@@ -35,6 +36,7 @@ class FakeTransport(asyncio.Transport):
         self.is_reading_ = True
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self.is_closed
         self.writes += 1
         self.waiting += bytes(data)
         self._flush()
@@ -57,10 +59,10 @@ class FakeTransport(asyncio.Transport):
         assert high == 0
 
     def is_closing(self) -> bool:
-        return self.is_aborted
+        return self.is_aborted or self.is_closed
 
     def close(self) -> None:
-        raise AssertionError("not in these tests")
+        self.is_closed = True
 
     def abort(self) -> None:
         self.is_aborted = True
@@ -80,6 +82,9 @@ class FakeSession:
 
     def drop(self, why: str) -> None:
         self.dropped.append(why)
+
+    def lost(self, websocket: Websocket) -> None:
+        """The transport has closed."""
 
 
 class World:
@@ -189,3 +194,15 @@ async def test_who_leaves_too_much_unread_is_dropped() -> None:
     assert (world.session.dropped, world.transport.is_aborted) == ([], False)
     world.arrive(frame("", PING))
     assert (world.session.dropped, world.transport.is_aborted) == (["slow reader"], True)
+
+
+@pytest.mark.gen_test
+async def test_what_is_kept_goes_out_before_the_end() -> None:
+    world = World(room=len(GREETING) - 1)
+    world.arrive(frame("", PING) * 3)
+    world.arrive(frame(b"\x03\xe8", CLOSE))
+    assert world.transport.is_closed
+    world.transport.give_room(1_000)
+    close = Frame(Opcode.CLOSE, b"\x03\xe8").serialize(mask=False)
+    assert world.transport.sent == GREETING + pongs(3) + close
+    world.websocket.connection_lost(None)
