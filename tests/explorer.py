@@ -27,9 +27,13 @@ from an empty Valkey; a world can't be copied. After each, time goes on until ev
 
 What is left out, and why nothing is missed by that. Two choices are *independent* when in any state that offers both,
 neither takes the other away, and both orders lead to the same state. Of schedules that differ only in the order of
-neighbours that are independent, one is carried out (by sleep sets: Godefroid, Partial-Order Methods, 1996, chapter 5;
-without persistent sets, so every *state* that can be reached is visited, and a rule about states can be checked on the
-way). :class:`Footprint` says what a choice touches, and so what is independent:
+neighbours that are independent, one is carried out. Source sets (Abdulla, Aronis, Jonsson, Sagonas: Optimal Dynamic
+Partial Order Reduction, 2014, algorithm 1) try another order only where two choices that are not independent could have
+come the other way round; sleep sets break off what comes to a schedule that has been seen. A fault need not happen, so
+each is tried at every point that is reached. A test compares the number of schedules with a search by sleep sets alone,
+which tries every choice at every point. A rule that holds at any time is about what Redis says and who is there, so an
+answer, an end and a crash count as reads of the lesson's record: their order with the writes is not left out.
+The footprint of a choice says what it touches, and so what is independent:
 
 * Commands of different keys; reads of one key; HSET, HSETNX and HINCRBY of different fields of a key, which only ever
   add. A script touches the keys that it declares, for a cluster would refuse any other.
@@ -40,7 +44,9 @@ What is not explored: the order within one node of what its event loop does by i
 fires while commands wait, unless the scenario says so (``tick``), for ``late`` does the same to the node; part of a
 command; a crashed node's commands that are carried out after the crash. The time between two retries is 0, so that a
 retry is one more step that can be carried out at any time. A node is lost after fewer heartbeats, and records are
-checked more often, than in production, which makes the settling cheaper and changes no order.
+checked more often, than in production, which makes the settling cheaper and changes no order. A late write is carried
+out before LATE_WRITE of presence.py has passed. Where a report says that it was cut, the first schedules are those that
+differ most at their ends, for the search is depth first.
 """
 
 from collections import Counter
