@@ -10,15 +10,12 @@ import resource
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import uvloop
 from pydantic import SecretStr
-from tornado.ioloop import PeriodicCallback
 
 from lesson_server import __version__, embedded
 from lesson_server.configuration import Configuration, load
@@ -27,15 +24,14 @@ from lesson_server.identity import Identities
 from lesson_server.lesson_table import add_lesson, list_lessons
 from lesson_server.lessons import LESSON_ID, MAX_SEATS
 from lesson_server.settings import Settings, SettingsError
-from lesson_server.workers import Supervisor
+from lesson_server.shared_folder import SharedFolder
+from lesson_server.workers import SIGNALS, Supervisor
 
 # Seconds that a token of `lesson-server token` is good for: a day at school.
 DEFAULT_TTL = 12 * 60 * 60
 
 # Objects that may be made, net, before the collector looks at the young ones. Python's default is 700.
 GC_THRESHOLD = 50_000
-# Seconds between two looks of a worker at whether its parent lives.
-ORPHAN_INTERVAL = 1.0
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -113,34 +109,48 @@ def _serve(settings: Settings) -> None:
     if settings.server.workers == 1:
         uvloop.run(_serve_until_signal(settings))
         return
-    with tempfile.TemporaryDirectory(prefix="lesson-server-") as metrics_dir:
-        # Before prometheus_client is imported: it then keeps the figures of all workers there, and each tells the sum.
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
-        from prometheus_client.multiprocess import mark_process_dead
+    metrics = SharedFolder("lesson-server-metrics-", ".db")
+    try:
+        status = _supervise(settings, metrics)
+    finally:
+        metrics.leave()
+    if status:
+        raise SystemExit(status)  # the worker has said why
 
-        from lesson_server.server import open_port, url_of
 
-        sockets = open_port(settings)
-        parent = os.getpid()
-        supervisor = Supervisor(
-            settings.server.workers,
-            lambda ready: _status_of(
-                lambda: uvloop.run(_serve_until_signal(settings, _Worker(sockets, ready, parent)))
-            ),
-            mark_process_dead,
-        )
-        status = supervisor.run(lambda: _say(f"lesson-server listening on {url_of(settings, sockets)}"))
-        if status:
-            raise SystemExit(status)  # the worker has said why
+def _supervise(settings: Settings, metrics: SharedFolder) -> int:
+    """Runs the workers, as the parent of them all.
+
+    Returns:
+        0, or the exit status of a worker that could not start.
+    """
+    # Before prometheus_client is imported: it then keeps the figures of all workers there, and each tells the sum.
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics.path)
+    from prometheus_client.multiprocess import mark_process_dead
+
+    from lesson_server.server import open_port, url_of
+
+    sockets = open_port(settings)
+
+    def serve(ready: Callable[[], object], parent_gone: int) -> int:
+        metrics.share()
+        try:
+            return _status_of(lambda: uvloop.run(_serve_until_signal(settings, _Worker(sockets, ready, parent_gone))))
+        finally:
+            metrics.leave()  # the parent may have been killed
+
+    supervisor = Supervisor(settings.server.workers, serve, mark_process_dead)
+    return supervisor.run(lambda: _say(f"lesson-server listening on {url_of(settings, sockets)}"))
 
 
 @dataclass(frozen=True)
 class _Worker:
-    """What a worker was given by its parent: its listening sockets, what it calls once it serves, the parent's pid."""
+    """What a worker was given by its parent: its listening sockets, what it calls once it serves, and a descriptor that
+    can be read once the parent is gone."""
 
     sockets: list[socket.socket]
     ready: Callable[[], object]
-    parent: int
+    parent_gone: int
 
 
 async def _serve_until_signal(settings: Settings, worker: _Worker | None = None) -> None:
@@ -152,9 +162,13 @@ async def _serve_until_signal(settings: Settings, worker: _Worker | None = None)
     """
     from lesson_server.server import LessonServer
 
+    loop = asyncio.get_running_loop()
     signals: asyncio.Queue[None] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, None)
+        loop.add_signal_handler(number, signals.put_nowait, None)
+    if worker is not None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # one that has come meanwhile is handled now
+        loop.add_reader(worker.parent_gone, _stop_as_orphan, worker.parent_gone, signals)
     server = LessonServer(settings)
     try:
         await server.start(worker.sockets if worker else None)
@@ -163,7 +177,6 @@ async def _serve_until_signal(settings: Settings, worker: _Worker | None = None)
             _say(f"lesson-server listening on {server.url}")
         else:
             worker.ready()
-            PeriodicCallback(partial(_stop_if_orphaned, worker.parent, signals), ORPHAN_INTERVAL * 1000).start()
         await signals.get()
         drain = asyncio.create_task(server.drain())
         second = asyncio.create_task(signals.get())
@@ -182,10 +195,10 @@ def _spare_the_collector() -> None:
     gc.set_threshold(GC_THRESHOLD)
 
 
-def _stop_if_orphaned(parent: int, signals: asyncio.Queue[None]) -> None:
+def _stop_as_orphan(parent_gone: int, signals: asyncio.Queue[None]) -> None:
     """Stops a worker whose parent was killed; nobody would do it later."""
-    if os.getppid() != parent:
-        signals.put_nowait(None)
+    asyncio.get_running_loop().remove_reader(parent_gone)
+    signals.put_nowait(None)
 
 
 def _with_stores(settings: Settings, stores: embedded.EmbeddedStores) -> Settings:

@@ -19,7 +19,8 @@ from lesson_server.identity import Identities, Identity, is_subject
 from lesson_server.lessons import Lesson, Lessons
 from lesson_server.machine import Chart, LessonMachine
 from lesson_server.metrics import Metrics
-from lesson_server.presence import ClientRecord, Presence, Record, TeacherRecord
+from lesson_server.presence import Presence
+from lesson_server.records import ClientRecord, Record, TeacherRecord
 from lesson_server.seats import Seats
 
 logger = logging.getLogger(__name__)
@@ -118,9 +119,14 @@ class Connection:
         return f"<{self.CLIENT} {self.sid} lesson {self.lesson_id} {self.state}>"
 
     @property
-    def subject(self) -> str | None:
-        """The user_id or client_id, once the token has been checked; a guest has none."""
-        return self._identity.subject if self._identity else None
+    def is_present(self) -> bool:
+        """Whether Redis should tell of this connection."""
+        return self.state in self.CHART.PRESENT
+
+    @property
+    def needs_seat_map(self) -> bool:
+        """Whether Redis should hold the seat map of the lesson because of this connection."""
+        return self.state in self.CHART.SEATED and self._seat_count > 0
 
     # The one door
 
@@ -202,8 +208,14 @@ class Connection:
     async def leave_room(self) -> None:
         await self._services.sockets.leave_room(self.sid, self.lesson_id)
 
+    @giving_back
+    async def undo_presence(self) -> None:
+        """Removes what a join may have written that failed or did not come to its end."""
+        await self._services.presence.remove(self.sid, undo=True)
+
+    @giving_back
     async def remove_presence(self) -> None:
-        raise NotImplementedError
+        await self._services.presence.remove(self.sid)
 
     def _record(self) -> Record:
         raise NotImplementedError
@@ -233,11 +245,7 @@ class TeacherConnection(Connection):
         self._identity = identity
 
     async def set_teacher_presence(self) -> None:
-        await self._services.presence.set_teacher(self._record())
-
-    @giving_back
-    async def remove_presence(self) -> None:
-        await self._services.presence.remove(self._record())
+        await self._services.presence.write(self._record())
 
     def _record(self) -> TeacherRecord:
         assert self._identity is not None
@@ -266,18 +274,13 @@ class ParticipantConnection(Connection):
         await self.save_session()
 
     async def set_client_presence(self) -> None:
-        self._is_reconnect = await self._services.presence.set_client(self._record())
+        self._is_reconnect = await self._services.presence.write(self._record())
 
     def report_reconnect(self) -> None:
         if self._is_reconnect:
             record = self._record()
             self._services.analytics.reconnect(record.client_id, record.sid, record.lesson_id, record.role)
             self._services.metrics.reconnects.inc()
-
-    @giving_back
-    async def remove_presence(self) -> None:
-        if self._identity is not None:  # a guest left none
-            await self._services.presence.remove(self._record(), forget=self.state != "registered")
 
     def _record(self) -> ClientRecord:
         assert self._identity is not None

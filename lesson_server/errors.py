@@ -111,6 +111,10 @@ class StoreUnavailable(Refusal):
         self.cause = f"{store}: {cause}"
 
 
+class StoreRefused(StoreUnavailable):
+    """Redis has a key of another type where a record belongs. Somebody must remove the key."""
+
+
 class InvalidTransition(Exception):
     """The chart has no such row: the trigger is refused and nothing has changed.
 

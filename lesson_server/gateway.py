@@ -8,8 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 # Seconds for the steps of a join. The contract promises an answer within 5; giving back after a failure takes the rest.
 JOIN_DEADLINE = 4.0
-# Connections restored at the same time.
-RESTORE_BATCH = 100
 
 Answer = dict[str, Any]
 SUCCESS: Answer = {"status": "SUCCESS", "data": {}}
@@ -160,33 +157,21 @@ class Gateway:
 
     # What a node asks of its connections
 
-    def holds(self, sid: str) -> bool:
-        """Whether there is such a connection, in whatever state."""
-        return sid in self.connections
+    def present(self) -> list[str]:
+        """The sids of the connections that Redis should tell of."""
+        return [sid for sid, connection in self.connections.items() if connection.is_present]
 
-    def may_be_present(self, sid: str) -> bool:
-        """Whether there is such a connection, and it is registered or joins at the moment."""
-        return sid in self.connections and (sid in self._joins or self.connections[sid].state == "registered")
+    def seated(self) -> dict[str, str]:
+        """The lessons whose seat map should stand in Redis, each with the sid of a connection that is in it."""
+        return {connection.lesson_id: sid for sid, connection in self.connections.items() if connection.needs_seat_map}
 
-    async def restore(self, indexed: set[str]) -> None:
-        """Writes again what the connections hold in Redis, except the presence of those that the index still has.
+    async def restore(self, sids: Sequence[str]) -> None:
+        """Writes again what these connections hold in Redis, of those that are still there.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow; some have been restored.
         """
-        # The newest of each person first, for it is the one that stood in Redis; then the one before it, and so on.
-        turns: list[list[Connection]] = []
-        met: Counter[tuple[str, str]] = Counter()
-        for sid, connection in reversed(self.connections.items()):
-            if sid not in indexed:
-                person = connection.CLIENT, connection.subject or sid
-                if met[person] == len(turns):
-                    turns.append([])
-                turns[met[person]].append(connection)
-                met[person] += 1
-        for turn in turns:
-            for start in range(0, len(turn), RESTORE_BATCH):
-                await asyncio.gather(*map(self._restore, turn[start : start + RESTORE_BATCH]))
+        await asyncio.gather(*(self._restore(self.connections[sid]) for sid in sids if sid in self.connections))
 
     @staticmethod
     async def _restore(connection: Connection) -> None:

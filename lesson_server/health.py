@@ -2,7 +2,8 @@
 
 A request that fails makes the store *suspected*: further requests still go out, and a probe is sent at once. When the
 probe fails too, the store is *unavailable*: requests are refused without being sent, and one probe at a time finds out
-when the store is back. So a hanging store costs the first requests their timeout, and later ones nothing.
+when the store is back. So a hanging store costs the first requests their timeout, and later ones nothing. A request
+that fails though the store answers the probe is a fault of that request: it is logged, and refuses no other.
 """
 
 import asyncio
@@ -14,11 +15,13 @@ from lesson_server.errors import StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
-# Seconds after its last line in which a store that fails again is not news: one that is slow fails now and then.
+# Seconds after a line of the log in which another one like it is not news: a slow store fails now and then.
 FLAPPING = 10.0
-# Seconds for a probe. A join that arrives while the first probe is under way waits no longer than this.
-PROBE_TIMEOUT = 0.4
-# Seconds between a failed probe and the next one.
+# Seconds for the probe of a suspected store. A join that arrives meanwhile waits no longer than this.
+FIRST_PROBE_TIMEOUT = 0.4
+# Seconds for each probe of an unavailable store: as for readiness (web.py). A store that is only slow comes back.
+PROBE_TIMEOUT = 1.0
+# Seconds between a failed probe and the next one. With the timeout, it bounds how late a return is noticed.
 PROBE_INTERVAL = 0.5
 
 
@@ -44,8 +47,9 @@ class Availability:
         self._cause = ""  # of the last failure
         self._unavailable = False
         self._probing: asyncio.Task[None] | None = None
-        self._logged_down = False
-        self._logged_at = float("-inf")
+        self._outage_logged = False
+        self._outage_logged_at = float("-inf")  # or its end
+        self._failure_logged_at = float("-inf")
 
     def require(self) -> None:
         """Refuses a request to a store that is known not to answer.
@@ -61,58 +65,65 @@ class Availability:
         return StoreUnavailable(self.name, self._cause)
 
     def failed(self, cause: str) -> None:
-        """A request failed because of the store.
+        """A request failed, it seems because of the store.
 
         Args:
             cause: one line for the log, without a secret.
         """
         self.failures += 1
         self._cause = cause
-        if not self._logged_down and time.monotonic() - self._logged_at > FLAPPING:
-            self._log(logging.ERROR, "%s is unavailable: %s", self.name, cause)
         if self._probing is None:
             self._probing = asyncio.create_task(self._probe_until_it_answers())
 
     def answered(self) -> None:
         """A request was served."""
         self._unavailable = False
-        if self._logged_down:
-            self._log(logging.WARNING, "%s is available again", self.name)
+        if self._outage_logged:
+            logger.warning("%s is available again", self.name)
+            self._outage_logged = False
+            self._outage_logged_at = time.monotonic()
 
-    def close(self) -> None:
-        """Stops probing."""
-        if self._probing is not None:
-            self._probing.cancel()
+    def close(self) -> "asyncio.Future[list[None]]":
+        """Stops probing.
+
+        Returns:
+            done when the probe that was under way has ended, for who closes next what it used.
+        """
+        tasks = [] if self._probing is None else [self._probing]
+        for task in tasks:
+            task.cancel()
+        return asyncio.gather(*tasks, return_exceptions=True)  # type: ignore[return-value]
 
     async def _probe_until_it_answers(self) -> None:
-        while not await self._answers():
-            if not self._unavailable:
-                self._unavailable = True
-                self._on_unavailable()
-            await asyncio.sleep(PROBE_INTERVAL)
-        self._probing = None
-        if self._unavailable:  # else only a request failed, and the next one that is served tells the log
-            self.answered()
-
-    async def _answers(self) -> bool:
         try:
-            async with asyncio.timeout(PROBE_TIMEOUT):
+            if await self._answers(FIRST_PROBE_TIMEOUT):
+                self._log_failure()
+                return
+            self._unavailable = True
+            self._on_unavailable()
+            while self._unavailable:  # a request that is served after all ends the outage, too
+                self._log_outage()
+                await asyncio.sleep(PROBE_INTERVAL)
+                if await self._answers(PROBE_TIMEOUT):
+                    self.answered()
+        finally:
+            self._probing = None
+
+    async def _answers(self, patience: float) -> bool:
+        try:
+            async with asyncio.timeout(patience):
                 await self._probe()
         except Exception:
             return False
         return True
 
-    def _log(self, level: int, message: str, *args: object) -> None:
-        logger.log(level, message, *args)
-        self._logged_down = level == logging.ERROR
-        self._logged_at = time.monotonic()
+    def _log_failure(self) -> None:
+        if time.monotonic() - self._failure_logged_at > FLAPPING:
+            logger.error("%s answers, but a request failed: %s", self.name, self._cause)
+            self._failure_logged_at = time.monotonic()
 
-
-class Condition(Availability):
-    """Until both stores use probes."""
-
-    def __init__(self, name: str) -> None:
-        async def answers() -> None:
-            pass
-
-        super().__init__(name, answers)
+    def _log_outage(self) -> None:
+        if not self._outage_logged and time.monotonic() - self._outage_logged_at > FLAPPING:
+            logger.error("%s is unavailable: %s", self.name, self._cause)
+            self._outage_logged = True
+            self._outage_logged_at = time.monotonic()

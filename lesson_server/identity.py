@@ -18,6 +18,9 @@ from lesson_server.settings import AuthSettings, SettingsError
 # the signature is looked at.
 MAX_TOKEN_LENGTH = 8_192
 
+# Seconds by which the clock of an issuer may be ahead of ours. RFC 7519, 4.1.5: "usually no more than a few minutes".
+CLOCK_SKEW = 300.0
+
 # RFC 7518, 3.3: "A key of size 2048 bits or larger MUST be used".
 MIN_RSA_BITS = 2_048
 
@@ -78,7 +81,9 @@ class Identities:
             {
                 "require": ["exp", "sub", "role"],
                 "verify_aud": auth.audience is not None,  # else PyJWT refuses a token that has one
-                "verify_iat": False,  # it would refuse the fresh tokens of an issuer whose clock is a second ahead
+                # PyJWT would refuse the fresh tokens of an issuer whose clock is a second ahead; see _is_valid_yet.
+                "verify_iat": False,
+                "verify_nbf": False,
             }
         )
 
@@ -107,6 +112,8 @@ class Identities:
             raise AccessTokenExpired from None
         except Exception as fault:  # not PyJWTError alone: Unicode, recursion and overflow errors have come through
             raise AccessTokenInvalid from fault
+        if not _is_valid_yet(claims):
+            raise AccessTokenInvalid
         subject, role = claims["sub"], claims["role"]
         if not (is_subject(subject) and is_role(role)):
             raise AccessTokenInvalid
@@ -137,6 +144,20 @@ class Identities:
         if self._issuer is not None:
             claims["iss"] = self._issuer
         return self._jwt.encode(claims, self._signing_key, self._algorithm)
+
+
+def _is_valid_yet(claims: dict[str, Any]) -> bool:
+    """Whether the time of ``nbf`` has come, by our clock or, when the token was issued, by the issuer's own.
+
+    An issuer whose clock is ahead dates both ``iat`` and ``nbf`` in our future, and its tokens are good at once. One
+    that is meant to be good later has an ``nbf`` after its ``iat``.
+    """
+    if "nbf" not in claims:
+        return True
+    not_before, issued = claims["nbf"], claims.get("iat")
+    if not isinstance(not_before, int | float):
+        return False
+    return not_before <= time.time() + CLOCK_SKEW or (isinstance(issued, int | float) and not_before <= issued)
 
 
 def _prepared_key(text: str, algorithm: str) -> Any:

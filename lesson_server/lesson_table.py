@@ -6,7 +6,7 @@ from typing import Any
 import psycopg2
 
 from lesson_server.errors import StoreUnavailable
-from lesson_server.lessons import cause_of, parse_dsn
+from lesson_server.rds import cause_of, parse_dsn
 
 # Seconds to reach RDS.
 CONNECT_TIMEOUT = 5

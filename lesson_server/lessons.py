@@ -1,61 +1,53 @@
 """RDS: does the lesson exist, and how many seats has it. The only SQL that a join runs.
 
-RDS is PostgreSQL, reached by aiopg. One query answers both questions of the diagrams (arrows 2 and 6). Joins of a
-lesson that wait at the same time wait for the same answer, and lessons that are wanted in the same moment are asked
-for by one query.
+One query answers both questions of the diagrams (arrows 2 and 6). Joins of a lesson that wait at the same time wait for
+the same answer, and lessons that are wanted in the same moment are asked for by one query, a *batch*.
+
+A lesson may be slow though RDS is well, because the operator's query takes long for it. It must not fail those that
+share its query, nor those that come later:
+
+* A query that has taken a small part of its timeout, its patience, is *slow*. The lessons of a slow batch are asked for
+  once more, each alone; whichever answers first counts.
+* A lesson that was slow alone is remembered and asked for alone from then on, until it is quick again.
+* Slow queries hold all connections but one at most. One more is cancelled, and its lesson waits for their end.
+
+So one connection is free again after each patience, in which a quick lesson waits for at most as many patiences as
+there are slow lessons that RDS is asked for the first time, and one for its own batch. With a pool of one connection,
+a slow lesson holds up the others for its timeout.
 """
 
 import asyncio
 import contextlib
-import logging
 import re
 from collections import deque
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-import aiopg
-import psycopg2
-import psycopg2.errors
-import psycopg2.extensions
-
-from lesson_server.errors import LessonNotFound, StoreUnavailable
-from lesson_server.health import Condition
-from lesson_server.mended_aiopg import mend
-from lesson_server.settings import SettingsError
-
-logger = logging.getLogger(__name__)
+from lesson_server.errors import LessonNotFound
+from lesson_server.lesson_query import LessonQuery, is_about
+from lesson_server.rds import Rds, StatementFault, cause_of
 
 # A lesson_id, as text.
 LESSON_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
-# What a connection that has died raises; AssertionError is the pool's, when one has died while the pool looked at
-# another, and RuntimeError too, when the pool has been closed because the server stops.
-BROKEN_CONNECTION = (psycopg2.OperationalError, psycopg2.InterfaceError, AssertionError, RuntimeError)
-
 # A seat map is one Redis hash written by one script: the bound keeps a wrong row in RDS from stalling Redis for all.
 MAX_SEATS = 10_000
 
-# Lessons that one query asks for: at first, and as long as it takes a small part of the timeout. PostgreSQL plans and
-# answers the most in 3 ms, but an operator's own query may be slow, and the lessons of a query wait for each other.
+# Lessons that one query asks for: at first, and as long as the queries are quick. PostgreSQL plans and answers the most
+# in 3 ms, but an operator's own query may be slow, and the lessons of a query wait for each other.
 FIRST_LESSONS = 8
 MAX_LESSONS = 48
-QUICK_PART = 0.25
+# The part of its timeout after which a query is slow: late enough for an RDS that is slow as a whole to answer its
+# batches, early enough for the lessons of a slow batch to be answered after all.
+PATIENCE = 1 / 8
+# Lessons that are remembered as slow: more than an hour has, fewer than a guest who makes them up could fill.
+MAX_SLOW_LESSONS = 1_000
 # Seconds from the beginning of a query to that of the next one at least, while lessons gather for it. One for each join
 # would cost a third of the server's time.
 QUERY_INTERVAL = 0.005
-# Seconds after which a query is slow: the next one goes by another connection.
-SLOW_QUERY = 0.02
-
-# What PostgreSQL says of an id that its column can't hold: such a lesson does not exist.
-NO_ID = (psycopg2.errors.InvalidTextRepresentation, psycopg2.errors.NumericValueOutOfRange)
-# Faults of a statement, and maybe of one lesson in it: the others are asked for without it.
-STATEMENT_FAULTS = (
-    psycopg2.DataError,
-    psycopg2.IntegrityError,
-    psycopg2.InternalError,
-    psycopg2.NotSupportedError,
-    psycopg2.ProgrammingError,
-)
+# Seconds that a query may take before the next one goes by another connection.
+NEXT_CONNECTION_AFTER = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,34 +58,45 @@ class Lesson:
     seat_count: int
 
 
+@dataclass(eq=False, slots=True)
+class _Lookup:
+    """A lesson that joins wait for.
+
+    Attributes:
+        outcome: the lesson; None if RDS has not found it.
+        joins: how many wait.
+        is_alone: whether it is, or is going to be, asked for by a query of its own.
+    """
+
+    lesson_id: str
+    outcome: "asyncio.Future[Lesson | None]"
+    joins: int = 0
+    is_alone: bool = False
+
+
 class Lessons:
     """The lessons that RDS knows.
 
     Args:
         dsn: libpq connection string or URL.
         query: one statement with the parameter ``%(lesson_id)s`` that returns the seat count, or no row.
-        timeout: seconds that a lookup may take once it has a connection, further tries included.
-        pool_size: connections held open. aiopg waits with ``select``, which breaks above file descriptor 1023, so all
-            of them are opened before the first client.
+        timeout: seconds that a query may take once it has a connection.
+        pool_size: connections used by lookups. One more is for readiness and probes.
     """
 
     def __init__(self, dsn: str, query: str, timeout: float, pool_size: int) -> None:
-        self._dsn = dsn
-        self._options = parse_dsn(dsn).get("options", "")
-        self._query = query
-        self._timeout = timeout
-        self._pool_size = pool_size
-        self._pool: aiopg.Pool | None = None
-        # Who waits for a connection waits here, where it is neither RDS that is slow nor four turns of a busy loop that
-        # it takes to hand a connection on, as in aiopg's pool.
-        self._turns = asyncio.Semaphore(pool_size)
-        self._lessons_in_query = FIRST_LESSONS
+        self._rds = Rds(dsn, timeout, pool_size, self._fail_all)
+        self._query = LessonQuery(query)
+        self._patience = timeout * PATIENCE
         self._max_lessons_in_query = MAX_LESSONS
-        self._lookups: dict[str, asyncio.Future[Lesson | None]] = {}
-        self._waiting: deque[str] = deque()  # the lessons of those lookups that no query asks for yet
-        self._queries: set[asyncio.Task[None]] = set()
-        self._asker: asyncio.Task[None] | None = None
-        self._condition = Condition("RDS")
+        self._lessons_in_query = FIRST_LESSONS
+        self._turns = asyncio.Semaphore(pool_size)  # one for each connection
+        self._slow_turns = asyncio.Semaphore(max(pool_size - 1, 1))
+        self._lookups: dict[str, _Lookup] = {}
+        self._unasked: deque[_Lookup] = deque()  # those that wait for a batch
+        self._slow_lessons: dict[str, None] = {}  # the longest known first
+        self._dispatcher: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Opens the connections.
@@ -102,52 +105,16 @@ class Lessons:
             SettingsError: RDS can't make sense of the query.
             StoreUnavailable: RDS can't be reached or refuses us.
         """
-        mend()
-        try:
-            self._pool = await aiopg.create_pool(
-                self._dsn,
-                minsize=self._pool_size,
-                maxsize=self._pool_size,
-                timeout=self._timeout,
-                enable_hstore=False,  # saves a query on each new connection
-                # The server gives up as well; otherwise a query that we no longer wait for would go on there.
-                options=f"{self._options} -c statement_timeout={int(self._timeout * 1000)}",
-            )
-        except (psycopg2.Error, OSError, TimeoutError) as error:
-            raise StoreUnavailable("RDS", cause_of(error)) from error
-        await self._try_query()
-
-    async def _try_query(self) -> None:
-        """Finds a wrong ``rds.lesson_query`` at the start: at a join it would look like an outage."""
-        try:
-            await self._execute(self._query, {"lesson_id": ""})
-        except NO_ID:
-            pass
-        except psycopg2.errors.UndefinedTable as error:
-            logger.error("RDS: %s; has conf/schema.sql been applied?", cause_of(error))
-            return
-        except (psycopg2.ProgrammingError, ValueError, TypeError, IndexError, KeyError) as error:
-            raise SettingsError(f"rds.lesson_query (LESSON_RDS_LESSON_QUERY): {cause_of(error)}") from error
-        except (psycopg2.Error, OSError, TimeoutError) as error:
-            raise StoreUnavailable("RDS", cause_of(error)) from error
-        try:
-            await self._execute(*_together(self._query, ["", ""]))
-        except NO_ID:
-            pass
-        except STATEMENT_FAULTS:  # as of one that writes
-            logger.warning("rds.lesson_query can't be part of another query: lessons are looked up one by one")
+        await self._rds.open()
+        if not await self._query.check(self._rds.fetch):
             self._lessons_in_query = self._max_lessons_in_query = 1
-        except (psycopg2.Error, OSError, TimeoutError) as error:
-            raise StoreUnavailable("RDS", cause_of(error)) from error
 
     async def close(self) -> None:
-        """Closes the connections, those in use too."""
-        if self._pool is not None:
-            self._pool.terminate()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._pool.wait_closed(), self._timeout)
-        if self._asker is not None:
-            await asyncio.wait((self._asker, *self._queries), timeout=self._timeout)
+        """Ends the lookups and closes the connections."""
+        self._fail_all()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._rds.close()
 
     async def get(self, lesson_id: str) -> Lesson:
         """The lesson of that id.
@@ -156,17 +123,19 @@ class Lessons:
 
         Raises:
             LessonNotFound: RDS has no such lesson.
-            StoreUnavailable: RDS failed or was too slow.
+            StoreUnavailable: RDS failed or was too slow, or is known not to answer.
             ValueError: RDS says something that can't be a number of seats.
         """
         lookup = self._lookups.get(lesson_id)
         if lookup is None:
-            lookup = self._lookups[lesson_id] = asyncio.get_running_loop().create_future()
-            self._waiting.append(lesson_id)
-            if self._asker is None:
-                self._asker = asyncio.create_task(self._ask())
-        # Shielded: a join that is given up must not take the answer from the others that wait for it.
-        lesson = await asyncio.shield(lookup)
+            self._rds.availability.require()
+            lookup = self._begin(lesson_id)
+        lookup.joins += 1
+        try:
+            # Shielded: a join that is given up must not take the answer from the others that wait for it.
+            lesson = await asyncio.shield(lookup.outcome)
+        finally:
+            lookup.joins -= 1
         if lesson is None:
             raise LessonNotFound(lesson_id)
         return lesson
@@ -177,143 +146,181 @@ class Lessons:
         Raises:
             StoreUnavailable: there was none.
         """
-        async with self._turns:
-            await self._fetch("SELECT 1", {})
+        await self._rds.ping()
 
-    async def _ask(self) -> None:
-        """Asks RDS for what is wanted, query by query, until nobody waits for one."""
-        while self._waiting:
+    # Lookups
+
+    def _begin(self, lesson_id: str) -> _Lookup:
+        lookup = self._lookups[lesson_id] = _Lookup(lesson_id, asyncio.get_running_loop().create_future())
+        if lesson_id in self._slow_lessons:
+            self._spawn(self._look_up_slowly(lookup))
+        else:
+            self._unasked.append(lookup)
+            if self._dispatcher is None:
+                self._dispatcher = self._spawn(self._dispatch())
+        return lookup
+
+    def _settle(self, lookup: _Lookup, outcome: Lesson | Exception | None) -> None:
+        """Tells the joins that wait. The first outcome counts."""
+        if lookup.outcome.done():
+            return
+        del self._lookups[lookup.lesson_id]
+        if isinstance(outcome, Exception):
+            lookup.outcome.set_exception(outcome)
+            lookup.outcome.exception()  # looked at: when all joins have been given up, there is nobody else to do it
+        else:
+            lookup.outcome.set_result(outcome)
+
+    def _fail_all(self) -> None:
+        """Fails all lookups, whose queries end with them: RDS is known not to answer, or the server stops."""
+        self._unasked.clear()
+        for lookup in list(self._lookups.values()):
+            self._settle(lookup, self._rds.availability.refusal())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # Queries
+
+    async def _dispatch(self) -> None:
+        """Asks RDS for what is wanted, batch by batch, until nobody waits for one."""
+        while self._unasked:
+            # Callers queue here, before their batch is put together.
             await self._turns.acquire()
-            wanted = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._lessons_in_query))]
-            query = asyncio.create_task(self._look_up(wanted))
-            self._queries.add(query)
-            query.add_done_callback(self._end_query)
+            batch = [self._unasked.popleft() for _ in range(min(len(self._unasked), self._lessons_in_query))]
+            query = self._spawn(self._ask(batch))
+            query.add_done_callback(lambda _: self._turns.release())
             await asyncio.sleep(QUERY_INTERVAL)
-            await asyncio.wait((query,), timeout=SLOW_QUERY - QUERY_INTERVAL)
-        self._asker = None
+            await asyncio.wait((query,), timeout=NEXT_CONNECTION_AFTER - QUERY_INTERVAL)
+        self._dispatcher = None
 
-    def _end_query(self, query: "asyncio.Task[None]") -> None:
-        self._queries.discard(query)
-        self._turns.release()
+    async def _look_up_alone(self, lookup: _Lookup) -> None:
+        """Asks for a lesson of a batch that was slow or failed."""
+        async with self._turns:
+            await self._ask([lookup])
 
-    async def _look_up(self, wanted: list[str]) -> None:
-        """Asks for lessons by one query, and tells those who wait, whatever becomes of it."""
-        outcomes: dict[str, Lesson | Exception | None]
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        try:
-            found = await self._seat_counts(wanted)
-            outcomes = {lesson_id: _lesson(lesson_id, found) for lesson_id in wanted}
-        except Exception as error:
-            if len(wanted) > 1 and isinstance(error.__cause__, STATEMENT_FAULTS):
-                middle = len(wanted) // 2
-                await self._look_up(wanted[:middle])
-                await self._look_up(wanted[middle:])
+    async def _look_up_slowly(self, lookup: _Lookup) -> None:
+        """Asks for a lesson that is known to be slow."""
+        async with self._slow_turns, self._turns:
+            if not self._wanted([lookup]):
                 return
-            outcomes = dict.fromkeys(wanted, error)
-        self._adapt(len(wanted), loop.time() - began)
-        for lesson_id, outcome in outcomes.items():
-            lookup = self._lookups.pop(lesson_id)
-            if isinstance(outcome, Exception):
-                lookup.set_exception(outcome)
-                lookup.exception()  # looked at: when all that waited have given up, there is nobody else to do it
+            async with self._query_for([lookup]) as query:
+                if await self._ends(query, [lookup], self._patience):
+                    self._slow_lessons.pop(lookup.lesson_id, None)
+                else:
+                    await self._ends(query, [lookup], None)
+
+    async def _ask(self, lookups: list[_Lookup]) -> None:
+        """Asks for lessons by one query. The caller has taken a turn for it."""
+        wanted = self._wanted(lookups)
+        if not wanted:
+            return
+        async with self._query_for(wanted) as query:
+            if await self._ends(query, wanted, self._patience):
+                if len(wanted) == self._lessons_in_query:
+                    self._lessons_in_query = min(len(wanted) * 2, self._max_lessons_in_query)
+                return
+            may_go_on = not self._slow_turns.locked()
+            if len(wanted) > 1:
+                self._lessons_in_query = len(wanted) // 2
+                self._look_up_each_alone(wanted)
             else:
-                lookup.set_result(outcome)
+                self._remember_as_slow(wanted[0].lesson_id)
+                if not may_go_on:
+                    self._spawn(self._look_up_slowly(wanted[0]))
+            if may_go_on:
+                async with self._slow_turns:
+                    await self._ends(query, wanted, None)
 
-    def _adapt(self, lessons: int, seconds: float) -> None:
-        """Makes the next query shorter or longer, by how long one took that asked for so many lessons."""
-        if seconds > self._timeout * QUICK_PART:
-            self._lessons_in_query = max(lessons // 2, 1)
-        elif lessons == self._lessons_in_query:
-            self._lessons_in_query = min(lessons * 2, self._max_lessons_in_query)
+    def _wanted(self, lookups: list[_Lookup]) -> list[_Lookup]:
+        """Those that joins wait for. The others are forgotten, so that no queue is longer than the joins that wait."""
+        for lookup in lookups:
+            if lookup.joins == 0 and not lookup.outcome.done():
+                del self._lookups[lookup.lesson_id]
+                lookup.outcome.cancel()
+        return [lookup for lookup in lookups if not lookup.outcome.done()]
 
-    async def _seat_counts(self, wanted: list[str]) -> dict[str, Any]:
-        """What RDS says of those lessons that exist."""
-        if len(wanted) > 1:
-            rows = await self._fetch(*_together(self._query, wanted))
-            return {lesson_id: seat_count for lesson_id, seat_count, *_ in reversed(rows)}
+    def _look_up_each_alone(self, lookups: list[_Lookup]) -> None:
+        for lookup in lookups:
+            if not (lookup.is_alone or lookup.outcome.done()):
+                lookup.is_alone = True
+                self._spawn(self._look_up_alone(lookup))
+
+    def _remember_as_slow(self, lesson_id: str) -> None:
+        self._slow_lessons[lesson_id] = None
+        if len(self._slow_lessons) > MAX_SLOW_LESSONS:
+            del self._slow_lessons[next(iter(self._slow_lessons))]
+
+    @contextlib.asynccontextmanager
+    async def _query_for(self, lookups: list[_Lookup]) -> "AsyncIterator[asyncio.Task[None]]":
+        """A query that goes on until the end of the block at most. When it is cancelled, its connection is closed."""
+        query = asyncio.create_task(self._load(lookups))
         try:
-            rows = await self._fetch(self._query, {"lesson_id": wanted[0]})
-        except StoreUnavailable as error:
-            if isinstance(error.__cause__, NO_ID):
-                return {}
-            raise
-        return {wanted[0]: rows[0][0]} if rows else {}
-
-    async def _fetch(self, query: str, parameters: dict[str, str]) -> list[Any]:
-        """The rows. All errors of aiopg and psycopg2 are translated here."""
-        try:
-            async with asyncio.timeout(self._timeout):
-                rows = await self._execute_somewhere(query, parameters)
-        except (psycopg2.Error, OSError, TimeoutError, *BROKEN_CONNECTION) as error:
-            if not isinstance(error, NO_ID):
-                self._condition.failed(cause_of(error))
-            raise StoreUnavailable("RDS", cause_of(error)) from error
-        except asyncio.CancelledError:
-            # aiopg raises this when the server cancelled the statement; when we were cancelled ourselves, it goes on.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            self._condition.failed("statement timeout")
-            raise StoreUnavailable("RDS", "statement timeout") from None
-        self._condition.answered()
-        return rows
-
-    async def _execute_somewhere(self, query: str, parameters: dict[str, str]) -> list[Any]:
-        """Tries other connections when some have died since they were last used, as all have after a restart of RDS."""
-        for _ in range(self._pool_size):
-            with contextlib.suppress(*BROKEN_CONNECTION):
-                return await self._execute(query, parameters)
-        return await self._execute(query, parameters)
-
-    async def _execute(self, query: str, parameters: dict[str, str]) -> list[Any]:
-        assert self._pool is not None, "Lessons.open() comes first"
-        connection = await self._pool.acquire()
-        try:
-            async with connection.cursor() as cursor:
-                await cursor.execute(query, parameters)
-                return list(await cursor.fetchall())
+            yield query
         finally:
-            # Not awaited: that would only wait for the pool to wake somebody, and nobody waits there; see _turns.
-            self._pool.release(connection)
+            query.cancel()
+            await asyncio.wait((query,))
+
+    @staticmethod
+    async def _ends(query: "asyncio.Task[None]", lookups: list[_Lookup], patience: float | None) -> bool:
+        """Waits until a query has ended, or all of its lookups have an outcome from elsewhere.
+
+        Args:
+            patience: seconds after which the query is no longer waited for.
+
+        Returns:
+            whether that came true.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while not query.done():
+                    unsettled = [lookup.outcome for lookup in lookups if not lookup.outcome.done()]
+                    if not unsettled:
+                        break
+                    waiting: set[asyncio.Future[Any]] = {query, *unsettled}
+                    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                return True
+        return False
+
+    async def _load(self, lookups: list[_Lookup]) -> None:
+        """Runs one query, and settles its lookups by the answer, or by what went wrong."""
+        try:
+            seat_counts = await self._seat_counts([lookup.lesson_id for lookup in lookups])
+        except StatementFault as fault:
+            if len(lookups) > 1:
+                self._look_up_each_alone(lookups)
+            elif is_about(fault, lookups[0].lesson_id):
+                self._settle(lookups[0], None)
+            else:
+                self._rds.availability.failed(cause_of(fault.error))
+                self._settle(lookups[0], fault)
+        except Exception as error:
+            for lookup in lookups:
+                self._settle(lookup, error)
+        else:
+            for lookup in lookups:
+                self._settle(lookup, _lesson(lookup.lesson_id, seat_counts))
+
+    async def _seat_counts(self, lesson_ids: list[str]) -> dict[str, Any]:
+        """What RDS says of those lessons that exist."""
+        if len(lesson_ids) > 1:
+            rows = await self._rds.fetch(*self._query.for_several(lesson_ids))
+            return dict(reversed(rows))  # of several rows the first counts
+        rows = await self._rds.fetch(*self._query.for_one(lesson_ids[0]))
+        return {lesson_ids[0]: rows[0][0]} if rows else {}
 
 
-def _together(query: str, lesson_ids: list[str]) -> tuple[str, dict[str, str]]:
-    """One statement that asks for several lessons, and its parameters. Before each row stands the lesson's id."""
-    parameters = {f"lesson_id_{number}": lesson_id for number, lesson_id in enumerate(lesson_ids)}
-    query = query.strip().rstrip(";")
-    # The query is the operator's; what clients send are parameters. The line break ends a comment at its end.
-    parts = (
-        f"SELECT %({name})s, answer.* FROM ({query.replace('%(lesson_id)s', f'%({name})s')}\n) answer"  # noqa: S608
-        for name in parameters
-    )
-    return " UNION ALL ".join(parts), parameters
-
-
-def _lesson(lesson_id: str, found: dict[str, Any]) -> Lesson | ValueError | None:
+def _lesson(lesson_id: str, seat_counts: dict[str, Any]) -> Lesson | ValueError | None:
     """The lesson, None if RDS has not found it, or why its number of seats can't be one."""
-    if lesson_id not in found:
+    if lesson_id not in seat_counts:
         return None
     try:
-        seats = int(found[lesson_id] or 0)
+        seats = int(seat_counts[lesson_id] or 0)
     except (ValueError, TypeError, OverflowError):
         return ValueError(f"lesson {lesson_id} has a number of seats in RDS that is none")
     if seats > MAX_SEATS:
         return ValueError(f"lesson {lesson_id} has {seats} seats in RDS, more than {MAX_SEATS}")
     return Lesson(lesson_id, max(seats, 0))
-
-
-def parse_dsn(dsn: str) -> dict[str, str]:
-    """The parts of a connection string. libpq's own error would quote it, and the password with it."""
-    try:
-        parts: dict[str, str] = psycopg2.extensions.parse_dsn(dsn)
-        for port in filter(None, parts.get("port", "").split(",")):
-            int(port)
-    except (psycopg2.ProgrammingError, ValueError):
-        raise SettingsError("rds.dsn (LESSON_RDS_DSN): should be a libpq connection string or URI") from None
-    return parts
-
-
-def cause_of(error: BaseException) -> str:
-    """One line for the log. psycopg2's messages name host, user and database, never the password."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -26,6 +26,8 @@ class Chart(Protocol):
     STATES: dict[str, str]
     INITIAL: str
     JOIN: tuple[str, ...]
+    SEATED: tuple[str, ...]
+    PRESENT: tuple[str, ...]
     TRANSITIONS: list[dict[str, object]]
 
 

@@ -1,79 +1,62 @@
-"""Redis: which processes ("nodes") are alive, and what each of them wrote, so that nobody's presence outlives its node.
+"""Redis: which processes ("nodes") live, so that nobody's presence outlives its node, and that Redis tells the truth.
 
 ==========================  ========================================================================================
-``lesson_nodes``            node id → when it was last heard of, in ms of Redis' clock; or ``lost:`` + node id → when
-                            another node began to sweep it
-``lesson_node_{node_id}``   the node's index, written in the round trip that writes the presence: sid → its record
+``lesson_node_counts``      node id → the count of its writes and heartbeats; below 0: the node is lost
+``lesson_node_{node_id}``   the node's index: number of a claim → its record; see presence.py
 ==========================  ========================================================================================
 
-A node is heard of every HEARTBEAT_INTERVAL seconds. One that was not heard of for LEASE seconds is lost: the first that
-notices sweeps it, which takes away exactly what still holds a sid of its index. A sweep that was begun and not ended is
-begun again by another node. So a ghost lives at most LEASE + HEARTBEAT_INTERVAL seconds and the time of the sweep.
+*Nodes that die.* A node adds 1 to its count every HEARTBEAT_INTERVAL seconds. A node whose count is the same in
+LOST_AFTER + 1 successive heartbeats of another one is lost. No clock is compared, so the clock of Redis may jump; and
+while Redis is away nobody's heartbeats are counted. All nodes that notice sweep the lost one together, a random part of
+its index at a time, so that it does not matter when one of them dies in mid-sweep.
 
-What a heartbeat costs does not grow with the number of connections: it counts the index and does not read it.
+*A Redis that forgets.* A node knows how many of its writes Redis has acknowledged. When its count is lower, Redis came
+back empty or older, or another node has taken this one for lost: the node begins a new *incarnation* under a new id,
+writes again what its connections hold, and sweeps its former id. After each failure of Redis and each new subscription
+it checks all of its records, and otherwise a few at a time, each within CHECK_PERIOD.
+
+What a heartbeat costs does not grow with the number of connections.
 """
 
 import asyncio
 import contextlib
 import logging
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.presence import BATCH_SIZE, REMOVAL_PATIENCE, Presence
 from lesson_server.redis_store import RedisStore
+from lesson_server.seats import Seats
 
 logger = logging.getLogger(__name__)
 
 # Seconds.
-HEARTBEAT_INTERVAL = 10.0
-LEASE = 30.0
-# A sweep that takes longer than this is taken over; it works in batches, each of which is a round trip or two.
-SWEEP_PATIENCE = 30.0
-# While Redis is away, or this node is being swept: soon after it is over, the node must know.
+HEARTBEAT_INTERVAL = 1.0
+# Heartbeats of others in which a node's count may stay the same: a node that stands still for 5 s is not lost.
+LOST_AFTER = 9
+# The count of a node that is lost. No node comes near it by counting.
+LOST = -(2**52)
+# Seconds in which every record is checked once. When Redis loses one, it is back in twice the time at most.
+CHECK_PERIOD = 30.0
+# Seconds until the next try of what Redis did not answer.
 RETRY_INTERVAL = 1.0
-# The index of a node that died is swept long before; should nobody be there to do it, it ends with the records.
+# The index of a node that died is swept long before; should no node be there to do it, it ends with the records.
 INDEX_LIFE = 7 * 24 * 60 * 60
-
-# Answers whether the node was still known, whether somebody is sweeping it, and which lost nodes it is to sweep.
-HEARTBEAT = """
-local node, lease, patience = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local known = redis.call('HEXISTS', KEYS[1], node)
-local swept = redis.call('HEXISTS', KEYS[1], 'lost:' .. node)
-local to_sweep = {}
-local entries = redis.call('HGETALL', KEYS[1])
-for position = 1, #entries, 2 do
-    local name, age = entries[position], now - tonumber(entries[position + 1])
-    local lost = string.match(name, '^lost:(.*)$')
-    if lost and age > patience then
-        redis.call('HSET', KEYS[1], name, now)
-        to_sweep[#to_sweep + 1] = lost
-    elseif not lost and name ~= node and age > lease then
-        redis.call('HDEL', KEYS[1], name)
-        redis.call('HSET', KEYS[1], 'lost:' .. name, now)
-        to_sweep[#to_sweep + 1] = name
-    end
-end
-if swept == 0 then
-    redis.call('HSET', KEYS[1], node, now)
-end
-return {known, swept, to_sweep}
-"""
 
 
 class Connections(Protocol):
     """What a node asks of the connections that it holds."""
 
-    def holds(self, sid: str) -> bool:
-        """Whether there is such a connection, in whatever state."""
+    def present(self) -> Sequence[str]:
+        """The sids of those that Redis should tell of."""
 
-    def may_be_present(self, sid: str) -> bool:
-        """Whether there is such a connection, and it is registered or joins at the moment."""
+    def seated(self) -> Mapping[str, str]:
+        """The lessons whose seat map should stand in Redis, each with the sid of a connection that is in it."""
 
-    async def restore(self, indexed: set[str]) -> None:
-        """Writes again what the connections hold in Redis, except the presence of those that the index still has.
+    async def restore(self, sids: Sequence[str]) -> None:
+        """Writes again what these connections hold in Redis, of those that are still there.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow.
@@ -84,20 +67,25 @@ class Node:
     """This process among the others.
 
     Args:
-        node_id: names it.
         store: the connection to Redis.
         presence: writes and removes the records, and keeps the index.
+        seats: the seat maps.
         connections: the connections of this node.
     """
 
-    def __init__(self, node_id: str, store: RedisStore, presence: Presence, connections: Connections) -> None:
-        self._node_id = node_id
+    def __init__(self, store: RedisStore, presence: Presence, seats: Seats, connections: Connections) -> None:
         self._store = store
         self._presence = presence
+        self._seats = seats
         self._connections = connections
-        self._differed = False  # the last heartbeat found the index and the connections to differ
+        self._silences: dict[
+            str, tuple[int | None, int]
+        ] = {}  # node → its count, and how many heartbeats have found that
+        self._former: set[str] = set()  # earlier ids of this node, still to be swept
         self._sweeps: dict[str, asyncio.Task[None]] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._wanted = asyncio.Event()  # all records are to be checked now
+        self._failures = 0  # of Redis, that a check of all records has followed or is to follow
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Makes the node known, and keeps it so.
@@ -105,104 +93,170 @@ class Node:
         Raises:
             StoreUnavailable: Redis can't be reached.
         """
-        _, _, lost, _ = await self._send_heartbeat()
-        self._begin_sweeps(lost)
-        self._task = asyncio.create_task(self._live())
+        await self.beat()
+        self._tasks = [asyncio.create_task(self._live()), asyncio.create_task(self._keep_records())]
 
     async def close(self) -> None:
         """Leaves. While its index has something in it, the node stays known, so that the others will sweep it."""
-        if self._task is None:
+        if not self._tasks:
             return
-        tasks = [self._task, *self._sweeps.values()]
+        tasks = [*self._tasks, *self._sweeps.values()]
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        node_id = self._presence.incarnation.node_id
         with contextlib.suppress(StoreUnavailable, TimeoutError):
             async with asyncio.timeout(REMOVAL_PATIENCE):
-                (indexed,) = await self._store.run(("HLEN", self._presence.index_key(self._node_id)))
+                (indexed,) = await self._store.run(("HLEN", self._presence.index_key(node_id)))
                 if not indexed:
-                    await self._store.run(("HDEL", self._nodes_key, self._node_id))
+                    await self._store.run(("HDEL", self._presence.nodes_key, node_id))
+
+    def check_all(self) -> None:
+        """Has all records checked now: Redis may have lost some without a heartbeat noticing."""
+        self._wanted.set()
+
+    # Heartbeats
 
     async def _live(self) -> None:
-        complete = True
         while True:
-            await asyncio.sleep(HEARTBEAT_INTERVAL if complete else RETRY_INTERVAL)
+            await asyncio.sleep(HEARTBEAT_INTERVAL)
             try:
-                complete = await self._beat(complete)
+                await self.beat()
             except StoreUnavailable:
-                complete = False
+                pass  # the log knows of the outage
             except Exception:
                 logger.exception("heartbeat failed")
-                complete = False
 
-    async def _beat(self, complete: bool) -> bool:
-        """One heartbeat and what follows from it.
+    async def beat(self) -> None:
+        """Sends one heartbeat, and begins what follows from its answer.
 
-        Args:
-            complete: whether the last one was.
-
-        Returns:
-            whether everything that had to follow was done; if not, it is tried again soon.
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
         """
-        known, swept, lost, indexed = await self._send_heartbeat()
-        self._begin_sweeps(lost)
-        if swept:
-            return False  # another node takes our presence for a ghost's; when it is done, we write it again
-        differs = indexed != len(self._presence.held)
-        if not known or not complete or (differs and self._differed):
-            await self._reconcile()
-            differs = False
-        # A join or an end that is under way makes them differ for a moment.
-        self._differed = differs
-        return True
-
-    @property
-    def _nodes_key(self) -> str:
-        return self._store.key("lesson_nodes")
-
-    async def _send_heartbeat(self) -> tuple[bool, bool, list[str], int]:
-        index_key = self._presence.index_key(self._node_id)
-        lease, patience = int(LEASE * 1000), int(SWEEP_PATIENCE * 1000)
-        (known, swept, lost), indexed, _ = await self._store.run(
-            ("EVAL", HEARTBEAT, 1, self._nodes_key, self._node_id, lease, patience),
-            ("HLEN", index_key),
-            ("EXPIRE", index_key, INDEX_LIFE),
+        incarnation = self._presence.incarnation
+        acknowledged = incarnation.acknowledged
+        count, counts, _ = await self._store.run(
+            ("HINCRBY", self._presence.nodes_key, incarnation.node_id, 1),
+            ("HGETALL", self._presence.nodes_key),
+            ("EXPIRE", self._presence.index_key(incarnation.node_id), INDEX_LIFE),
         )
-        return bool(known), bool(swept), lost, indexed
+        incarnation.acknowledged += 1
+        if count <= acknowledged:
+            logger.warning("Redis has lost what this node wrote: it is written again")
+            self._former.add(incarnation.node_id)
+            self._presence.begin_incarnation()
+            self.check_all()
+        if self._store.failures != self._failures:
+            self._failures = self._store.failures
+            self.check_all()
+        self._listen({name: int(value) for name, value in counts.items()})
 
-    def _begin_sweeps(self, lost: list[str]) -> None:
-        """Beside the heartbeat: a node that was busy with the sweep of a large one would be taken for lost itself."""
-        for node_id in lost:
-            if node_id not in self._sweeps:
-                task = self._sweeps[node_id] = asyncio.create_task(self._sweep(node_id))
-                task.add_done_callback(partial(self._end_sweep, node_id))
+    def _listen(self, counts: dict[str, int]) -> None:
+        """Notes which nodes are silent, and begins to sweep those that are lost.
+
+        One whose count has vanished is silent too: it has left, and its index is empty; or Redis has lost the count.
+        """
+        silences: dict[str, tuple[int | None, int]] = {}
+        for node_id in counts.keys() | self._silences.keys():
+            if node_id == self._presence.incarnation.node_id or node_id in self._former:
+                continue
+            count = counts.get(node_id)
+            last_count, beats = self._silences.get(node_id, (None, -1))
+            beats = beats + 1 if count == last_count else 0
+            is_lost = beats >= LOST_AFTER or (count is not None and count < 0)
+            if is_lost:
+                self._begin_sweep(node_id)
+            if not is_lost or count is not None:
+                silences[node_id] = count, beats
+        self._silences = silences
+
+    # Sweeps. Beside the heartbeat: a node that waits for the sweep of a large one would be taken for lost itself.
+
+    def _begin_sweep(self, node_id: str) -> None:
+        if node_id not in self._sweeps:
+            task = self._sweeps[node_id] = asyncio.create_task(self._sweep(node_id))
+            task.add_done_callback(partial(self._end_sweep, node_id))
 
     def _end_sweep(self, node_id: str, task: asyncio.Task[None]) -> None:
         del self._sweeps[node_id]
         error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, StoreUnavailable):  # of an outage the log knows
+        if error is not None and not isinstance(error, StoreUnavailable):  # the log knows of an outage
             logger.error("sweep of node %s failed", node_id, exc_info=error)
 
     async def _sweep(self, node_id: str) -> None:
-        """Takes back everything that a lost node has written."""
-        swept = 0
-        async for records in self._presence.index(node_id):
-            for start in range(0, len(records), BATCH_SIZE):
-                batch = records[start : start + BATCH_SIZE]
-                await asyncio.gather(*(self._presence.take_back_of(node_id, record) for record in batch))
-                swept += len(batch)
-        await self._store.run(("DEL", self._presence.index_key(node_id)), ("HDEL", self._nodes_key, f"lost:{node_id}"))
-        logger.warning("node %s is lost; the presence of its %d connections was removed", node_id, swept)
+        """Removes everything that a lost node has written."""
+        # Should it live after all, its next heartbeat tells it; should this node die, the next one need not wait.
+        await self._store.run(("HSET", self._presence.nodes_key, node_id, LOST))
+        swept = await self._remove_all_of(node_id)
+        if swept:
+            logger.warning("node %s is lost; the presence of %d connections was removed", node_id, swept)
 
-    async def _reconcile(self) -> None:
-        """Makes Redis agree with the connections: it came back empty or stale, or did a write that we had given up."""
-        records = [record async for batch in self._presence.index(self._node_id) for record in batch]
-        strays = [record for record in records if not self._connections.may_be_present(record.sid)]
-        for record in strays:
-            # Of a connection that is still here, it is the write of a join that failed: as if it had not been tried.
-            await self._presence.remove(record, forget=self._connections.holds(record.sid))
-        indexed = {record.sid for record in records}
-        lost = self._presence.held - indexed
-        await self._connections.restore(indexed)
-        if lost or strays:
-            logger.warning("Redis and this node differed: %d records written again, %d removed", len(lost), len(strays))
+    async def _remove_all_of(self, node_id: str) -> int:
+        swept = 0
+        while removed := await self._presence.sweep(node_id):
+            swept += removed
+        await self._store.run(("HDEL", self._presence.nodes_key, node_id))
+        return swept
+
+    # The records of this node
+
+    async def _keep_records(self) -> None:
+        """Checks the records: all at once when that is wanted, else a few at a time."""
+        while True:
+            wanted = self._wanted.is_set()
+            self._wanted.clear()
+            try:
+                await self.check_records(paced=not wanted)
+                continue
+            except StoreUnavailable:
+                pass  # the log knows of the outage
+            except Exception:
+                logger.exception("check of the records failed")
+            self.check_all()
+            await asyncio.sleep(RETRY_INTERVAL)
+
+    async def check_records(self, *, paced: bool = False) -> None:
+        """Makes Redis agree with the connections: writes what it has lost, and removes what belongs to nobody.
+
+        Args:
+            paced: take CHECK_PERIOD for it; ended by :meth:`check_all`.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        present = self._connections.present()
+        batches = [present[start : start + BATCH_SIZE] for start in range(0, len(present), BATCH_SIZE)]
+        pause = min(CHECK_PERIOD, self._presence.shortest_ttl / 3) / (len(batches) + 1) if paced else 0.0
+        restored = removed = 0
+        for batch in batches:
+            missing = await self._presence.check(batch)
+            await self._connections.restore(missing)
+            restored += len(missing)
+            if await self._is_interrupted(pause):
+                return
+        await self._check_seat_maps()
+        for former in list(self._former):  # whose claims have just been replaced
+            removed += await self._remove_all_of(former)
+            self._former.discard(former)
+            self.check_all()  # a join that was under way may have been written under the former id
+        async for strays in self._presence.strays():
+            removed += strays
+        if restored or removed:
+            logger.warning("Redis and this node differed: %d records written again, %d removed", restored, removed)
+        await self._is_interrupted(pause)
+
+    async def _check_seat_maps(self) -> None:
+        seated = self._connections.seated()
+        lessons = list(seated)
+        for start in range(0, len(lessons), BATCH_SIZE):
+            missing = await self._seats.missing(lessons[start : start + BATCH_SIZE])
+            await self._connections.restore([seated[lesson_id] for lesson_id in missing])
+
+    async def _is_interrupted(self, pause: float) -> bool:
+        """Waits; tells whether a check of all records has become wanted meanwhile."""
+        if not pause:
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._wanted.wait()
+        return self._wanted.is_set()

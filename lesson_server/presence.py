@@ -1,301 +1,420 @@
-"""Redis: who is in which lesson, by which sid. With seats.py the only Redis commands of the server.
+"""Redis: who is in which lesson, by which sid. With seats.py and nodes.py the only Redis commands of the server.
 
-What is written for whom (the keys and their lives are the contract's, section 5):
+What stands where is in records.py. Beside each entry, in the same slot of a cluster, stands a sorted set of the claims
+on it: ``lesson_node_claims:{field}{key}``, a claim → the order of joining. Every script below touches one entry and its
+claims, and leaves them so that *the entry shows its newest claim*. So of several connections of a person the one that
+joined last stands in Redis; when it ends, the one before it does, on whatever node it is, in the same atomic step.
 
-=============================  =====================================================================================
-a teacher in a lesson          ``lesson_teacher_{lesson_id}``: user_id → sid; ``{user_id}``: lesson_id
-a participant in a lesson      ``lesson_student_{lesson_id}``: client_id → sid
-a participant, wherever it is  ``{client_id}``: sid, client_id, role. It outlives the connection by 24 h: that is how a
-                               reconnect is known
-=============================  =====================================================================================
-
-Every record is taken back only by the connection that wrote it: a removal compares the sid that it finds. Each script
-touches one key, so that Redis Cluster can serve it.
-
-What a node has written stands in its index as well (``lesson_node_{node_id}``: sid → record), in the same round trip,
-so that another node can take it back should this one die; see nodes.py.
+What a node has written stands in its index as well (``lesson_node_{node_id}``: number of the claim → its record), so
+that another node can remove it should this one die; see nodes.py. The index is written before the record, and a claim
+is taken from it after the record has been removed.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import logging
+import secrets
+from collections.abc import AsyncIterator, Iterable, Iterator
+from itertools import groupby
+from operator import attrgetter
+from typing import Any
 
-import orjson
+from lesson_server.errors import StoreRefused, StoreUnavailable
+from lesson_server.records import DAY, Claim, Entry, Incarnation, Record, claim_on, decode, encode
+from lesson_server.redis_shard import Command
+from lesson_server.redis_store import RedisStore
 
-from lesson_server.errors import StoreUnavailable
-from lesson_server.redis_store import Command, RedisStore
+logger = logging.getLogger(__name__)
 
-# Seconds that a teacher's sid and a participant's record live: a lesson and its breaks are over by then.
-DAY = 24 * 60 * 60
-# Seconds that giving back may hold up an answer; what is not done by then is owed.
+# Seconds that a removal may hold up an answer; after that it goes on beside the answer.
 REMOVAL_PATIENCE = 0.5
-# Seconds between two tries to give back what is owed.
+# Seconds between two tries of a removal that Redis has not answered.
 RETRY_INTERVAL = 1.0
-# Entries of an index read in one round trip.
-SCAN_COUNT = 200
-# Records that are taken back at the same time.
+# Records that are checked or removed at the same time, and entries of an index that are read in one round trip.
 BATCH_SIZE = 100
 
-# Reads and replaces in one: of two connections of a client at once, exactly one finds nobody before it.
-REPLACE_CLIENT = """
-local previous = redis.call('HGET', KEYS[1], 'sid')
-redis.call('HSET', KEYS[1], 'sid', ARGV[1], 'client_id', ARGV[2], 'role', ARGV[3])
-redis.call('EXPIRE', KEYS[1], ARGV[4])
-return previous
-"""
-
-# After a loss: whoever has come back since by another connection knows better.
-SET_IF_FREE = """
-if redis.call('HEXISTS', KEYS[1], ARGV[2]) == 0 then
-    redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+# In all scripts: KEYS are the entry and its claims, ARGV[1] is a claim, ARGV[2] the TTL in seconds.
+SHOW = """
+local function show(claim)
+    redis.call('HSET', KEYS[1], unpack(cjson.decode(claim), 2))
+    redis.call('EXPIRE', KEYS[1], ARGV[2])
+    redis.call('EXPIRE', KEYS[2], ARGV[2])
 end
-redis.call('EXPIRE', KEYS[1], ARGV[1])
 """
 
-# The connection's own record only: the same person may have come back by another one.
-REMOVE_IF_HELD = """
-if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then
-    return redis.call('HDEL', KEYS[1], unpack(ARGV, 3))
+# ARGV[3]: '1' when the entry outlives its claims. What it then shows of an ended connection is kept as a claim of order
+# 0, so that a join that fails can be undone. Answers the order of the claim (later than all others, also when the clock
+# of Redis has been set back), and whether somebody else has or had the entry.
+WRITE = f"""{SHOW}
+local fields = cjson.decode(ARGV[1])
+local newest = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
+local order = redis.call('ZSCORE', KEYS[2], ARGV[1])
+if not order then
+    if ARGV[3] == '1' and not newest[1] and redis.call('HEXISTS', KEYS[1], fields[2]) == 1 then
+        local ended = {{''}}
+        for position = 2, #fields, 2 do
+            ended[position] = fields[position]
+            ended[position + 1] = redis.call('HGET', KEYS[1], fields[position]) or ''
+        end
+        redis.call('ZADD', KEYS[2], 0, cjson.encode(ended))
+    end
+    local time = redis.call('TIME')
+    order = string.format('%.0f', math.max(time[1] * 1000000 + time[2], (tonumber(newest[2]) or 0) + 1))
+    redis.call('ZADD', KEYS[2], order, ARGV[1])
 end
-return 0
+show(redis.call('ZREVRANGE', KEYS[2], 0, 0)[1])
+local known = 0
+if ARGV[3] == '1' then
+    for _, claim in ipairs(redis.call('ZRANGE', KEYS[2], 0, 9)) do
+        if cjson.decode(claim)[3] ~= fields[3] then known = 1 end
+    end
+end
+return {{order, known}}
 """
 
+# ARGV[3]: the order that the claim has. ARGV[4], …: claims of this connection that it takes the place of.
+RESTORE = f"""{SHOW}
+if #ARGV > 3 then
+    redis.call('ZREM', KEYS[2], unpack(ARGV, 4))
+end
+redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
+show(redis.call('ZREVRANGE', KEYS[2], 0, 0)[1])
+"""
 
-@dataclass(frozen=True, slots=True)
-class TeacherRecord:
-    """A teacher in a lesson, by this sid."""
+# Answers whether the claim is there and the entry shows the newest one; what is there does not end by its TTL.
+CHECK = """
+if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then
+    return 0
+end
+local newest = cjson.decode(redis.call('ZREVRANGE', KEYS[2], 0, 0)[1])
+if redis.call('HGET', KEYS[1], newest[2]) ~= newest[3] then
+    return 0
+end
+for _, key in ipairs(KEYS) do
+    if redis.call('TTL', key) < ARGV[2] / 2 then
+        redis.call('EXPIRE', key, ARGV[2])
+    end
+end
+return 1
+"""
 
-    sid: str
-    lesson_id: str
-    user_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class ClientRecord:
-    """A participant in a lesson, by this sid."""
-
-    sid: str
-    lesson_id: str
-    client_id: str
-    role: str
-
-
-Record = TeacherRecord | ClientRecord
+# ARGV[3]: '1' when the entry stays as it is if nobody else has a claim on it.
+REMOVE = f"""{SHOW}
+redis.call('ZREM', KEYS[2], ARGV[1])
+local newest = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
+if newest[1] and tonumber(newest[2]) > 0 then
+    show(newest[1])
+    return
+end
+redis.call('DEL', KEYS[2])
+if ARGV[3] == '1' then
+    return
+end
+if newest[1] then
+    show(newest[1])
+    return
+end
+local fields = cjson.decode(ARGV[1])
+if redis.call('HGET', KEYS[1], fields[2]) == fields[3] then
+    for position = 2, #fields, 2 do
+        redis.call('HDEL', KEYS[1], fields[position])
+    end
+end
+"""
 
 
 class Presence:
     """The records of who is there.
 
-    A removal that Redis does not answer is *owed*: it is tried again until Redis answers, whatever became of the
-    connection meanwhile.
+    A removal that Redis does not answer is *pending*: it is retried until Redis answers.
 
     Args:
         store: the connection to Redis.
-        retention: seconds that records without a life of their own are kept (``presence.retention``).
-        node_id: names the index of what is written here.
+        retention: seconds that records without a TTL of their own are kept (``presence.retention``).
     """
 
-    def __init__(self, store: RedisStore, retention: int, node_id: str) -> None:
+    def __init__(self, store: RedisStore, retention: int) -> None:
         self._store = store
         self._retention = retention
-        self._node_id = node_id
-        self.held: set[str] = set()  # the sids whose records stand, or should stand, in Redis
-        self._owed: dict[str, tuple[Record, bool]] = {}
-        self._paying = asyncio.Lock()
-        self._payer: asyncio.Task[None] | None = None
+        self.incarnation = self.begin_incarnation()
+        self._held: dict[str, Claim] = {}  # sid → the claim of that connection
+        self._pending: list[tuple[Claim, bool]] = []
+        self._removed: list[tuple[Claim, bool]] = []  # still to be taken from the index
+        self._cleaner: asyncio.Task[None] | None = None
 
-    async def set_teacher(self, record: TeacherRecord) -> None:
-        """Writes where a teacher is. One round trip.
+    @property
+    def shortest_ttl(self) -> int:
+        """Seconds after which the first of the records ends that nobody renews."""
+        return min(self._retention, DAY)
 
-        Source: Teacher App diagram, arrows 12 and 13.
+    # What connections do
 
-        Raises:
-            StoreUnavailable: Redis failed or was too slow; the record may have been written nevertheless.
-        """
-        await self._forgive(record.sid)
-        await self._store.run(
-            self._note(record),
-            *self._hset(f"lesson_teacher_{record.lesson_id}", DAY, record.user_id, record.sid),
-            *self._hset(record.user_id, self._retention, "lesson_id", record.lesson_id),
-        )
-        self.held.add(record.sid)
+    async def write(self, record: Record) -> bool:
+        """Writes where somebody is. One round trip.
 
-    async def set_client(self, record: ClientRecord) -> bool:
-        """Writes where a participant is. One round trip.
-
-        Source: Participant diagram, the arrows after 11.
+        Source: Teacher App diagram, arrows 12 and 13; Participant diagram, the arrows after 11.
 
         Returns:
-            whether this is a reconnect: the client was known by another sid before.
+            whether this is a reconnect: a participant who was known by another sid before.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow; the record may have been written nevertheless.
         """
-        await self._forgive(record.sid)
-        client_key = self._store.key(record.client_id)
-        _, previous, *_ = await self._store.run(
-            self._note(record),
-            ("EVAL", REPLACE_CLIENT, 1, client_key, record.sid, record.client_id, record.role, DAY),
-            *self._hset(f"lesson_student_{record.lesson_id}", self._retention, record.client_id, record.sid),
-        )
-        self.held.add(record.sid)
-        return previous not in (None, record.sid)
+        claim = self._held[record.sid] = self._claim(record)
+        writes = [self._script(WRITE, claim, entry, int(entry.outlives)) for entry in record.entries()]
+        answers = await self._run(claim, writes)
+        claim.orders = tuple(order for order, _ in answers)
+        return any(known for _, known in answers)
 
     async def restore(self, record: Record) -> None:
-        """Writes a record again that Redis has lost, unless the same person has come back since. One round trip.
+        """Writes a record again that Redis has lost. Newer connections of the same person stay before it.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow.
         """
-        if isinstance(record, TeacherRecord):
-            lesson_key = self._store.key(f"lesson_teacher_{record.lesson_id}")
-            person_key = self._store.key(record.user_id)
-            writes: tuple[Command, ...] = (
-                ("EVAL", SET_IF_FREE, 1, lesson_key, DAY, record.user_id, record.sid),
-                ("EVAL", SET_IF_FREE, 1, person_key, self._retention, "lesson_id", record.lesson_id),
-            )
-        else:
-            lesson_key = self._store.key(f"lesson_student_{record.lesson_id}")
-            person_key = self._store.key(record.client_id)
-            client = ("sid", record.sid, "client_id", record.client_id, "role", record.role)
-            writes = (
-                ("EVAL", SET_IF_FREE, 1, lesson_key, self._retention, record.client_id, record.sid),
-                ("EVAL", SET_IF_FREE, 1, person_key, DAY, *client),
-            )
-        await self._store.run(self._note(record), *writes)
+        claim = self._held.get(record.sid)
+        if claim is None:
+            await self.write(record)
+            return
+        if claim.incarnation is not self.incarnation:
+            replaced, claim = claim, self._claim(record)
+            claim.orders, claim.replaced = replaced.orders, replaced
+            self._held[record.sid] = claim
+        await self._run(
+            claim,
+            [
+                self._script(RESTORE, claim, entry, order, *self._replaced(claim, entry))
+                for entry, order in zip(record.entries(), claim.orders, strict=True)
+            ],
+        )
+        for former in _formers(claim):
+            former.incarnation.claims.discard(former.number)
+        claim.replaced = None
 
-    async def remove(self, record: Record, *, forget: bool = False) -> None:
-        """Takes back what was written for this sid, at once or as soon as Redis answers. Never raises.
+    async def remove(self, sid: str, *, undo: bool = False) -> None:
+        """Removes what was written for this sid, at once or as soon as Redis answers. Never raises StoreUnavailable.
 
         Args:
-            record: what may have been written.
-            forget: take a participant's ``{client_id}`` back too, as if the join had never been tried. A connection
+            sid: of a connection that has, or may have, written its record; of any other there is nothing to remove.
+            undo: whether its join has failed: ``{client_id}`` is then as if the join had never been tried. A connection
                 that ends leaves it for its 24 h.
         """
-        self.held.discard(record.sid)
-        try:
-            async with asyncio.timeout(REMOVAL_PATIENCE):
-                await self._take_back(record, forget, self._node_id)
-        except (StoreUnavailable, TimeoutError):
-            self._owed[record.sid] = record, forget
-            if self._payer is None:
-                self._payer = asyncio.create_task(self._pay())
+        held = self._held.pop(sid, None)
+        if held is None:
+            return
+        for claim in (held, *_formers(held)):
+            try:
+                async with asyncio.timeout(REMOVAL_PATIENCE):
+                    await self._remove(claim.record, claim.incarnation.node_id, claim.number, undo=undo)
+            except (StoreUnavailable, TimeoutError):
+                self._pending.append((claim, undo))
+            else:
+                self._removed.append((claim, undo))
+        if self._cleaner is None:
+            self._cleaner = asyncio.create_task(self._clean())
 
-    async def settled(self) -> None:
-        """Waits until nothing is owed."""
-        if self._payer is not None:
-            await asyncio.shield(self._payer)
+    # What the node does for its connections
 
-    async def close(self) -> None:
-        """Stops trying to give back what is owed."""
-        if self._payer is not None:
-            self._payer.cancel()
+    def begin_incarnation(self) -> Incarnation:
+        """Goes on under a new node id. Claims of the one before are replaced as their records are restored."""
+        self.incarnation = Incarnation(secrets.token_hex(8))
+        return self.incarnation
 
-    # The index of a node
-
-    async def index(self, node_id: str) -> AsyncIterator[list[Record]]:
-        """What a node has written, in batches of one round trip each.
+    async def check(self, sids: Iterable[str]) -> list[str]:
+        """Which of these connections Redis does not tell of as it should. The records of the others are kept alive.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow.
         """
-        cursor = "0"
+        sids = list(sids)
+        answers = await asyncio.gather(*map(self._stands, sids))
+        return [sid for sid, stands in zip(sids, answers, strict=True) if not stands]
+
+    async def strays(self) -> AsyncIterator[int]:
+        """Removes what stands in this node's index and belongs to no connection: the late write of a join that failed.
+
+        Yields:
+            after each round trip, how many were removed.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        incarnation = self.incarnation
+        cursor: str | int = 0
         while True:
             ((cursor, entries),) = await self._store.run(
-                ("HSCAN", self.index_key(node_id), cursor, "COUNT", SCAN_COUNT)
+                ("HSCAN", self.index_key(incarnation.node_id), cursor, "COUNT", BATCH_SIZE)
             )
-            yield [_decode(sid, entry) for sid, entry in entries.items()]
+            # A number is never used again, so what is a stray now is one for good.
+            strays = {number: text for number, text in entries.items() if int(number) not in incarnation.claims}
+            yield await self._remove_entries(incarnation.node_id, strays, undo=True)
             if int(cursor) == 0:
                 return
 
-    async def take_back_of(self, node_id: str, record: Record) -> None:
-        """Takes back what a lost node has written for this sid.
+    async def sweep(self, node_id: str) -> int:
+        """Removes some of what a node that is lost has written. Several nodes may do so at the same time.
+
+        Returns:
+            how many claims were removed; 0 when none is left.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow.
         """
-        await self._take_back(record, False, node_id)
+        (answer,) = await self._store.run(("HRANDFIELD", self.index_key(node_id), BATCH_SIZE, "WITHVALUES"))
+        return await self._remove_entries(node_id, dict(_pairs(answer)), undo=False)
+
+    async def settled(self) -> None:
+        """Waits until nothing is pending."""
+        if self._cleaner is not None:
+            await asyncio.shield(self._cleaner)
+
+    async def close(self) -> None:
+        """Stops retrying what is pending."""
+        if self._cleaner is not None:
+            self._cleaner.cancel()
+
+    # Names in Redis
+
+    @property
+    def nodes_key(self) -> str:
+        """The key of the counts by which nodes are known to live."""
+        return self._store.key("lesson_node_counts")
 
     def index_key(self, node_id: str) -> str:
         """The key of a node's index."""
         return self._store.key(f"lesson_node_{node_id}")
 
-    def _note(self, record: Record) -> Command:
-        return ("HSET", self.index_key(self._node_id), record.sid, _encode(record))
+    # Commands
 
-    # Writing and taking back
+    def _claim(self, record: Record) -> Claim:
+        incarnation = self.incarnation
+        incarnation.last_number += 1
+        incarnation.claims.add(incarnation.last_number)
+        return Claim(record, incarnation, incarnation.last_number)
 
-    def _hset(self, name: str, ttl: int, field: str, value: str) -> tuple[Command, Command]:
-        key = self._store.key(name)
-        return ("HSET", key, field, value), ("EXPIRE", key, ttl)
+    def _script(self, script: str, claim: Claim, entry: Entry, *arguments: str | bytes | int) -> Command:
+        return self._on(entry, script, claim_on(entry, claim.incarnation.node_id, claim.number), *arguments)
 
-    async def _take_back(self, record: Record, forget: bool, node_id: str) -> None:
-        if isinstance(record, TeacherRecord):
-            await self._take_back_teacher(record, node_id)
-        else:
-            await self._take_back_client(record, forget, node_id)
+    def _on(self, entry: Entry, script: str, claim: bytes, *arguments: str | bytes | int) -> Command:
+        key = self._store.key(entry.name)
+        # The braces are a hash tag: a cluster keeps both keys in one slot.
+        claims_key = self._store.key(f"lesson_node_claims:{entry.fields[0]}{{{key}}}")
+        return ("EVAL", script, 2, key, claims_key, claim, entry.ttl or self._retention, *arguments)
 
-    async def _take_back_teacher(self, record: TeacherRecord, node_id: str) -> None:
-        run = self._store.run
-        lesson_key = self._store.key(f"lesson_teacher_{record.lesson_id}")
-        user_key = self._store.key(record.user_id)
-        done = ("HDEL", self.index_key(node_id), record.sid)
-        held, there = await run(
-            ("EVAL", REMOVE_IF_HELD, 1, lesson_key, record.user_id, record.sid, record.user_id),
-            ("HEXISTS", lesson_key, record.user_id),
+    def _replaced(self, claim: Claim, entry: Entry) -> Iterator[bytes]:
+        return (claim_on(entry, former.incarnation.node_id, former.number) for former in _formers(claim))
+
+    async def _run(self, claim: Claim, commands: list[Command]) -> list[Any]:
+        """Runs commands that write a claim, after those that make it findable should this node die: by its index, and
+        by the count of its writes, which makes the node known if it was not."""
+        node_id = claim.incarnation.node_id
+        counted, _, *answers = await self._store.run(
+            *commands,
+            bookkeeping=(
+                ("HINCRBY", self.nodes_key, node_id, 1),
+                ("HSET", self.index_key(node_id), claim.number, encode(claim.record)),
+            ),
         )
-        # If nobody is there, a first try may have removed it, and its answer got lost.
-        if not held and there:
-            await run(done)
-            return  # the teacher is here by another connection, which {user_id} tells of as well
-        *_, back = await run(
-            ("EVAL", REMOVE_IF_HELD, 1, user_key, "lesson_id", record.lesson_id, "lesson_id"),
-            done,
-            ("HEXISTS", lesson_key, record.user_id),
-        )
-        if back:
-            # Between the two round trips the teacher came back to this lesson, and lost {user_id} to the second.
-            await run(("EVAL", SET_IF_FREE, 1, user_key, self._retention, "lesson_id", record.lesson_id))
+        if not isinstance(counted, Exception):
+            claim.incarnation.acknowledged += 1
+        return answers
 
-    async def _take_back_client(self, record: ClientRecord, forget: bool, node_id: str) -> None:
-        lesson_key = self._store.key(f"lesson_student_{record.lesson_id}")
-        commands: list[Command] = [
-            ("EVAL", REMOVE_IF_HELD, 1, lesson_key, record.client_id, record.sid, record.client_id)
+    async def _stands(self, sid: str) -> bool:
+        claim = self._held.get(sid)
+        if claim is None or claim.incarnation is not self.incarnation or claim.replaced is not None:
+            return False
+        checks = [self._script(CHECK, claim, entry) for entry in claim.record.entries()]
+        index_key = self.index_key(claim.incarnation.node_id)
+        try:
+            # What is missing is written by the connection itself: beside its end, the write could come too late.
+            return all(await self._store.run(*checks, bookkeeping=(("HEXISTS", index_key, claim.number),)))
+        except StoreRefused:
+            return True  # to write the record again would be refused too
+
+    async def _remove(self, record: Record, node_id: str, number: int, *, undo: bool) -> None:
+        with_claims = [
+            self._on(entry, REMOVE, claim_on(entry, node_id, number), int(entry.outlives and not undo))
+            for entry in record.entries()
         ]
-        if forget:
-            client_key = self._store.key(record.client_id)
-            commands.append(("EVAL", REMOVE_IF_HELD, 1, client_key, "sid", record.sid, "sid", "client_id", "role"))
-        await self._store.run(*commands, ("HDEL", self.index_key(node_id), record.sid))
+        try:
+            await self._store.run(*with_claims)
+        except StoreRefused as error:
+            # Neither can it be removed, nor can it be ours any longer.
+            logger.warning("a record can't be removed: %s", error.cause)
 
-    # What is owed
+    async def _remove_entries(self, node_id: str, entries: dict[str, str], *, undo: bool) -> int:
+        """Removes claims that were read from an index, and then takes them from the index."""
+        results = await asyncio.gather(
+            *(self._remove(decode(text), node_id, int(number), undo=undo) for number, text in entries.items()),
+            return_exceptions=True,
+        )
+        removed = [number for number, result in zip(entries, results, strict=True) if result is None]
+        if removed:
+            await self._store.run(("HDEL", self.index_key(node_id), *removed))
+        elif entries:
+            raise next(result for result in results if isinstance(result, BaseException))
+        return len(removed)
 
-    async def _forgive(self, sid: str) -> None:
-        """The connection writes again, so what it owes must not be taken from it any more."""
-        if sid in self._owed:
-            async with self._paying:
-                self._owed.pop(sid, None)
+    # What is pending
 
-    async def _pay(self) -> None:
-        paid = False
-        while self._owed:
-            await asyncio.sleep(0 if paid else RETRY_INTERVAL)
-            async with self._paying:
-                batch = list(self._owed.items())[:BATCH_SIZE]
-                removals = (self._take_back(record, forget, self._node_id) for _, (record, forget) in batch)
-                results = await asyncio.gather(*removals, return_exceptions=True)
-                for (sid, _), result in zip(batch, results, strict=True):
-                    if result is None:
-                        self._owed.pop(sid, None)
-                paid = None in results
-        self._payer = None
+    async def _clean(self) -> None:
+        """Retries pending removals, and takes what has been removed from the index, until nothing is left."""
+        while self._pending or self._removed:
+            try:
+                await self._unindex()
+                await self._retry_removals()
+            except StoreUnavailable:
+                await asyncio.sleep(RETRY_INTERVAL)
+        self._cleaner = None
+
+    async def _unindex(self) -> None:
+        removed, self._removed = self._removed, []
+        try:
+            for incarnation, claims in groupby((claim for claim, _ in removed), attrgetter("incarnation")):
+                numbers = [claim.number for claim in claims]
+                commands: list[Command] = [("HDEL", self.index_key(incarnation.node_id), *numbers)]
+                if incarnation is self.incarnation:  # the count of an earlier one would make it known again
+                    commands.append(("HINCRBY", self.nodes_key, incarnation.node_id, 1))
+                await self._store.run(*commands)
+                incarnation.acknowledged += 1
+                incarnation.claims.difference_update(numbers)
+        except StoreUnavailable:
+            self._pending += removed  # Redis may come back with the records as they were before the removal
+            raise
+
+    async def _retry_removals(self) -> None:
+        """Tries each once.
+
+        Raises:
+            StoreUnavailable: some are still pending.
+        """
+        pending, self._pending = self._pending, []
+        for start in range(0, len(pending), BATCH_SIZE):
+            batch = pending[start : start + BATCH_SIZE]
+            results = await asyncio.gather(
+                *(
+                    self._remove(claim.record, claim.incarnation.node_id, claim.number, undo=undo)
+                    for claim, undo in batch
+                ),
+                return_exceptions=True,
+            )
+            for (claim, undo), result in zip(batch, results, strict=True):
+                if result is None:
+                    self._removed.append((claim, undo))
+                else:
+                    self._pending.append((claim, undo))
+        if self._pending:
+            raise StoreUnavailable("Redis", "removals are pending")
 
 
-def _encode(record: Record) -> bytes:
-    if isinstance(record, TeacherRecord):
-        return orjson.dumps(["teacher", record.lesson_id, record.user_id])
-    return orjson.dumps(["participant", record.lesson_id, record.client_id, record.role])
+def _formers(claim: Claim) -> Iterator[Claim]:
+    """The claims that this one takes the place of."""
+    while claim.replaced is not None:
+        claim = claim.replaced
+        yield claim
 
 
-def _decode(sid: str, entry: str) -> Record:
-    kind, *fields = orjson.loads(entry)
-    return TeacherRecord(sid, *fields) if kind == "teacher" else ClientRecord(sid, *fields)
+def _pairs(answer: list[Any]) -> Iterator[tuple[str, str]]:
+    """Field and value of HRANDFIELD, which answers pairs or, by the older protocol, one list."""
+    if answer and isinstance(answer[0], str):
+        return zip(answer[::2], answer[1::2], strict=True)
+    return ((field, value) for field, value in answer)

@@ -1,8 +1,7 @@
-"""The connection to Redis: its pool, its limits, the translation of its errors. The commands are in seats, presence."""
+"""The connection to Redis: which server serves which command. The commands are in seats, presence, nodes, rooms."""
 
 import asyncio
-from collections import deque
-from dataclasses import dataclass
+import contextlib
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -11,28 +10,19 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisClusterException, RedisError
 
 from lesson_server.errors import StoreUnavailable
-from lesson_server.health import Condition
+from lesson_server.redis_shard import FAILURES, Command, Part, Redis, Shard, Step
 from lesson_server.settings import SettingsError
 
 # Seconds after which an idle connection is asked whether it still lives before it is used.
 HEALTH_CHECK_INTERVAL = 30
-# Connections beside those of the round trips: the subscription of the rooms, and what replaces it while it closes.
-SUBSCRIPTIONS = 2
+# Connections beside those of the round trips: the subscription of the rooms and its successor while it closes, a probe
+# and its successor.
+OTHER_CONNECTIONS = 4
+# Commands that any server serves.
+KEYLESS = ("PING", "PUBLISH")
 SENTINEL_PORT = 26379
-
-# What redis-py raises when Redis does not serve. The exception of a cluster that is gone is no RedisError.
-FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
-
-# Steps that share a round trip at most: a batch of them is answered in about 5 ms.
-MAX_STEPS = 200
-
-Command = tuple[str | bytes | int, ...]
-
-# A redis-py client; that of Redis Cluster has the same commands, but no common class.
-Redis = Any
 
 
 def connect(url: str, timeout: float, pool_size: int) -> Redis:
@@ -53,9 +43,7 @@ def connect(url: str, timeout: float, pool_size: int) -> Redis:
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
         "health_check_interval": HEALTH_CHECK_INTERVAL,
-        # Once, and only where the connection broke, as each idle one has after a restart of Redis. Never after a
-        # timeout: there is no time left, and the first try may still be carried out.
-        "retry": Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+        "retry": _retry_once(),
         "decode_responses": True,
     }
     kind = urlsplit(url).scheme.partition("+")[2]
@@ -64,6 +52,12 @@ def connect(url: str, timeout: float, pool_size: int) -> Redis:
     if kind == "sentinel":
         return _connect_to_master(url, options)
     return aioredis.Redis.from_pool(aioredis.ConnectionPool.from_url(url, **options))
+
+
+def _retry_once() -> Retry:
+    """Once, and only where the connection broke, as each idle one has after a restart of Redis. Never after a timeout:
+    there is no time left, and the first try may still be carried out."""
+    return Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
 
 
 def _connect_to_master(url: str, options: dict[str, Any]) -> Redis:
@@ -83,59 +77,63 @@ def _connect_to_master(url: str, options: dict[str, Any]) -> Redis:
     return sentinel.master_for(service, db=int(database or 0))
 
 
-@dataclass(slots=True)
-class _Step:
-    """The commands of one step, and who waits for their answers."""
-
-    commands: tuple[Command, ...]
-    answers: "asyncio.Future[list[Any]]"
-
-
 class RedisStore:
-    """Redis, or a server that speaks like it.
+    """Redis, or a server that speaks like it; see :class:`~lesson_server.redis_shard.Shard` for how it is asked.
 
-    Steps that ask in the same moment share a round trip: their commands are sent as one pipeline. At the start of a
-    lesson that is what most of them do, and it costs a fifth of as many round trips.
+    Each master of a Redis Cluster is asked by itself, so that one that fails or hangs fails only the steps that have a
+    key there.
 
     Args:
         url: see :func:`connect`.
         key_prefix: stands before every key.
         timeout: seconds to connect, and for one answer.
-        pool_size: how many round trips may be under way at once; what comes meanwhile goes with the next one.
+        pool_size: round trips (to each master) that may be under way at once.
+
+    Attributes:
+        failures: how many round trips and probes have failed because of Redis. After each of them, Redis may differ
+            from what has been written.
     """
 
     def __init__(self, url: str, key_prefix: str, timeout: float, pool_size: int) -> None:
+        self._max_connections = pool_size + OTHER_CONNECTIONS
         try:
-            self.client = connect(url, timeout, pool_size + SUBSCRIPTIONS)
+            self.client = connect(url, timeout, self._max_connections)
         except ValueError:  # its text would quote the URL, and the password with it
             raise SettingsError("redis.url (LESSON_REDIS_URL): should be a URL of Redis") from None
+        self.failures = 0
         self._key_prefix = key_prefix
-        self._condition = Condition("Redis")
         self._pool_size = pool_size
-        self._waiting: deque[_Step] = deque()
-        self._round_trips: set[asyncio.Task[None]] = set()
-        self._beginning = False  # the next round trip has been asked for, and begins in this turn of the loop
+        self._is_cluster = isinstance(self.client, aioredis.RedisCluster)
+        self._shards: dict[str, Shard] = {}
+        if not self._is_cluster:
+            self._shards["Redis"] = Shard("Redis", self.client, pool_size, None, self._count_failure)
+        self._refresh: asyncio.Task[None] | None = None
 
     def key(self, name: str) -> str:
         """The key of that name, as it stands in Redis."""
         return self._key_prefix + name
 
-    async def run(self, *commands: Command) -> list[Any]:
-        """Runs commands in their order, in one round trip.
+    async def run(self, *commands: Command, bookkeeping: tuple[Command, ...] = ()) -> list[Any]:
+        """Runs the commands of one step in one round trip (to each master of a cluster), in their order.
 
         Args:
             commands: each the words of a command, e.g. ``("HGET", key, field)``.
+            bookkeeping: commands that are sent before the others, and whose failure fails nobody: on a cluster, a
+                master that has no key of the step must not keep it from being done.
 
         Returns:
-            the answer to each.
+            the answer to each, those of ``bookkeeping`` first; an exception in place of each of these that failed.
 
         Raises:
+            StoreRefused: a key is of another type. The other commands have been carried out.
             StoreUnavailable: Redis failed or was too slow. Some of the commands may have been carried out.
         """
-        step = _Step(commands, asyncio.get_running_loop().create_future())
-        self._waiting.append(step)
-        self._begin_soon()
-        return await step.answers
+        all_commands = bookkeeping + commands
+        done: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        step = Step(all_commands, len(bookkeeping), [None] * len(all_commands), done)
+        for shard, part in await self._split(step) if self._is_cluster else self._whole(step):
+            shard.submit(part)
+        return await done
 
     async def ping(self) -> None:
         """Asks Redis for nothing but an answer.
@@ -146,72 +144,74 @@ class RedisStore:
         await self.run(("PING",))
 
     async def close(self) -> None:
-        """Closes the connections; what is under way is given up."""
-        for task in self._round_trips:
-            task.cancel()
-        if self._round_trips:
-            await asyncio.wait(self._round_trips)
+        """Closes the connections; round trips under way are cancelled."""
+        if self._refresh is not None:
+            self._refresh.cancel()
+        for shard in self._shards.values():
+            await shard.close()
         await self.client.aclose()
 
-    def _begin_soon(self) -> None:
-        """Begins a round trip when all that is asked for in this turn of the loop has been asked for."""
-        if not self._beginning and self._waiting and len(self._round_trips) < self._pool_size:
-            self._beginning = True
-            asyncio.get_running_loop().call_soon(self._begin)
+    def _count_failure(self) -> None:
+        self.failures += 1
 
-    def _begin(self) -> None:
-        self._beginning = False
-        steps = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_STEPS))]
-        # Who has given up meanwhile must not have it done: it has begun to give back.
-        steps = [step for step in steps if not step.answers.done()]
-        if steps:
-            task = asyncio.create_task(self._round_trip(steps))
-            self._round_trips.add(task)
-            task.add_done_callback(self._ended)
-        self._begin_soon()
+    def _whole(self, step: Step) -> list[tuple[Shard, Part]]:
+        step.unanswered = 1
+        return [(self._shards["Redis"], Part(step, range(len(step.commands))))]
 
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        self._round_trips.discard(task)
-        self._begin_soon()
+    # Redis Cluster
 
-    async def _round_trip(self, steps: list[_Step]) -> None:
-        """All errors of redis-py are translated here. What one command of a step raises is no matter of the others."""
+    async def _split(self, step: Step) -> list[tuple[Shard, Part]]:
+        """The parts of a step, by the master of each command's key."""
+        parts: dict[Shard, Part] = {}
         try:
-            async with self.client.pipeline(transaction=False) as pipe:
-                for step in steps:
-                    for command in step.commands:
-                        pipe.execute_command(*command)
-                answers = await pipe.execute(raise_on_error=False)
-        except (*FAILURES, UnicodeDecodeError) as error:  # the last: somebody else's bytes in one of our keys
-            answers = [error] * sum(len(step.commands) for step in steps)
-        except Exception as error:  # a defect, which is for those who wait to tell
-            self._give_up(steps, error)
-            return
-        except asyncio.CancelledError:
-            self._give_up(steps, StoreUnavailable("Redis", "the server stops"))
-            raise
-        position = 0
-        for step in steps:
-            own = answers[position : position + len(step.commands)]
-            position += len(step.commands)
-            self._settle(step, own)
+            if not self.client.get_primaries():
+                await self.client.initialize()
+            for position, command in enumerate(step.commands):
+                parts.setdefault(self._shard_of(command), Part(step, [])).positions.append(position)  # type: ignore[union-attr]
+        except FAILURES as error:
+            self._fail_in_cluster()
+            raise StoreUnavailable("Redis", " ".join(str(error).split()) or type(error).__name__) from error
+        step.unanswered = len(parts)
+        return list(parts.items())
 
-    @staticmethod
-    def _give_up(steps: list[_Step], error: Exception) -> None:
-        for step in steps:
-            if not step.answers.done():
-                step.answers.set_exception(error)
+    def _shard_of(self, command: Command) -> Shard:
+        """The shard of the command's key. A command without a key goes to any that answers."""
+        if command[0] in KEYLESS:
+            for node in self.client.get_primaries():
+                shard = self._shard(node)
+                with contextlib.suppress(StoreUnavailable):
+                    shard.availability.require()
+                    return shard
+            return shard
+        key = command[3] if command[0] == "EVAL" else command[1]
+        return self._shard(self.client.get_node_from_key(key))
 
-    def _settle(self, step: _Step, answers: list[Any]) -> None:
-        error = next((answer for answer in answers if isinstance(answer, Exception)), None)
-        if error is None:
-            self._condition.answered()
-        else:
-            cause = " ".join(str(error).split()) or type(error).__name__
-            self._condition.failed(cause)
-        if step.answers.done():
-            return  # nobody waits any more
-        if error is None:
-            step.answers.set_result(answers)
-        else:
-            step.answers.set_exception(StoreUnavailable("Redis", cause))
+    def _shard(self, node: Any) -> Shard:
+        shard = self._shards.get(node.name)
+        if shard is None:
+            pool = aioredis.ConnectionPool(
+                connection_class=node.connection_class,
+                **{**node.connection_kwargs, "max_connections": self._max_connections, "retry": _retry_once()},
+            )
+            client = aioredis.Redis.from_pool(pool)
+            shard = self._shards[node.name] = Shard(
+                f"Redis {node.name}", client, self._pool_size, self._redirect, self._fail_in_cluster
+            )
+        return shard
+
+    async def _redirect(self, command: Command) -> Any:
+        """Lets redis-py find the master that serves the command now, and remember it."""
+        return await self.client.execute_command(*command)
+
+    def _fail_in_cluster(self) -> None:
+        """A replica may have taken the place of the master that failed."""
+        self.failures += 1
+        if self._refresh is None or self._refresh.done():
+            self._refresh = asyncio.create_task(self._refresh_topology())
+
+    async def _refresh_topology(self) -> None:
+        with contextlib.suppress(*FAILURES):
+            await self.client.nodes_manager.initialize()
+            masters = {node.name for node in self.client.get_primaries()}
+            for name in self._shards.keys() - masters:
+                await self._shards.pop(name).close()

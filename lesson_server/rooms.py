@@ -8,7 +8,7 @@ for each concurrent emit. This one speaks the same messages on a channel of its 
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import orjson
@@ -16,7 +16,8 @@ from socketio.async_pubsub_manager import AsyncPubSubManager
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.local_rooms import LocalRooms
-from lesson_server.redis_store import FAILURES, RedisStore
+from lesson_server.redis_shard import FAILURES
+from lesson_server.redis_store import RedisStore
 
 # Seconds before a lost subscription is tried again.
 RESUBSCRIBE_INTERVAL = 1.0
@@ -43,6 +44,8 @@ class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
         self._store = store
         self._echoes: dict[str, asyncio.Future[None]] = {}
         self._subscribed = asyncio.Event()
+        # Called at each new subscription: the one before was lost, and what has been written may be lost with it.
+        self.on_subscribed: Callable[[], None] = lambda: None
         self.thread: asyncio.Task[None] | None = None
 
     async def ping(self) -> None:
@@ -87,7 +90,7 @@ class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
         clock = asyncio.get_running_loop().time
         while True:
             # The round trips tell the log of an outage. A message that is no UTF-8 costs a new subscription.
-            with contextlib.suppress(*FAILURES, StoreUnavailable, UnicodeDecodeError):
+            with contextlib.suppress(*FAILURES, StoreUnavailable):
                 async with self._store.client.pubsub() as subscription:
                     await subscription.subscribe(self.channel)
                     heard = clock()
@@ -99,6 +102,7 @@ class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
                         heard = clock()
                         if message["type"] == "subscribe":
                             self._subscribed.set()
+                            self.on_subscribed()
                         elif message["type"] == "message" and not self._take_echo(message["data"]):
                             with contextlib.suppress(orjson.JSONDecodeError):
                                 data = orjson.loads(message["data"])

@@ -1,5 +1,7 @@
 """Redis: the seat map of a lesson, ``lesson_seat_{lesson_id}``: seat number → who sits there, or "" if nobody does."""
 
+from collections.abc import Sequence
+
 from lesson_server.redis_store import RedisStore
 
 # Looks and writes in one: two first joins at once can't both find no map, and no occupant is ever overwritten. A map
@@ -38,5 +40,19 @@ class Seats:
         """
         if seat_count == 0:
             return
-        key = self._store.key(f"lesson_seat_{lesson_id}")
+        key = self._key(lesson_id)
         await self._store.run(("EVAL", ENSURE_SEAT_MAP, 1, key, seat_count, self._retention))
+
+    async def missing(self, lesson_ids: Sequence[str]) -> list[str]:
+        """Which of these lessons have no seat map. The maps of the others are kept alive. One round trip.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        answers = await self._store.run(
+            *(("EXPIRE", self._key(lesson_id), self._retention) for lesson_id in lesson_ids)
+        )
+        return [lesson_id for lesson_id, exists in zip(lesson_ids, answers, strict=True) if not exists]
+
+    def _key(self, lesson_id: str) -> str:
+        return self._store.key(f"lesson_seat_{lesson_id}")

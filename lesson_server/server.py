@@ -6,7 +6,6 @@ import logging
 import math
 import random
 import resource
-import secrets
 import socket
 
 from tornado.httpserver import HTTPServer
@@ -120,8 +119,8 @@ class LessonServer:
             settings.redis.timeout,
             settings.redis.pool_size,
         )
-        node_id = secrets.token_hex(8)
-        self._presence = Presence(self._redis, settings.presence.retention, node_id)
+        self._presence = Presence(self._redis, settings.presence.retention)
+        seats = Seats(self._redis, settings.presence.retention)
         self._rooms = Rooms(self._redis)
         self._sio = SocketServer(
             allowed_origins=settings.server.allowed_origins,
@@ -137,7 +136,7 @@ class LessonServer:
             Services(
                 sockets=self._sio,
                 lessons=self._lessons,
-                seats=Seats(self._redis, settings.presence.retention),
+                seats=seats,
                 presence=self._presence,
                 identities=identities,
                 analytics=self._analytics,
@@ -146,7 +145,8 @@ class LessonServer:
             ),
             Admission(_room_for(settings), settings.server.connect_rate, settings.server.join_rate),
         )
-        self._node = Node(node_id, self._redis, self._presence, self.gateway)
+        self._node = Node(self._redis, self._presence, seats, self.gateway)
+        self._rooms.on_subscribed = self._node.check_all
         self._readiness = Readiness({"RDS": self._lessons.ping, "Redis": self._redis.ping, "rooms": self._rooms.ping})
         self._http = make_http_server(self.application())
         self._door = Door(self._http)

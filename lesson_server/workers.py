@@ -26,9 +26,9 @@ class _Slot:
 
     pid: int | None = None
     started: float = 0.0
-    due: float = 0.0
+    due: float | None = None
     pause: float = 0.0
-    status: int = 0
+    status: int | None = None  # of the last process that has ended
 
 
 class Supervisor:
@@ -36,12 +36,15 @@ class Supervisor:
 
     Args:
         count: how many.
-        serve: runs one worker; called in a new process with a function that it calls once it serves. Returns the exit
-            status of the process.
+        serve: runs one worker, in a new process. Called with a function that it calls once it serves, and a descriptor
+            that can be read, to its end, once the parent is gone. Returns the exit status of the process. SIGNALS are
+            blocked when it is called: one that arrives while the worker starts waits until it unblocks them.
         buried: called with the pid of each worker that has ended.
     """
 
-    def __init__(self, count: int, serve: Callable[[Callable[[], object]], int], buried: Callable[[int], None]) -> None:
+    def __init__(
+        self, count: int, serve: Callable[[Callable[[], object], int], int], buried: Callable[[int], None]
+    ) -> None:
         self._buried = buried
         self._slots = [_Slot() for _ in range(count)]
         self._serve = serve
@@ -61,16 +64,17 @@ class Supervisor:
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._ready_end, self._write_end = os.pipe()
         os.set_blocking(self._ready_end, False)
+        self._parent_gone, self._parent_lives = os.pipe()
         try:
             status = self._start_and_wait(self._slots[:1]) or self._start_and_wait(self._slots[1:])
             if status == 0 and not self._stopping:
                 ready()
-            while any(slot.pid for slot in self._slots):
+            while not self._stopping or any(slot.pid for slot in self._slots):
                 self._next_event(self._seconds_to_next_start())
             return status
         finally:
-            os.close(self._ready_end)
-            os.close(self._write_end)
+            for descriptor in (self._ready_end, self._write_end, self._parent_gone, self._parent_lives):
+                os.close(descriptor)
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
     def _start_and_wait(self, slots: list[_Slot]) -> int:
@@ -85,26 +89,35 @@ class Supervisor:
             with contextlib.suppress(BlockingIOError):
                 waiting -= len(os.read(self._ready_end, waiting))
             for slot in slots:
-                if slot.pid is None and not self._stopping:
+                if slot.status is not None and not self._stopping:
                     self._stop()
                     return max(slot.status, 1)  # below 0: killed by a signal
         return 0
 
     def _start(self, slot: _Slot) -> None:
         slot.started = time.monotonic()
-        slot.pid = os.fork()
+        slot.due = None
+        try:
+            slot.pid = os.fork()
+        except OSError as error:  # too many processes, or too little memory, for now
+            self._start_later(slot, f"a worker could not be started: {error}")
+            return
         if slot.pid == 0:
             status = 1
             try:
                 os.setpgid(0, 0)  # a Ctrl-C is for the parent, which passes it on; two would stop us at once
                 os.close(self._ready_end)
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-                status = self._serve(lambda: os.write(self._write_end, b"."))
+                os.close(self._parent_lives)
+                status = self._serve(self._tell_ready, self._parent_gone)
             except Exception:
                 logger.exception("a worker failed")
             finally:
                 logging.shutdown()
                 os._exit(status)  # what the parent holds, the embedded stores too, is not ours to end
+
+    def _tell_ready(self) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the parent is gone
+            os.write(self._write_end, b".")
 
     def _next_event(self, timeout: float) -> None:
         event = signal.sigtimedwait(SIGNALS, timeout)
@@ -113,7 +126,7 @@ class Supervisor:
         self._reap()
         now = time.monotonic()
         for slot in self._slots:
-            if slot.pid is None and not self._stopping and slot.due <= now and slot.started:
+            if slot.due is not None and slot.due <= now and not self._stopping:
                 self._start(slot)
 
     def _stop(self) -> None:
@@ -132,12 +145,17 @@ class Supervisor:
             slot.status = os.waitstatus_to_exitcode(status)
             self._buried(slot.pid)
             if not self._stopping:
-                lived = time.monotonic() - slot.started
-                slot.pause = FIRST_PAUSE if lived > STEADY else min(slot.pause * 2 or FIRST_PAUSE, LONGEST_PAUSE)
-                logger.error("worker %d has died; the next one starts in %.2f s", slot.pid, slot.pause)
-                slot.due = time.monotonic() + slot.pause
+                self._start_later(slot, f"worker {slot.pid} has died")
             slot.pid = None
 
+    @staticmethod
+    def _start_later(slot: _Slot, why: str) -> None:
+        now = time.monotonic()
+        steady = now - slot.started > STEADY
+        slot.pause = FIRST_PAUSE if steady else min(slot.pause * 2 or FIRST_PAUSE, LONGEST_PAUSE)
+        slot.due = now + slot.pause
+        logger.error("%s; the next one starts in %.2f s", why, slot.pause)
+
     def _seconds_to_next_start(self) -> float:
-        due = [slot.due for slot in self._slots if slot.pid is None and not self._stopping]
+        due = [slot.due for slot in self._slots if slot.due is not None and not self._stopping]
         return max(min(due, default=time.monotonic() + 60.0) - time.monotonic(), 0.0)

@@ -12,6 +12,10 @@ INITIAL = "connected"
 
 JOIN: tuple[str, ...] = ("validate_lesson", "take_seat", "register")
 
+# The states of a connection whose lesson has a seat map in Redis, and of one that Redis tells to be there.
+SEATED: tuple[str, ...] = ("seated", "registered")
+PRESENT: tuple[str, ...] = ("registered",)
+
 TRANSITIONS: list[dict[str, object]] = [
     # The join
     {
@@ -45,7 +49,7 @@ TRANSITIONS: list[dict[str, object]] = [
         "trigger": "abandon",
         "source": "seated",
         "dest": "connected",
-        "before": ["clear_session", "leave_room", "remove_presence"],
+        "before": ["clear_session", "leave_room", "undo_presence"],
     },
     # After Redis has lost what it held
     {"trigger": "restore", "source": "seated", "dest": "seated", "before": ["ensure_seat_map"]},
@@ -67,7 +71,7 @@ TRANSITIONS: list[dict[str, object]] = [
         "trigger": "disconnect",
         "source": "seated",
         "dest": "disconnected",
-        "before": ["leave_room", "remove_presence"],
+        "before": ["leave_room", "undo_presence"],
     },
     {
         "trigger": "disconnect",

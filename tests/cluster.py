@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 PATIENCE = 20.0
 
 # The times of the nodes' leases, for tests: production's, divided by 25. module.CONSTANT → seconds.
-SHORT_LEASES = {"nodes.HEARTBEAT_INTERVAL": 0.4, "nodes.LEASE": 1.2, "nodes.SWEEP_PATIENCE": 1.2}
+QUICK_NODES = {"nodes.HEARTBEAT_INTERVAL": 0.2, "nodes.LOST_AFTER": 6, "nodes.CHECK_PERIOD": 1.0}
 
 
 def free_port():
@@ -275,7 +275,7 @@ class NodeProcess:
         times: module.CONSTANT → seconds, of the package's.
     """
 
-    def __init__(self, environ, times=SHORT_LEASES):
+    def __init__(self, environ, times=QUICK_NODES):
         clean = {name: value for name, value in os.environ.items() if not name.startswith("LESSON_")}
         self.process = subprocess.Popen(
             [sys.executable, ROOT / "tests/node.py", json.dumps(times), "run"],

@@ -16,7 +16,9 @@ from tornado.ioloop import IOLoop
 
 from lesson_server.configuration import load
 from lesson_server.embedded import EmbeddedStores
+from lesson_server.lessons import Lessons
 from lesson_server.server import LessonServer
+from lesson_server.settings import RdsSettings
 
 KEY = "a key of the tests, long enough for HS256"
 
@@ -128,3 +130,25 @@ def mint() -> Callable[..., str]:
         return jwt.encode({name: value for name, value in claims.items() if value is not None}, key)
 
     return mint
+
+
+@pytest.fixture
+def open_lessons(io_loop: IOLoop, stores: EmbeddedStores) -> Iterator[Callable[..., Lessons]]:
+    """Opens lookups in RDS. When they are closed, nothing of them may be left."""
+    opened = []
+
+    def open_lessons(
+        query: str = RdsSettings().lesson_query, timeout: float = 3.0, pool_size: int = 2, dsn: str = stores.dsn
+    ) -> Lessons:
+        lessons = Lessons(dsn, query, timeout, pool_size)
+        opened.append((lessons, pool_size))
+        io_loop.run_sync(lessons.open)
+        return lessons
+
+    yield open_lessons
+    for lessons, pool_size in opened:
+        io_loop.run_sync(lessons.close)
+        assert not lessons._lookups
+        assert not lessons._tasks
+        assert lessons._turns._value == pool_size
+        assert lessons._slow_turns._value == max(pool_size - 1, 1)

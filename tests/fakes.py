@@ -1,15 +1,17 @@
 """The services of a connection in memory, and the faults that can be made to happen in them.
 
-Every await of a fake is a *point* that a test can choose: ``presence.set_client`` comes before the effect of that call,
+Every await of a fake is a *point* that a test can choose: ``presence.write`` comes before the effect of that call,
 and a ``#2`` tells the second time from the first. What writes to Redis has a second point after the effect,
-``presence.set_client, done``: a write that fails there is one whose answer was lost. The rooms and sessions of the
+``presence.write, done``: a write that fails there is one whose answer was lost. The rooms and sessions of the
 sockets are in the process, and have no answer to lose.
 """
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any, NoReturn, TypeVar
 
 from lesson_server.admission import Admission
 from lesson_server.connection import Connection, Services
@@ -18,7 +20,9 @@ from lesson_server.gateway import Answer, Gateway
 from lesson_server.identity import Identity
 from lesson_server.lessons import Lesson
 from lesson_server.metrics import Metrics
-from lesson_server.presence import ClientRecord, Record, TeacherRecord
+from lesson_server.records import Entry, Record
+from lesson_server.redis_shard import Command
+from lesson_server.redis_store import RedisStore
 
 T = TypeVar("T")
 
@@ -149,32 +153,60 @@ class FakeLessons:
         return Lesson(lesson_id, self.seat_counts[lesson_id])
 
 
+Claimed = tuple[int, object, Entry]  # the order of joining, whose claim it is, and the entry as it would be shown
+
+
 class FakeRedis:
-    """The hashes of a Redis. One without fields is gone, as there."""
+    """The hashes of a Redis, and the claims on their entries. A hash without fields is gone, as there."""
 
     def __init__(self) -> None:
         self.hashes: dict[str, dict[str, str]] = {}
+        self.claims: dict[tuple[str, str], list[Claimed]] = {}
+
+    def flushall(self) -> None:
+        self.hashes.clear()
+        self.claims.clear()
 
     def hset(self, key: str, fields: dict[str, str]) -> None:
         self.hashes.setdefault(key, {}).update(fields)
 
-    def hget(self, key: str, field: str) -> str | None:
-        return self.hashes.get(key, {}).get(field)
+    def shown(self, entry: Entry) -> str | None:
+        """The value of the field that tells of the entry."""
+        return self.hashes.get(entry.name, {}).get(entry.fields[0])
 
-    def set_if_free(self, key: str, fields: dict[str, str]) -> None:
-        """Sets ``fields`` unless the first of them is there."""
-        if next(iter(fields)) not in self.hashes.get(key, {}):
-            self.hset(key, fields)
+    def claims_on(self, entry: Entry) -> list[Claimed]:
+        """The claims on an entry, the oldest first."""
+        return self.claims.setdefault((entry.name, entry.fields[0]), [])
 
-    def remove_if_held(self, key: str, field: str, value: str, *fields: str) -> bool:
-        """Removes ``fields`` if ``field`` has that value; tells whether it had."""
-        if self.hget(key, field) != value:
-            return False
-        for name in fields:
-            self.hashes[key].pop(name, None)
-        if not self.hashes[key]:
-            del self.hashes[key]
-        return True
+    def claim(self, entry: Entry, order: int, owner: object) -> None:
+        """Adds a claim to an entry, which shows the newest then."""
+        claims = self.claims_on(entry)
+        if entry.outlives and not claims and self.shown(entry) is not None:
+            fields = self.hashes[entry.name]
+            ended = tuple(text for name in entry.fields[::2] for text in (name, fields[name]))
+            claims.append((0, None, replace(entry, fields=ended)))
+        claims[:] = sorted(
+            [claim for claim in claims if claim[1] is not owner] + [(order, owner, entry)], key=lambda claim: claim[0]
+        )
+        self._show(claims[-1])
+
+    def release(self, entry: Entry, owner: object, *, undo: bool) -> None:
+        """Takes a claim from an entry."""
+        claims = self.claims_on(entry)
+        claims[:] = [claim for claim in claims if claim[1] is not owner]
+        if claims and (undo or claims[-1][0]):
+            self._show(claims[-1])
+        elif not (entry.outlives and not undo) and self.shown(entry) == entry.fields[1]:
+            for name in entry.fields[::2]:
+                del self.hashes[entry.name][name]
+            if not self.hashes[entry.name]:
+                del self.hashes[entry.name]
+        if claims and not claims[-1][0]:
+            claims.clear()
+
+    def _show(self, claim: Claimed) -> None:
+        fields = claim[2].fields
+        self.hset(claim[2].name, dict(zip(fields[::2], fields[1::2], strict=True)))
 
 
 class FakeSeats:
@@ -193,75 +225,90 @@ class FakeSeats:
 
 
 class FakePresence:
-    """The records of presence. ``written`` tells in which order they came to Redis.
+    """The records of presence: ``written`` in which order they came to Redis, ``ended`` in which they were removed.
 
-    A removal that fails is owed, as in the real one; :meth:`pay` is Redis coming back.
+    A removal that fails is pending, as in the real one; :meth:`retry` is Redis coming back.
     """
 
     def __init__(self, faults: Faults, redis: FakeRedis) -> None:
-        self.written: list[TeacherRecord | ClientRecord] = []
+        self.written: list[Record] = []
+        self.ended: list[Record] = []  # without those that were undone
         self._redis = redis
         self._point = faults.point
-        self.owed: dict[str, Callable[[], None]] = {}
+        self._held: dict[str, tuple[Record, object, int]] = {}
+        self._orders = itertools.count(1)
+        self.pending: list[Callable[[], None]] = []
 
-    async def set_teacher(self, record: TeacherRecord) -> None:
-        self.owed.pop(record.sid, None)
-        await self._point("presence.set_teacher")
-        self._redis.hset(f"lesson_teacher_{record.lesson_id}", {record.user_id: record.sid})
-        self._redis.hset(record.user_id, {"lesson_id": record.lesson_id})
+    async def write(self, record: Record) -> bool:
+        owner = object()
+        self._held[record.sid] = record, owner, 0
+        await self._point("presence.write")
+        order = next(self._orders)
+        self._held[record.sid] = record, owner, order
+        for entry in record.entries():
+            self._redis.claim(entry, order, owner)
         self.written.append(record)
-        await self._point("presence.set_teacher, done")
-
-    async def set_client(self, record: ClientRecord) -> bool:
-        self.owed.pop(record.sid, None)
-        await self._point("presence.set_client")
-        previous = self._redis.hget(record.client_id, "sid")
-        fields = {"sid": record.sid, "client_id": record.client_id, "role": record.role}
-        self._redis.hset(record.client_id, fields)
-        self._redis.hset(f"lesson_student_{record.lesson_id}", {record.client_id: record.sid})
-        self.written.append(record)
-        await self._point("presence.set_client, done")
-        return previous not in (None, record.sid)
+        known = any(
+            other.fields[1] != entry.fields[1]
+            for entry in record.entries()
+            if entry.outlives
+            for _, _, other in self._redis.claims_on(entry)
+        )
+        await self._point("presence.write, done")
+        return known
 
     async def restore(self, record: Record) -> None:
         await self._point("presence.restore")
-        if isinstance(record, TeacherRecord):
-            self._redis.set_if_free(f"lesson_teacher_{record.lesson_id}", {record.user_id: record.sid})
-            self._redis.set_if_free(record.user_id, {"lesson_id": record.lesson_id})
-        else:
-            self._redis.set_if_free(f"lesson_student_{record.lesson_id}", {record.client_id: record.sid})
-            fields = {"sid": record.sid, "client_id": record.client_id, "role": record.role}
-            self._redis.set_if_free(record.client_id, fields)
+        _, owner, order = self._held[record.sid]
+        for entry in record.entries():
+            self._redis.claim(entry, order, owner)
         await self._point("presence.restore, done")
 
-    async def remove(self, record: Record, *, forget: bool = False) -> None:
+    async def remove(self, sid: str, *, undo: bool = False) -> None:
+        held = self._held.pop(sid, None)
+        if held is None:
+            return
+        record, owner, _ = held
+
         def removal() -> None:
-            if isinstance(record, TeacherRecord):
-                self._remove_teacher(record)
-            else:
-                self._remove_client(record, forget)
+            for entry in record.entries():
+                self._redis.release(entry, owner, undo=undo)
+            if not undo:
+                self.ended.append(record)
 
         try:
             await self._point("presence.remove")
             removal()
             await self._point("presence.remove, done")
         except StoreUnavailable:
-            self.owed[record.sid] = removal
+            self.pending.append(removal)
 
-    def _remove_teacher(self, record: TeacherRecord) -> None:
-        lesson_key = f"lesson_teacher_{record.lesson_id}"
-        if self._redis.remove_if_held(lesson_key, record.user_id, record.sid, record.user_id):
-            self._redis.remove_if_held(record.user_id, "lesson_id", record.lesson_id, "lesson_id")
+    def retry(self) -> None:
+        while self.pending:
+            self.pending.pop(0)()
 
-    def _remove_client(self, record: ClientRecord, forget: bool) -> None:
-        lesson_key = f"lesson_student_{record.lesson_id}"
-        self._redis.remove_if_held(lesson_key, record.client_id, record.sid, record.client_id)
-        if forget:
-            self._redis.remove_if_held(record.client_id, "sid", record.sid, "sid", "client_id", "role")
 
-    def pay(self) -> None:
-        while self.owed:
-            self.owed.popitem()[1]()
+class BreakableStore(RedisStore):
+    """A connection to a real Redis that a test may break, and that counts how often it was broken indeed.
+
+    ``fault`` is ``unreachable`` (nothing is carried out), ``unanswered`` (everything is), or None.
+    """
+
+    fault: str | None = None
+    injected = 0
+
+    async def run(self, *commands: Command, bookkeeping: tuple[Command, ...] = ()) -> list[Any]:
+        if self.fault == "unreachable":
+            self._fail()
+        answers = await super().run(*commands, bookkeeping=bookkeeping)
+        if self.fault == "unanswered":
+            self._fail()
+        return answers
+
+    def _fail(self) -> NoReturn:
+        self.injected += 1
+        self.failures += 1
+        raise store_down()
 
 
 class FakeIdentities:

@@ -1,4 +1,4 @@
-"""``lesson-server`` with times of a test's: ``python tests/node.py '{"nodes.LEASE": 1.2}' run``.
+"""``lesson-server`` with times of a test's: ``python tests/node.py '{"nodes.HEARTBEAT_INTERVAL": 0.2}' run``.
 
 They are constants and no settings: an operator who changed one on some nodes only would have them sweep the others.
 """

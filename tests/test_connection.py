@@ -54,7 +54,7 @@ class Story:
 
 PARTICIPANT = Story(
     auth={"client": "participant", "lesson_id": "1", "access_token": "student:p-1"},
-    arrows=[*TO_SEATED, "sockets.save_session #2", "presence.set_client"],
+    arrows=[*TO_SEATED, "sockets.save_session #2", "presence.write"],
     state="registered",
     session={"seat": 3, "client_id": "p-1", "role": "student"},
     hashes={
@@ -65,7 +65,7 @@ PARTICIPANT = Story(
 )
 TEACHER = Story(
     auth={"client": "teacher", "lesson_id": "1", "access_token": "teacher:t-1"},
-    arrows=[*TO_SEATED, "presence.set_teacher"],
+    arrows=[*TO_SEATED, "presence.write"],
     state="registered",
     session={"seat": 3},
     hashes={"lesson_seat_1": SEATS, "lesson_teacher_1": {"t-1": "sid"}, "t-1": {"lesson_id": "1"}},
@@ -189,7 +189,7 @@ async def test_the_end_of_an_old_connection_takes_nothing_from_the_new_one(story
     assert world.sockets.rooms == {"1": {"sid"}}
 
 
-@pytest.mark.parametrize("point", ["lessons.get", "sockets.get_session", "seats.ensure_map", "presence.set_client"])
+@pytest.mark.parametrize("point", ["lessons.get", "sockets.get_session", "seats.ensure_map", "presence.write"])
 @pytest.mark.gen_test
 async def test_a_failed_join_leaves_in_the_session_what_others_put_there(point):
     world = PARTICIPANT.world()

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import socketio
-from cluster import PATIENCE, ROOT, NodeProcess, Postgres, Proxy, Valkey
+from cluster import PATIENCE, QUICK_NODES, ROOT, NodeProcess, Postgres, Proxy, Valkey
 from test_end_to_end import SUCCESS, UNAVAILABLE, client, join, refusal
 from tornado.httpclient import AsyncHTTPClient
 
@@ -30,11 +30,10 @@ BUSY = "the lesson service is busy, try again"
 
 
 @pytest.fixture(autouse=True)
-def short_leases(monkeypatch):
+def quick_nodes(monkeypatch):
     """The nodes of this process live as fast as those of :class:`NodeProcess`."""
-    monkeypatch.setattr(nodes, "HEARTBEAT_INTERVAL", 0.4)
-    monkeypatch.setattr(nodes, "LEASE", 1.2)
-    monkeypatch.setattr(nodes, "SWEEP_PATIENCE", 1.2)
+    for name, value in QUICK_NODES.items():
+        monkeypatch.setattr(nodes, name.removeprefix("nodes."), value)
 
 
 @pytest.fixture
@@ -95,8 +94,8 @@ def start_node():
     """Starts nodes in processes of their own; several of them start at the same time."""
     started = []
 
-    def start_node(environ, **more):
-        started.append(NodeProcess({**environ, **more}))
+    def start_node(environ, times=QUICK_NODES, **more):
+        started.append(NodeProcess({**environ, **more}, times))
         return started[-1]
 
     yield start_node
@@ -159,10 +158,20 @@ def is_whole(redis_client, people, *names):
     )
 
 
+def indexes(redis_client):
+    """The indexes of the nodes that hold somebody."""
+    return [key for key in redis_client.keys("lesson_node_*") if "claims" not in key and key != "lesson_node_counts"]
+
+
+def indexed(redis_client):
+    """What stands in the indexes of the nodes."""
+    return "".join(entry for key in indexes(redis_client) for entry in redis_client.hvals(key))
+
+
 def has_no_trace_of(redis_client, who):
     """Whether nothing of a client that never got in stands in Redis."""
-    indexed = [entry for key in redis_client.keys("lesson_node_*") for entry in redis_client.hvals(key)]
-    return not redis_client.exists(who) and who not in present(redis_client) and who not in "".join(indexed)
+    claims = redis_client.keys(f"lesson_node_claims:{who}*") + redis_client.keys(f"lesson_node_claims*{{{who}}}")
+    return not (redis_client.exists(who) or who in present(redis_client) or who in indexed(redis_client) or claims)
 
 
 async def until(condition, seconds=PATIENCE):
@@ -270,7 +279,7 @@ async def test_a_client_gone_while_redis_registers_it_leaves_nothing_behind(
         redis_proxy.mend()
         await until(lambda: redis_client.exists("joining"))  # it got in, so its next join is a reconnect
         await until(lambda: is_whole(redis_client, people, "registered", "teacher"))
-        await until(lambda: sid not in indexed_sids(redis_client))
+        await until(lambda: sid not in indexed(redis_client))
 
 
 # A node is gone
@@ -289,8 +298,8 @@ async def test_the_ghosts_of_a_killed_node_are_removed_by_another(
         redis_proxy.mend()  # what it had sent before it died arrives nevertheless
         await until(lambda: not any(sio.connected for sio in vars(people).values()))
         await until(lambda: present(redis_client) == {"elsewhere": elsewhere.get_sid()})
-        await until(lambda: redis_client.hlen("lesson_nodes") == 1)
-        assert len(redis_client.keys("lesson_node_*")) == 1
+        await until(lambda: redis_client.hlen("lesson_node_counts") == 1)
+        assert len(indexes(redis_client)) == 1
         assert has_no_trace_of(redis_client, "joining")
         assert has_no_trace_of(redis_client, "connected")
         assert has_no_trace_of(redis_client, "teacher")
@@ -306,22 +315,30 @@ async def everyone_elsewhere(node, mint):
         yield elsewhere
 
 
-def test_a_ghost_lives_45_seconds_at_most():
-    """The contract's number, from production's constants: the lease, another node's look, and 5 s for the sweep."""
-    source = {name: value for name, value in constants_of(nodes).items() if name in ("LEASE", "HEARTBEAT_INTERVAL")}
-    assert source["LEASE"] + source["HEARTBEAT_INTERVAL"] <= 45 - 5
+@pytest.mark.gen_test(timeout=60)
+async def test_a_ghost_lives_15_seconds_at_most(start_node, environ, redis_client, mint, monkeypatch):
+    """The contract's number, in wall time, by the times of production."""
+    monkeypatch.undo()
+    dying, other = start_node(environ, times={}), start_node(environ, times={})
+    async with everyone(dying, mint), everyone_elsewhere(other, mint) as elsewhere:
+        dying.send(signal.SIGKILL)
+        killed = time.monotonic()
+        await until(lambda: present(redis_client) == {"elsewhere": elsewhere.get_sid()}, 15)
+        assert (
+            time.monotonic() - killed > nodes.HEARTBEAT_INTERVAL * nodes.LOST_AFTER - 1
+        )  # it was not the times of a test
 
 
 @pytest.mark.gen_test
-async def test_a_node_that_starts_later_removes_the_ghosts_of_the_last_one(environ, redis_client, monkeypatch):
-    """One node, killed, and started again by its supervisor after its lease has run out."""
-    monkeypatch.setattr(nodes, "SWEEP_PATIENCE", 3600.0)  # it must not need the second chance of an unfinished sweep
-    lost = presence.TeacherRecord("a-dead-sid", "1", "ghost")
-    redis_client.hset("lesson_teacher_1", "ghost", "a-dead-sid")
-    redis_client.hset("lesson_node_dead", lost.sid, presence._encode(lost))
-    redis_client.hset("lesson_nodes", "dead", 1)
-    async with serving(environ):
-        await until(lambda: not present(redis_client) and not redis_client.exists("lesson_node_dead"), 5)
+async def test_a_node_that_starts_later_removes_the_ghosts_of_the_last_one(environ, start_node, redis_client, mint):
+    """One node, killed, and started again by its supervisor."""
+    last = start_node(environ)
+    async with everyone(last, mint):
+        last.send(signal.SIGKILL)
+        last.wait()
+        assert set(present(redis_client)) == {"registered", "teacher"}
+        async with serving(environ):
+            await until(lambda: not present(redis_client) and len(indexes(redis_client)) == 0)
 
 
 @pytest.mark.gen_test(timeout=60)
@@ -343,7 +360,7 @@ async def test_a_node_that_was_stopped_and_revives_writes_its_presence_again(sta
             assert await answered(people.connected, people.seated, people.registered) == [SUCCESS] * 3
             # The old socket ends after the new join.
             await people.registered.disconnect()
-            await until(lambda: redis_client.hlen("lesson_nodes") == 2)
+            await until(lambda: redis_client.hlen("lesson_node_counts") == 2)
             assert present(redis_client)["registered"] == moved.get_sid()
 
 
@@ -445,6 +462,7 @@ def test_an_outage_is_said_survived_and_forgotten(
                 sid in dict(server._rooms.get_participants("/", "1"))
                 for sid in (people.connected.get_sid(), people.joining.get_sid())
             )
+            await until(lambda: changes_of_condition(caplog, store) == ["down"])
             # Who goes now is not forgotten.
             await asyncio.gather(people.registered.disconnect(), people.teacher.disconnect())
             await until(lambda: not {before["registered"], before["teacher"]} & set(server.gateway.connections))
@@ -457,6 +475,28 @@ def test_an_outage_is_said_survived_and_forgotten(
 
     io_loop.run_sync(story, PATIENCE * 2)
     assert changes_of_condition(caplog, store) == ["down", "up"]
+
+
+@pytest.mark.parametrize("store", ["Redis", "RDS"])
+def test_a_store_that_hangs_costs_only_the_first_joins_their_timeout(
+    io_loop, server, redis_proxy, rds_proxy, redis_client, mint, caplog, store
+):
+    proxy = {"Redis": redis_proxy, "RDS": rds_proxy}[store]
+    timeout = {"Redis": server._settings.redis.timeout, "RDS": server._settings.rds.timeout}[store]
+
+    async def story():
+        async with everyone(server, mint) as people:
+            proxy.hang()
+            assert await answered(people.connected) == [UNAVAILABLE]
+            await until(lambda: changes_of_condition(caplog, store) == ["down"])
+            async with asyncio.timeout(timeout / 2):
+                for _ in range(5):
+                    assert await join(people.joining) == UNAVAILABLE
+            proxy.mend()
+            await until(lambda: succeeds(people.joining), RECOVERED)
+            await until(lambda: is_whole(redis_client, people, "joining", "registered", "teacher"))
+
+    io_loop.run_sync(story, PATIENCE)
 
 
 @pytest.mark.gen_test
@@ -492,17 +532,20 @@ async def test_a_stopped_redis_process_is_survived(environ, own_redis, mint):
 async def test_a_failed_join_that_redis_carries_out_after_all_leaves_no_ghost(server, redis_client, mint, monkeypatch):
     """The write that was given up arrives after its removal. The client stays connected, and does not try again."""
     async with everyone(server, mint) as people:
-        write, late = server._presence.set_client, []
+        run, late = server._redis.run, []
 
-        async def is_late(record):
-            late.append(record)
-            raise presence.StoreUnavailable("Redis", "timeout")
+        async def is_late(*commands, bookkeeping=()):
+            if commands[0][0] == "EVAL" and bookkeeping:
+                late.append((commands, bookkeeping))
+                raise presence.StoreUnavailable("Redis", "timeout")
+            return await run(*commands, bookkeeping=bookkeeping)
 
         with monkeypatch.context() as patch:
-            patch.setattr(server._presence, "set_client", is_late)
+            patch.setattr(server._redis, "run", is_late)
             assert await join(people.joining) == UNAVAILABLE
-        await write(late[0])
-        server._presence.held.discard(late[0].sid)  # the node has given it up: only Redis knows of it
+        [(commands, bookkeeping)] = late
+        await run(*commands, bookkeeping=bookkeeping)
+        assert present(redis_client)["joining"] == people.joining.get_sid()
         await until(lambda: is_whole(redis_client, people, "registered", "teacher"), 5)
 
 
@@ -620,7 +663,7 @@ def test_of_two_tabs_the_later_join_counts_and_the_old_sockets_end_does_not_matt
                 assert present(redis_client) == {"anna": new.get_sid()}
                 old_sid = old.get_sid()
                 await old.disconnect()
-                await until(lambda: old_sid not in "".join(indexed_sids(redis_client)))
+                await until(lambda: old_sid not in indexed(redis_client))
                 assert present(redis_client) == {"anna": new.get_sid()}
                 assert redis_client.exists("anna")
             await until(lambda: not present(redis_client))
@@ -628,9 +671,38 @@ def test_of_two_tabs_the_later_join_counts_and_the_old_sockets_end_does_not_matt
     io_loop.run_sync(story)
 
 
-def indexed_sids(redis_client):
-    """The sids that the nodes have written something for."""
-    return [sid for key in redis_client.keys("lesson_node_*") for sid in redis_client.hkeys(key)]
+@pytest.mark.parametrize("at_another_node", [False, True], ids=["at one node", "at two nodes"])
+@pytest.mark.parametrize(("kind", "role"), [("participant", "student"), ("teacher", "teacher")])
+def test_when_the_newest_of_several_tabs_ends_the_one_before_it_stands(
+    io_loop, two_nodes, redis_client, mint, at_another_node, kind, role
+):
+    async def story():
+        here, there = two_nodes
+        auth = {"client": kind, "lesson_id": "1", "access_token": mint("anna", role)}
+        async with client(here, **auth) as first, client(here, **auth) as second:
+            assert await answered(first, second) == [SUCCESS] * 2
+            async with client(there if at_another_node else here, **auth) as third:
+                assert await join(third) == SUCCESS
+                assert present(redis_client) == {"anna": third.get_sid()}
+            await until(lambda: present(redis_client) == {"anna": second.get_sid()}, 2)
+            await second.disconnect()
+            await until(lambda: present(redis_client) == {"anna": first.get_sid()}, 2)
+            person = {"lesson_id": "1"} if kind == "teacher" else {"sid": first.get_sid()}
+            assert person.items() <= redis_client.hgetall("anna").items()
+        await until(lambda: not present(redis_client), 2)
+
+    io_loop.run_sync(story)
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_when_the_node_of_the_newest_tab_dies_the_one_before_it_stands(start_node, environ, redis_client, mint):
+    here, there = start_node(environ), start_node(environ)
+    auth = {"client": "participant", "lesson_id": "1", "access_token": mint("anna")}
+    async with client(here, **auth) as first, client(there, **auth) as second:
+        assert await join(first) == await join(second) == SUCCESS
+        there.send(signal.SIGKILL)
+        await until(lambda: present(redis_client) == {"anna": first.get_sid()})
+        assert redis_client.hget("anna", "sid") == first.get_sid()
 
 
 @pytest.mark.parametrize(("kind", "role"), [("participant", "student"), ("teacher", "teacher")])

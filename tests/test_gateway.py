@@ -243,7 +243,7 @@ async def test_no_data_or_one_null_joins(data):
 async def test_after_an_error_the_client_may_try_again_on_the_same_connection(retryable):
     world = World()
     connection = await world.connect("sid", PARTICIPANT)
-    world.faults.fail_at("presence.set_client, done", retryable)
+    world.faults.fail_at("presence.write, done", retryable)
     assert (await world.join("sid"))["status"] == "ERROR"
     assert connection.state == "connected"
     assert await world.join("sid") == SUCCESS
@@ -277,17 +277,17 @@ async def two_joins(world: World, point: str, error: Exception | None = None) ->
 @pytest.mark.gen_test
 async def test_two_joins_in_flight_are_one_join_and_two_successes():
     world = World()
-    assert await two_joins(world, "presence.set_client") == [SUCCESS, SUCCESS]
+    assert await two_joins(world, "presence.write") == [SUCCESS, SUCCESS]
     assert world.faults.passed.count("lessons.get") == 1
     assert len(world.presence.written) == 1
-    assert not [point for point in world.faults.passed if point.startswith(("lessons.get #", "presence.set_client #"))]
+    assert not [point for point in world.faults.passed if point.startswith(("lessons.get #", "presence.write #"))]
     assert world.analytics.reconnects == []
 
 
 @pytest.mark.gen_test
 async def test_two_joins_in_flight_that_fail_are_two_errors_and_nothing_is_left():
     world = World()
-    assert await two_joins(world, "presence.set_client, done", store_down()) == [UNAVAILABLE, UNAVAILABLE]
+    assert await two_joins(world, "presence.write, done", store_down()) == [UNAVAILABLE, UNAVAILABLE]
     assert world.gateway.connections["sid"].state == "connected"
     assert world.held_by("sid") == []
 
@@ -296,7 +296,7 @@ async def test_two_joins_in_flight_that_fail_are_two_errors_and_nothing_is_left(
 async def test_a_join_that_arrives_on_the_way_back_gets_the_same_answer():
     world = World()
     await world.connect("sid", PARTICIPANT)
-    world.faults.fail_at("presence.set_client", store_down())
+    world.faults.fail_at("presence.write", store_down())
     hold = world.faults.hold_at("presence.remove")
     joins = [asyncio.create_task(world.join("sid"))]
     await hold.reached.wait()
@@ -383,7 +383,7 @@ async def test_no_token_gets_into_the_log(caplog):
     world = World()
     secret = "student:p-secret"
     connection = await world.connect("sid", {**PARTICIPANT, "access_token": secret})
-    for point in ("sockets.leave_room", "lessons.get", "sockets.enter_room", "presence.set_client"):
+    for point in ("sockets.leave_room", "lessons.get", "sockets.enter_room", "presence.write"):
         world.faults.fail_at(point, RuntimeError("unforeseen"))
     for _ in range(3):
         assert await world.join("sid") == INTERNAL_ERROR
@@ -460,54 +460,26 @@ async def test_what_redis_has_lost_is_written_again_and_it_is_no_reconnect():
         if sid != "idle":
             await world.join(sid)
     before = world.snapshot()
-    world.redis.hashes.clear()
-    await world.gateway.restore(set())
+    world.redis.flushall()
+    await world.gateway.restore(["teacher", "participant", "guest", "idle", "gone"])
     assert world.snapshot() == before
     assert world.gateway.connections["idle"].state == "connected"
 
 
 @pytest.mark.gen_test
-async def test_of_two_connections_of_a_person_the_newest_is_restored_whatever_waits_longer():
+async def test_those_who_are_present_are_registered_and_a_seat_map_has_somebody_in_its_lesson():
     world = World()
-    for sid in ("old", "new"):
-        await world.connect(sid, TEACHER)
-        await world.join(sid)
-    world.redis.hashes.clear()
-    hold = world.faults.hold_at("presence.restore")
-    restoring = asyncio.create_task(world.gateway.restore(set()))
-    await hold.reached.wait()
-    await settle()
-    hold.release()
-    await restoring
-    assert world.redis.hashes["lesson_teacher_1"] == {"t-1": "new"}
-
-
-@pytest.mark.gen_test
-async def test_who_came_back_since_is_not_overwritten():
-    world = World()
-    await world.connect("old", PARTICIPANT)
-    await world.join("old")
-    world.redis.hashes.clear()
-    await world.connect("new", PARTICIPANT)
-    await world.join("new")
-    await world.gateway.restore({"new"})
-    assert world.redis.hashes["lesson_student_1"] == {"p-1": "new"}
-    assert world.redis.hashes["p-1"]["sid"] == "new"
-
-
-@pytest.mark.gen_test
-async def test_who_may_be_present_is_registered_or_joins():
-    world = World()
-    connection = await world.connect("sid", PARTICIPANT)
-    may = [world.gateway.may_be_present("sid")]
-    hold = world.faults.hold_at("presence.set_client")
-    join = asyncio.create_task(world.join("sid"))
-    await hold.reached.wait()
-    may.append(world.gateway.may_be_present("sid"))
-    hold.release()
-    await join
-    may.append(world.gateway.may_be_present("sid"))
-    await world.disconnect("sid")
-    may.append(world.gateway.may_be_present("sid"))
-    assert may == [False, True, True, False]
-    assert connection.state == "disconnected"
+    for sid, auth in (
+        ("idle", {**PARTICIPANT, "lesson_id": "2"}),
+        ("guest", GUEST),
+        ("participant", PARTICIPANT),
+        ("no seats", {**PARTICIPANT, "lesson_id": "0"}),
+    ):
+        await world.connect(sid, auth)
+        if sid != "idle":
+            await world.join(sid)
+    assert world.gateway.present() == ["participant", "no seats"]
+    assert world.gateway.seated() == {"1": "participant"}
+    await world.disconnect("participant")
+    assert world.gateway.present() == ["no seats"]
+    assert world.gateway.seated() == {"1": "guest"}

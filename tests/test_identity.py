@@ -119,8 +119,18 @@ def test_no_pem_is_weak() -> None:
     assert not identities(public_pem(RSA_KEY), "RS256").weak
 
 
-def test_the_clock_of_the_issuer_may_be_ahead() -> None:
-    assert identities().verify(token(iat=time.time() + 30)).subject == "p-1"
+@pytest.mark.parametrize(
+    "claims", [{"iat": 30}, {"nbf": 30}, {"nbf": -30}, {"iat": 30, "nbf": 30}, {"iat": 7_200, "nbf": 7_200}]
+)
+def test_the_clock_of_the_issuer_may_be_ahead(claims: dict[str, float]) -> None:
+    now = time.time()
+    assert identities().verify(token(**{name: now + ahead for name, ahead in claims.items()})).subject == "p-1"
+
+
+@pytest.mark.parametrize("claims", [{"nbf": 7_200}, {"iat": 0, "nbf": 7_200}, {"iat": 7_199, "nbf": 7_200}])
+def test_a_token_that_is_meant_to_be_good_later_is_refused_until_then(claims: dict[str, float]) -> None:
+    now = time.time()
+    refused(identities(), token(**{name: now + ahead for name, ahead in claims.items()}))
 
 
 # What is refused
@@ -159,6 +169,10 @@ def test_a_required_claim_is_missed(claim: str) -> None:
         {"exp": float("nan")},
         {"exp": []},
         {"nbf": 2**33},
+        {"nbf": "now"},
+        {"nbf": []},
+        {"nbf": float("nan")},
+        {"nbf": float("inf"), "iat": "now"},
     ],
 )
 def test_a_claim_that_is_none_of_ours_is_refused(changes: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lesson_server.connection import Connection
 from lesson_server.gateway import Answer
-from lesson_server.presence import ClientRecord, TeacherRecord
+from lesson_server.records import Entry
 
 # A connection that has not joined is nothing yet. So a cast with somebody in it twice is also one who comes back.
 PEOPLE = [
@@ -99,30 +99,6 @@ class Director(Faults):
         return [number for number, *_ in self._waiting]
 
 
-@dataclass(frozen=True)
-class Trace:
-    """What a record is in Redis at one key, and whether it outlives the connection that wrote it."""
-
-    sid: str
-    key: str
-    fields: dict[str, str]
-    outlives: bool = False
-
-
-def traces(record: TeacherRecord | ClientRecord) -> list[Trace]:
-    """The table of the contract, section 5."""
-    if isinstance(record, TeacherRecord):
-        return [
-            Trace(record.sid, f"lesson_teacher_{record.lesson_id}", {record.user_id: record.sid}),
-            Trace(record.sid, record.user_id, {"lesson_id": record.lesson_id}),
-        ]
-    fields = {"sid": record.sid, "client_id": record.client_id, "role": record.role}
-    return [
-        Trace(record.sid, f"lesson_student_{record.lesson_id}", {record.client_id: record.sid}),
-        Trace(record.sid, record.client_id, fields, outlives=True),
-    ]
-
-
 class Play:
     """One schedule, acted by a world."""
 
@@ -140,7 +116,7 @@ class Play:
             await self.take(action)
         while waiting := self.director.who_waits():
             await self.take(Proceed(waiting[0], 1))
-        self.world.presence.pay()  # Redis is back
+        self.world.presence.retry()  # Redis is back
         self.check_rest()
         for task in self.ends:
             await task
@@ -173,7 +149,7 @@ class Play:
     def check_rest(self) -> None:
         self.check_states()
         self.check_rooms_and_sessions()
-        if not self.world.presence.owed:
+        if not self.world.presence.pending:
             self.check_presence()
 
     def check_states(self) -> None:
@@ -202,20 +178,27 @@ class Play:
         assert seated == {connection.sid for connection in joined}
 
     def check_presence(self) -> None:
-        """Redis holds what the last who wrote a record wrote there, if that one is registered, and nothing else.
+        """Each entry tells of the registered connection that wrote it last, and there is nothing else.
 
-        ``{client_id}`` outlives its connection, but not a join that failed.
+        ``{client_id}`` outlives the last connection that was registered, but not a join that failed.
         """
-        last = {
-            (trace.key, min(trace.fields)): trace for record in self.world.presence.written for trace in traces(record)
-        }
         by_sid = {connection.sid: connection for connection in self.cast}
+        shown: dict[tuple[str, str], Entry] = {}
+        live: set[tuple[str, str]] = set()
+        for record in self.world.presence.written:
+            connection = by_sid[record.sid]
+            for entry in record.entries():
+                name = entry.name, entry.fields[0]
+                if connection.state == "registered":
+                    shown[name] = entry
+                    live.add(name)
+        for record in self.world.presence.ended:
+            for entry in record.entries():
+                if entry.outlives and (entry.name, entry.fields[0]) not in live:
+                    shown[entry.name, entry.fields[0]] = entry
         expected: dict[str, dict[str, str]] = {}
-        for trace in last.values():
-            connection = by_sid[trace.sid]
-            was_registered = "register → registered" in connection.story
-            if connection.state == "registered" or (trace.outlives and was_registered):
-                expected.setdefault(trace.key, {}).update(trace.fields)
+        for entry in shown.values():
+            expected.setdefault(entry.name, {}).update(zip(entry.fields[::2], entry.fields[1::2], strict=True))
         hashes = self.world.redis.hashes
         assert {key: fields for key, fields in hashes.items() if not key.startswith("lesson_seat_")} == expected
 

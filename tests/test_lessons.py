@@ -1,36 +1,20 @@
 """lessons.py against a real PostgreSQL."""
 
 import asyncio
-import os
-import resource
-import threading
+from functools import partial
 
 import psycopg2
 import pytest
 
 from lesson_server import lessons as lessons_module
 from lesson_server.errors import LessonNotFound, StoreUnavailable
+from lesson_server.lesson_query import LessonQuery
 from lesson_server.lesson_table import add_lesson, list_lessons
-from lesson_server.lessons import FIRST_LESSONS, MAX_LESSONS, Lesson, Lessons
-from lesson_server.settings import RdsSettings, SettingsError
+from lesson_server.lessons import FIRST_LESSONS, MAX_LESSONS, Lesson
+from lesson_server.rds import Rds
+from lesson_server.settings import RdsSettings
 
 QUERY = RdsSettings().lesson_query
-SLOW = "SELECT seat_count FROM lessons, pg_sleep(60) WHERE id = %(lesson_id)s"
-
-
-@pytest.fixture
-def open_lessons(io_loop, stores):
-    opened = []
-
-    def open_lessons(query=QUERY, timeout=3.0, pool_size=2):
-        lessons = Lessons(stores.dsn, query, timeout, pool_size)
-        io_loop.run_sync(lessons.open)
-        opened.append(lessons)
-        return lessons
-
-    yield open_lessons
-    for lessons in opened:
-        io_loop.run_sync(lessons.close)
 
 
 @pytest.fixture
@@ -92,14 +76,13 @@ def test_joins_that_wait_together_share_one_query(io_loop, open_lessons, sql):
 def asked(monkeypatch):
     """The lessons that each query asked for."""
     asked = []
-    execute = Lessons._execute
+    fetch = Rds.fetch
 
     async def watch(self, query, parameters):
-        if parameters:
-            asked.append(list(parameters.values()))
-        return await execute(self, query, parameters)
+        asked.append(list((parameters or {}).values()))
+        return await fetch(self, query, parameters)
 
-    monkeypatch.setattr(Lessons, "_execute", watch)
+    monkeypatch.setattr(Rds, "fetch", watch)
     return asked
 
 
@@ -142,19 +125,22 @@ def test_lessons_of_a_slow_query_do_not_time_out_together(io_loop, open_lessons,
     assert max(len(together) for together in asked) == FIRST_LESSONS
 
 
-def test_a_query_grows_again_when_rds_is_quick_again(io_loop, lessons, asked):
-    lessons._adapt(48, 100.0)
-    assert lessons._lessons_in_query == 24
-    for _ in range(9):
-        lessons._adapt(lessons._lessons_in_query, 100.0)
-    assert lessons._lessons_in_query == 1
+def test_a_slow_batch_is_followed_by_shorter_ones_which_grow_again(io_loop, lessons, asked, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(lessons, "_patience", 0.0)
+        for length in (8, 4, 2, 1):
+            lesson_ids = [f"{length}-{number}" for number in range(length)]
+            io_loop.run_sync(partial(ask_for, lessons, lesson_ids))
+    batches = [len(together) for together in asked]
+    assert [length for length in batches if length > 1] == [8, 4, 2]
+    asked.clear()
     io_loop.run_sync(lambda: ask_for(lessons, [str(number) for number in range(20)]))
     assert [len(together) for together in asked] == [1, 2, 4, 8, 5]
 
 
 def test_lessons_that_follow_a_query_gather_for_the_next_one(io_loop, lessons, asked, monkeypatch):
     monkeypatch.setattr(lessons_module, "QUERY_INTERVAL", 1.0)
-    monkeypatch.setattr(lessons_module, "SLOW_QUERY", 10.0)
+    monkeypatch.setattr(lessons_module, "NEXT_CONNECTION_AFTER", 10.0)
 
     async def ask():
         await ask_for(lessons, ["1"])
@@ -166,18 +152,136 @@ def test_lessons_that_follow_a_query_gather_for_the_next_one(io_loop, lessons, a
     assert asked == [["1"], ["2", "3"]]
 
 
-def test_lessons_do_not_wait_for_a_slow_query(io_loop, open_lessons, asked):
-    lessons = open_lessons("SELECT 3 FROM pg_sleep(CASE %(lesson_id)s WHEN 'slow' THEN 60 ELSE 0 END)", timeout=5)
+# Lessons that are slow though RDS is well
+
+# Those whose id begins with "slow" are.
+SOME_ARE_SLOW = "SELECT 3 FROM pg_sleep(CASE WHEN %(lesson_id)s LIKE 'slow%%' THEN 60 ELSE 0 END)"
+
+
+def are_found(answers):
+    return {answer.seat_count for answer in answers} == {3}
+
+
+def are_too_slow(answers):
+    return {type(answer) for answer in answers} == {StoreUnavailable}
+
+
+@pytest.fixture
+def slow_and_quick(open_lessons, asked):
+    """Lessons of which some are slow, three connections, and nothing asked for yet."""
+    lessons = open_lessons(SOME_ARE_SLOW, timeout=1.6, pool_size=3)
+    asked.clear()
+    return lessons
+
+
+async def becomes_slow(lessons, *lesson_ids):
+    """Joins of these are under way, and they are known to be slow."""
+    joins = [asyncio.create_task(lessons.get(lesson_id)) for lesson_id in lesson_ids]
+    while not lessons._slow_lessons.keys() >= set(lesson_ids):
+        await asyncio.sleep(0.01)
+    return joins
+
+
+def test_a_slow_lesson_does_not_fail_those_that_share_its_query(io_loop, slow_and_quick, asked, caplog):
+    lesson_ids = ["quick-1", "slow", "quick-2"]
+    quick, slow, other = io_loop.run_sync(lambda: ask_for(slow_and_quick, lesson_ids))
+    assert are_found([quick, other])
+    assert are_too_slow([slow])
+    assert sorted(asked) == sorted([lesson_ids, ["quick-1"], ["slow"], ["quick-2"]])
+    assert "RDS is unavailable" not in caplog.text
+
+
+def test_many_slow_lessons_at_once_do_not_fail_those_that_share_their_queries(io_loop, open_lessons):
+    """More of them than there are connections, and all of them in front."""
+    lessons = open_lessons(SOME_ARE_SLOW, pool_size=4)
+    lesson_ids = [f"slow-{number}" for number in range(5)] + [f"quick-{number}" for number in range(30)]
+    answers = io_loop.run_sync(lambda: ask_for(lessons, lesson_ids), timeout=20)
+    assert are_too_slow(answers[:5])
+    assert are_found(answers[5:])
+
+
+def test_a_lesson_that_was_slow_is_asked_for_alone_until_it_is_quick(io_loop, slow_and_quick, asked, sql, monkeypatch):
+    lessons = slow_and_quick
+    assert are_too_slow(io_loop.run_sync(lambda: ask_for(lessons, ["slow"])))
+    asked.clear()
+    quick, slow, other = io_loop.run_sync(lambda: ask_for(lessons, ["quick-1", "slow", "quick-2"]))
+    assert are_found([quick, other])
+    assert are_too_slow([slow])
+    assert sorted(asked) == [["quick-1", "quick-2"], ["slow"]]
+    lessons._query = LessonQuery("SELECT 3 WHERE %(lesson_id)s <> ''")
+    for together in ([["quick"], ["slow"]], [["quick", "slow"]]):
+        asked.clear()
+        assert are_found(io_loop.run_sync(lambda: ask_for(lessons, ["quick", "slow"])))
+        assert sorted(asked) == together
+
+
+def test_a_quick_lesson_does_not_wait_for_slow_ones_however_many(io_loop, slow_and_quick, asked):
+    async def ask():
+        slow = await becomes_slow(slow_and_quick, "slow-1", "slow-2")
+        slow += [asyncio.create_task(slow_and_quick.get(f"slow-{number}")) for number in range(3, 9)]
+        assert are_found([await slow_and_quick.get("quick")])
+        assert not any(join.done() for join in slow[:2])
+        await asyncio.gather(*slow, return_exceptions=True)
+
+    io_loop.run_sync(ask, timeout=30)
+
+
+def test_a_slow_lesson_that_finds_no_connection_waits_for_those_before_it(io_loop, open_lessons):
+    """Each of these takes longer than the patience, and none longer than the timeout."""
+    lessons = open_lessons("SELECT 3 FROM pg_sleep(0.3) WHERE %(lesson_id)s <> ''", timeout=1.6, pool_size=2)
+    assert are_found(io_loop.run_sync(lambda: ask_for(lessons, ["1"])))
+    assert are_found(io_loop.run_sync(lambda: ask_for(lessons, ["1", "2", "3", "4"]), timeout=20))
+
+
+def test_batches_of_an_rds_that_is_slow_as_a_whole_are_answered(io_loop, slow_and_quick, monkeypatch):
+    """The answer to a batch comes before those to its lessons, of which there are more than connections."""
+    fetch = Rds.fetch
+
+    async def is_slow(self, query, parameters):
+        rows = await fetch(self, query, parameters)
+        await asyncio.sleep(slow_and_quick._patience * 2)
+        return rows
+
+    monkeypatch.setattr(Rds, "fetch", is_slow)
+    assert are_found(io_loop.run_sync(lambda: ask_for(slow_and_quick, [str(number) for number in range(8)])))
+
+
+def test_a_lesson_that_nobody_waits_for_any_more_is_not_asked_for(io_loop, slow_and_quick, asked):
+    lessons = slow_and_quick
 
     async def ask():
-        slow = asyncio.create_task(lessons.get("slow"))
-        while ["slow"] not in asked:
-            await asyncio.sleep(0)
-        assert await lessons.get("quick") == Lesson("quick", 3)
+        slow = await becomes_slow(lessons, "slow-1", "slow-2")
+        given_up = [asyncio.create_task(lessons.get(lesson_id)) for lesson_id in ("slow-1", "slow-3")]
+        await becomes_slow(lessons, "slow-3")
+        for join in given_up:
+            join.cancel()
+        await asyncio.wait(slow)
+        asked.clear()
+        assert are_found([await lessons.get("quick")])
+
+    io_loop.run_sync(ask, timeout=20)
+    assert asked == [["quick"]]
+
+
+def test_no_more_than_so_many_lessons_are_remembered_as_slow(io_loop, lessons, monkeypatch):
+    monkeypatch.setattr(lessons_module, "MAX_SLOW_LESSONS", 2)
+    for lesson_id in ("a", "b", "a", "c"):
+        lessons._remember_as_slow(lesson_id)
+    assert list(lessons._slow_lessons) == ["b", "c"]
+
+
+def test_readiness_does_not_wait_for_slow_lessons(io_loop, open_lessons):
+    lessons = open_lessons(SOME_ARE_SLOW, pool_size=1)
+
+    async def ask():
+        (slow,) = await becomes_slow(lessons, "slow")
+        await lessons.ping()
         assert not slow.done()
-        slow.cancel()
 
     io_loop.run_sync(ask)
+
+
+# Lessons that RDS stumbles over
 
 
 def test_a_lesson_that_rds_stumbles_over_is_nobody_else_s_fault(io_loop, open_lessons):
@@ -196,21 +300,17 @@ def test_an_id_that_the_column_can_not_hold_is_that_of_no_lesson(io_loop, open_l
         sql.execute("DROP TABLE numbered")
     assert known == Lesson("7", 30)
     assert all(isinstance(error, LessonNotFound) for error in unknown)
-    assert "unavailable" not in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-def test_a_query_that_can_not_be_part_of_another_asks_for_one_lesson_at_a_time(io_loop, open_lessons, sql, caplog):
-    sql.execute("CREATE TABLE asked_for (lesson_id text)")
-    try:
-        lessons = open_lessons(
-            "WITH asked AS (INSERT INTO asked_for VALUES (%(lesson_id)s) RETURNING 1) SELECT 5 FROM asked"
-        )
-        assert "one by one" in caplog.text
-        assert io_loop.run_sync(lambda: ask_for(lessons, ["1", "2"])) == [Lesson("1", 5), Lesson("2", 5)]
-        sql.execute("SELECT count(*) FROM asked_for WHERE lesson_id <> ''")
-        assert sql.fetchone() == (2,)
-    finally:
-        sql.execute("DROP TABLE asked_for")
+def test_data_that_rds_can_not_take_is_no_unknown_lesson(io_loop, open_lessons):
+    lessons = open_lessons(
+        "SELECT seats::int FROM (VALUES ('a', '7'), ('b', 'many')) t (id, seats) WHERE id = %(lesson_id)s"
+    )
+    good, bad, unknown = io_loop.run_sync(lambda: ask_for(lessons, ["a", "b", "many"]))
+    assert good == Lesson("a", 7)
+    assert isinstance(bad, StoreUnavailable)
+    assert isinstance(unknown, LessonNotFound)
 
 
 def test_a_join_that_gives_up_does_not_take_the_answer_from_the_others(io_loop, open_lessons):
@@ -224,90 +324,6 @@ def test_a_join_that_gives_up_does_not_take_the_answer_from_the_others(io_loop, 
         return await second
 
     assert io_loop.run_sync(ask) == Lesson("1", 5)
-
-
-def test_a_slow_rds_is_unavailable_and_its_query_ends_on_the_server_too(io_loop, open_lessons, sql):
-    lessons = open_lessons(SLOW, timeout=0.3)
-    with pytest.raises(StoreUnavailable):
-        io_loop.run_sync(lambda: lessons.get("1"))
-    for _ in range(200):
-        sql.execute(
-            "SELECT count(*) FROM pg_stat_activity"
-            " WHERE query LIKE '%pg_sleep(60)%' AND pid <> pg_backend_pid() AND state = 'active'"
-        )
-        if sql.fetchone() == (0,):
-            return
-        io_loop.run_sync(lambda: asyncio.sleep(0.05))
-    pytest.fail("the query goes on on the server")
-
-
-def test_a_statement_that_the_server_cancels_is_unavailable_and_not_a_cancellation(io_loop, stores):
-    """aiopg raises CancelledError for it, which would end the join's task without an answer."""
-    lessons = Lessons(stores.dsn, SLOW, 3.0, 1)
-    lessons._timeout = 0.2  # the server gives up first
-    io_loop.run_sync(lessons.open)
-    lessons._timeout = 10.0
-    with pytest.raises(StoreUnavailable):
-        io_loop.run_sync(lambda: lessons.get("1"), timeout=20)
-    io_loop.run_sync(lessons.close)
-
-
-@pytest.mark.gen_test
-async def test_a_broken_statement_is_unavailable_also_above_descriptor_1023(open_lessons_later):
-    """aiopg's error path calls select(), which can't take such a descriptor; the query would hang."""
-    lessons = await open_lessons_later(QUERY)
-    lessons._query = "SELECT nonsense WHERE %(lesson_id)s = ''"
-    with pytest.raises(StoreUnavailable):
-        await asyncio.wait_for(lessons.get("1"), 10)
-
-
-@pytest.fixture
-def open_lessons_later(io_loop, stores):
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
-    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
-    opened = []
-
-    async def open_lessons_later(query):
-        lessons = Lessons(stores.dsn, query, 3.0, 1)
-        await lessons.open()
-        opened.append(lessons)
-        return lessons
-
-    yield open_lessons_later
-    for lessons in opened:
-        io_loop.run_sync(lessons.close)
-    for descriptor in taken:
-        os.close(descriptor)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_connections_that_rds_has_closed_are_replaced_unnoticed(io_loop, lessons, sql):
-    """As after a restart or a failover of RDS."""
-    sql.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = 'lessons'"
-    )
-    assert io_loop.run_sync(lambda: lessons.get("1")) == Lesson("1", 30)
-
-
-def test_open_says_in_one_line_why_it_can_not(io_loop, tmp_path):
-    lessons = Lessons(f"postgresql://someone:sesame@/lessons?host={tmp_path}", QUERY, 1.0, 1)
-    with pytest.raises(StoreUnavailable) as caught:
-        io_loop.run_sync(lessons.open)
-    assert str(tmp_path) in caught.value.cause
-    assert "\n" not in caught.value.cause
-    assert "sesame" not in caught.value.cause
-
-
-def test_the_log_tells_of_a_change_and_not_of_each_request(io_loop, lessons, stores, caplog):
-    good, lessons._query = lessons._query, "SELECT broken WHERE %(lesson_id)s = ''"
-    for _ in range(3):
-        with pytest.raises(StoreUnavailable):
-            io_loop.run_sync(lambda: lessons.get("1"))
-    lessons._query = good
-    for _ in range(3):
-        io_loop.run_sync(lambda: lessons.get("1"))
-    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
 
 
 def test_the_command_line_adds_changes_and_lists(stores):
@@ -327,71 +343,3 @@ def test_the_schema_is_what_the_default_query_asks(sql):
     assert sql.fetchone() == (30,)
     with pytest.raises(psycopg2.errors.NotNullViolation):
         sql.execute("INSERT INTO lessons (id, title) VALUES ('x', NULL)")
-
-
-def test_no_thread_is_left(io_loop, lessons):
-    io_loop.run_sync(lambda: lessons.get("1"))
-    assert threading.active_count() == 1
-
-
-# What is wrong with a setting is found at the start.
-
-
-def fails_to_open(io_loop, stores, query=QUERY, dsn=None):
-    async def open_and_close():
-        lessons = Lessons(dsn or stores.dsn, query, 2.0, 1)
-        try:
-            await lessons.open()
-        finally:
-            await lessons.close()
-
-    with pytest.raises(SettingsError) as caught:
-        io_loop.run_sync(open_and_close)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        "SELEKT 1 WHERE %(lesson_id)s = ''",
-        "SELECT 1 WHERE %(lesson_id)s LIKE 'q%'",
-        "SELECT no_such_column FROM lessons WHERE id = %(lesson_id)s",
-    ],
-)
-def test_a_query_that_rds_can_not_take_is_named(io_loop, stores, query):
-    assert fails_to_open(io_loop, stores, query).startswith("rds.lesson_query (LESSON_RDS_LESSON_QUERY): ")
-
-
-@pytest.mark.parametrize(
-    "dsn",
-    [
-        "postgres//someone:sesame@127.0.0.1/school",
-        "postgresql://someone:ses/ame@127.0.0.1/school",
-        "host=127.0.0.1 port=sesame",
-    ],
-)
-def test_a_malformed_dsn_is_named_and_not_quoted(io_loop, stores, dsn):
-    told = fails_to_open(io_loop, stores, dsn=dsn)
-    assert told == "rds.dsn (LESSON_RDS_DSN): should be a libpq connection string or URI"
-    with pytest.raises(SettingsError):
-        list_lessons(dsn)
-
-
-def test_a_missing_table_is_told_to_the_log(io_loop, open_lessons, caplog):
-    lessons = open_lessons("SELECT seat_count FROM not_yet WHERE id = %(lesson_id)s")
-    assert "conf/schema.sql" in caplog.text
-    with pytest.raises(StoreUnavailable):
-        io_loop.run_sync(lambda: lessons.get("1"))
-
-
-def test_the_options_of_the_dsn_are_kept(io_loop, stores, sql):
-    sql.execute("CREATE SCHEMA elsewhere; CREATE TABLE elsewhere.here AS SELECT 4 AS seats")
-    query = "SELECT seats FROM here WHERE %(lesson_id)s IS NOT NULL"
-    lessons = Lessons(stores.dsn + " options='-c search_path=elsewhere'", query, 2.0, 1)
-    try:
-        io_loop.run_sync(lessons.open)
-        assert io_loop.run_sync(lambda: lessons.get("1")) == Lesson("1", 4)
-    finally:
-        io_loop.run_sync(lessons.close)
-        sql.execute("DROP SCHEMA elsewhere CASCADE")

@@ -10,37 +10,25 @@ import aiopg.connection
 import pytest
 
 from lesson_server import mended_aiopg
-from lesson_server.lessons import Lesson, Lessons
-from lesson_server.settings import RdsSettings
+from lesson_server.lessons import Lesson
 
 
 @pytest.fixture
-def lessons(io_loop, stores):
-    lessons = Lessons(stores.dsn, RdsSettings().lesson_query, 60.0, 1)
-    io_loop.run_sync(lessons.open)
-    yield lessons
-    io_loop.run_sync(lessons.close)
+def lessons(open_lessons):
+    return open_lessons(timeout=60.0, pool_size=1)
 
 
-def test_a_query_on_a_connection_that_the_loop_has_dropped_does_not_wait_for_ever(io_loop, lessons, sql, monkeypatch):
+def test_a_query_on_a_connection_that_the_loop_has_dropped_does_not_wait_for_ever(io_loop, lessons, sql):
     """The loop drops one on whose descriptor there is an error, whatever is still to be read."""
-    acquire = lessons._pool.acquire
-    acquired = []
-
-    async def acquire_a_dead_one():
-        connection = await acquire()
-        acquired.append(connection)
-        if len(acquired) == 1:
-            sql.execute("SELECT pg_terminate_backend(%s)", (connection.raw.get_backend_pid(),))
-            poller = select.poll()
-            poller.register(connection.raw.fileno(), 0)
-            poller.poll(10_000)
-            io_loop.asyncio_loop.remove_reader(connection.raw.fileno())
-        return connection
-
-    monkeypatch.setattr(lessons._pool, "acquire", acquire_a_dead_one)
+    (dead,) = lessons._rds._for_lookups._idle
+    sql.execute("SELECT pg_terminate_backend(%s)", (dead.raw.get_backend_pid(),))
+    poller = select.poll()
+    poller.register(dead.raw.fileno(), 0)
+    poller.poll(10_000)
+    io_loop.asyncio_loop.remove_reader(dead.raw.fileno())
+    assert not dead.closed
     assert io_loop.run_sync(lambda: lessons.get("1"), timeout=20) == Lesson("1", 30)
-    assert len(acquired) == 2
+    assert dead.closed
 
 
 @pytest.mark.gen_test
@@ -69,7 +57,7 @@ def test_the_private_parts_that_we_lean_on_are_as_they_were(lessons):
     source = inspect.getsource(mended_aiopg._ready)
     assert "select.select([self._fileno], [], [], 0)" in source
     assert list(inspect.signature(mended_aiopg._ready).parameters) == ["weak_self"]
-    (connection,) = lessons._pool._free
+    (connection,) = lessons._rds._for_lookups._idle
     assert connection._fileno == connection.raw.fileno()
     assert connection._weakref() is connection
     assert connection._waiter is None

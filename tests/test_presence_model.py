@@ -1,141 +1,114 @@
 """Two nodes on one real Valkey against a model of who is where, through joins, moves, crashes, losses and outages.
 
-Time is driven by hand: a node's heartbeat is a rule, and so is that its lease runs out. The rules do to the nodes what
-production does; :meth:`Nodes.everything_settles` then says what must be true, whatever has happened before.
-
-What the diagrams' records can't tell, the model does not ask for: they hold one sid for each person in a lesson. When
-the later of two tabs ends, the earlier one is there and not told of, until it joins again or is restored.
+Time is driven by hand: heartbeats and checks of the records are rules. The rules do to the nodes what production does;
+:meth:`Nodes.everything_settles` then says what must be true, whatever has happened before. While nothing is out of
+order, it is true after every single rule.
 """
 
 import asyncio
-import contextlib
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import redis
+from fakes import BreakableStore
 from hypothesis import HealthCheck, Phase, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
-from redis.exceptions import ConnectionError as RedisConnectionError
 
+from lesson_server import nodes as nodes_module
 from lesson_server import presence as presence_module
 from lesson_server.errors import StoreUnavailable
-from lesson_server.nodes import Node
-from lesson_server.presence import ClientRecord, Presence, TeacherRecord
-from lesson_server.redis_store import RedisStore
+from lesson_server.nodes import LOST, Node
+from lesson_server.presence import Presence
+from lesson_server.records import ClientRecord, TeacherRecord
+from lesson_server.seats import Seats
 
 PARTICIPANTS = ["anna", "ben"]
 TEACHERS = ["hill"]
 LESSONS = ["1", "2"]
-LONG_AGO = 1  # ms, on Redis' clock
-# Heartbeats after which nothing is left to do: one to notice, one to be sure, one after somebody else's sweep.
-ENOUGH_BEATS = 4
-
-
-class UnansweredRedis:
-    """Redis does what it is told, and its answer gets lost."""
-
-    def __init__(self, client):
-        self._client = client
-
-    def __getattr__(self, name):
-        async def unanswered(*args, **kwargs):
-            await getattr(self._client, name)(*args, **kwargs)
-            raise RedisConnectionError("the answer got lost")
-
-        return unanswered
-
-    def pipeline(self, **kwargs):
-        pipe = self._client.pipeline(**kwargs)
-        execute = pipe.execute
-
-        async def unanswered():
-            await execute()
-            raise RedisConnectionError("the answer got lost")
-
-        pipe.execute = unanswered
-        return pipe
-
-
-class FaultyStore(RedisStore):
-    """A connection to Redis that a test may break: ``unreachable`` or ``unanswered``."""
-
-    fault = None
-
-    @contextlib.asynccontextmanager
-    async def round_trip(self):
-        if self.fault == "unreachable":
-            raise StoreUnavailable("Redis", "unreachable")
-        async with super().round_trip() as client:
-            yield UnansweredRedis(client) if self.fault == "unanswered" else client
+RETENTION = 3600
+# Heartbeats of others after which a silent node is lost. So few that now and then one that lives is swept.
+LOST_AFTER = 2
 
 
 class Member:
-    """One node, and the connections that it holds: sid → record, None for one whose join has failed."""
+    """One node, and the records of its connections that have joined."""
 
-    def __init__(self, node_id, url):
-        self.node_id = node_id
-        self.store = FaultyStore(url, "", 2.0, 4)
-        self.presence = Presence(self.store, 3600, node_id)
+    def __init__(self, url):
+        self.store = BreakableStore(url, "", 2.0, 4)
+        self.presence = Presence(self.store, RETENTION)
         self.connections = {}
-        self.complete = True
-        self.may_be_swept = False  # its lease has run out, and it has not noticed yet
-        self.node = Node(node_id, self.store, self.presence, self)
+        # Redis has not lost what the others need in order to sweep the node: its index, its count.
+        self.is_indexed = self.is_counted = True
+        self.node = Node(self.store, self.presence, Seats(self.store, RETENTION), self)
 
     # What a node asks of its connections
 
-    def holds(self, sid):
-        return sid in self.connections
+    def present(self):
+        return list(self.connections)
 
-    def may_be_present(self, sid):
-        return self.connections.get(sid) is not None
+    def seated(self):
+        return {}
 
-    async def restore(self, indexed):
-        for sid, record in reversed(list(self.connections.items())):
-            if record is not None and sid not in indexed:
-                await self.presence.restore(record)
+    async def restore(self, sids):
+        for sid in sids:
+            await self.presence.restore(self.connections[sid])
+
+    # What the node's own loops do
 
     async def beat(self):
-        """One heartbeat, as the node's own loop does it."""
         try:
-            self.complete = await self.node._beat(self.complete)
+            await self.node.beat()
+            self.is_counted = True
+            await asyncio.gather(*self.node._sweeps.values())
         except StoreUnavailable:
-            self.complete = False
-        await asyncio.gather(*self.node._sweeps.values(), return_exceptions=True)
-        self.may_be_swept = self.may_be_swept and not self.complete
+            pass
+
+    async def check(self):
+        try:
+            await self.node.check_records()
+            self.is_indexed = True
+        except StoreUnavailable:
+            pass
 
     async def close(self):
-        payer = self.presence._payer
+        cleaner = self.presence._cleaner
         await self.presence.close()
-        if payer is not None:
-            await asyncio.wait([payer])
+        if cleaner is not None:
+            await asyncio.wait([cleaner])
         await self.store.close()
 
 
 @dataclass
-class Place:
-    """A person in a lesson: the live connections, in the order of their joins, and which of them Redis names."""
+class Live:
+    """A connection that has joined."""
 
-    live: list = field(default_factory=list)
-    named: str | None = None  # None: one of them, the model can't know which
-    untold: bool = False  # the named one has ended, and Redis may name none of those that are left
+    record: object
+    owner: Member
 
 
 class Nodes(RuleBasedStateMachine):
     """The rules are what happens in production."""
 
     connections = Bundle("connections")
+    injected = 0  # by all machines of a test
 
     def __init__(self, url):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.url = url
         self.redis = redis.Redis.from_url(url, decode_responses=True)
+        self.raw = redis.Redis.from_url(url)
         self.redis.flushall()
         self.numbers = itertools.count(1)
-        self.places = {(lesson, who): Place() for lesson in LESSONS for who in PARTICIPANTS + TEACHERS}
+        # The order of the keys must not depend on chance, or Hypothesis could not replay a story.
+        presence_module.secrets.token_hex = lambda size: f"{next(self.numbers):04}"
+        self.live: list[Live] = []  # in the order of joining
         self.known = dict.fromkeys(PARTICIPANTS, False)  # whether a join is a reconnect; None: the model can't know
+        self.in_order = True  # nothing has happened after which Redis may tell the truth only later
+        self.snapshot = {}
         self.members = [self.new_member(), self.new_member()]
 
     def teardown(self):
@@ -143,15 +116,20 @@ class Nodes(RuleBasedStateMachine):
             self.settle()
         finally:
             for member in self.members:
-                self.do(member.close())
+                self.retire(member)
             self.loop.close()
             self.redis.close()
+            self.raw.close()
+
+    def retire(self, member):
+        Nodes.injected += member.store.injected
+        self.do(member.close())
 
     def do(self, work):
         return self.loop.run_until_complete(work)
 
     def new_member(self):
-        member = Member(f"node{next(self.numbers)}", self.url)
+        member = Member(self.url)
         self.do(member.beat())
         return member
 
@@ -165,78 +143,86 @@ class Nodes(RuleBasedStateMachine):
     )
     def join(self, where, lesson, who):
         member, sid = self.members[where], f"sid{next(self.numbers)}"
-        if who in TEACHERS:
-            record, write = TeacherRecord(sid, lesson, who), member.presence.set_teacher
-        else:
-            record, write = ClientRecord(sid, lesson, who, "student"), member.presence.set_client
-        place = self.places[lesson, who]
-        member.connections[sid] = record
+        record = TeacherRecord(sid, lesson, who) if who in TEACHERS else ClientRecord(sid, lesson, who, "student")
         try:
-            is_reconnect = self.do(write(record))
+            is_reconnect = self.do(member.presence.write(record))
         except StoreUnavailable:
-            member.connections[sid] = None
-            self.do(member.presence.remove(record, forget=True))
-            if member.store.fault == "unanswered":  # it took the others' place, and was taken back
-                place.named, place.untold = None, True
-                self.known[who] = None
-            return member, record
+            self.in_order = False
+            self.do(member.presence.remove(sid, undo=True))
+            return None
         if who in PARTICIPANTS:
-            assert self.known[who] in (None, is_reconnect)
+            # Of a join whose answer got lost, Redis may know until its removal has been retried.
+            assert self.known[who] in (None, is_reconnect) or not self.in_order
             self.known[who] = True
-        place.live.append(sid)
-        place.named, place.untold = None if member.may_be_swept else sid, False
-        return member, record
+        member.connections[sid] = record
+        live = Live(record, member)
+        self.live.append(live)
+        return live
 
-    @rule(connection=consumes(connections))
-    def leave(self, connection):
-        member, record = connection
-        if member not in self.members:
-            return  # it crashed meanwhile
-        if member.connections.pop(record.sid) is not None:
-            self.do(member.presence.remove(record))
-            self.ends(record)
-
-    def ends(self, record):
-        owner = record.user_id if isinstance(record, TeacherRecord) else record.client_id
-        place = self.places[record.lesson_id, owner]
-        place.live.remove(record.sid)
-        if place.named in (None, record.sid):
-            place.named, place.untold = None, bool(place.live)
+    @rule(live=consumes(connections))
+    def leave(self, live):
+        if live in self.live:
+            self.in_order &= not live.owner.store.fault
+            del live.owner.connections[live.record.sid]
+            self.live.remove(live)
+            self.do(live.owner.presence.remove(live.record.sid))
 
     @rule(where=st.integers(0, 1))
     def crash(self, where):
-        """kill -9; its lease runs out, and another process takes its place."""
+        """kill -9, and another process takes its place."""
         dead = self.members[where]
-        # Not proven: a join between FLUSHALL and its node's next heartbeat, and the node dies before that too. Nobody
-        # knows of its index then; see docs/faults.md.
-        assume(self.redis.hexists("lesson_nodes", dead.node_id))
-        self.do(dead.close())
-        for record in filter(None, dead.connections.values()):
-            self.ends(record)
-        self.lease_runs_out(where)
+        assume(dead.is_indexed and dead.is_counted)  # two faults at nearly the same time; see docs/faults.md
+        self.retire(dead)
+        self.in_order &= not dead.connections
+        self.live = [live for live in self.live if live.owner is not dead]
         self.members[where] = self.new_member()
 
     @rule(where=st.integers(0, 1))
-    def lease_runs_out(self, where):
-        """The node was stopped for longer than its lease, or was cut off. It is alive, and may be swept."""
-        member = self.members[where]
-        if self.redis.hexists("lesson_nodes", member.node_id):
-            member.may_be_swept = True
-            self.redis.hset("lesson_nodes", member.node_id, LONG_AGO)
-        for record in filter(None, member.connections.values()):
-            owner = record.user_id if isinstance(record, TeacherRecord) else record.client_id
-            self.places[record.lesson_id, owner].named = None
+    def taken_for_lost(self, where):
+        """The node was stopped for longer than the others wait. It is alive, and is swept."""
+        self.in_order = False
+        self.redis.hset("lesson_node_counts", self.members[where].presence.incarnation.node_id, LOST)
 
     @rule()
     def redis_loses_everything(self):
         self.redis.flushall()
-        for place in self.places.values():
-            place.named = None
-        self.known = {who: None if self.is_anywhere(who) else False for who in PARTICIPANTS}
+        self.redis_forgets()
 
-    def is_anywhere(self, who):
-        """Whether a connection, or something owed to Redis, may still write of a person."""
-        return any(self.places[lesson, who].live for lesson in LESSONS)
+    def redis_forgets(self):
+        self.in_order = False
+        here = {live.record.client_id for live in self.live if isinstance(live.record, ClientRecord)}
+        self.known = {who: None if who in here else False for who in PARTICIPANTS}
+
+    @rule()
+    def redis_is_saved(self):
+        self.snapshot = {key: self.raw.dump(key) for key in self.raw.scan_iter()}
+
+    @rule()
+    def redis_is_restarted_from_what_was_saved(self):
+        for member in self.members:  # a restart ends connections, and with them what is under way
+            if member.store.fault is None:
+                self.do(member.presence.settled())
+        self.redis.flushall()
+        for key, value in self.snapshot.items():
+            self.raw.restore(key, 0, value)
+        self.in_order = False
+        self.known = dict.fromkeys(PARTICIPANTS, None)
+
+    @rule(key=st.integers(0, 30))
+    def a_key_is_lost(self, key):
+        """One master of a cluster has come back empty."""
+        keys = sorted(self.redis.scan_iter())
+        if keys:
+            lost = keys[key % len(keys)]
+            living = {member.presence.incarnation.node_id for member in self.members}
+            assume(lost not in self.indexes() - {f"lesson_node_{node_id}" for node_id in living})  # as in crash()
+            assume(lost != "lesson_node_counts" or set(self.redis.hkeys(lost)) <= living)
+            self.redis.delete(lost)
+            for member in self.members:
+                member.is_indexed &= lost != f"lesson_node_{member.presence.incarnation.node_id}"
+                member.is_counted &= lost != "lesson_node_counts"
+            self.in_order = False
+            self.known = dict.fromkeys(PARTICIPANTS, None)
 
     @rule(where=st.integers(0, 1), fault=st.sampled_from(["unreachable", "unanswered"]))
     def outage(self, where, fault):
@@ -248,68 +234,88 @@ class Nodes(RuleBasedStateMachine):
 
     @rule(where=st.integers(0, 1))
     def heartbeat(self, where):
+        others = {member.presence.incarnation.node_id for member in self.members if member is not self.members[where]}
         self.do(self.members[where].beat())
+        lost = {name for name in others if int(self.redis.hget("lesson_node_counts", name) or 0) <= 0}
+        self.in_order &= not lost
+
+    @rule(where=st.integers(0, 1))
+    def check(self, where):
+        self.do(self.members[where].check())
 
     # What must be true
 
     @invariant()
-    def redis_names_only_those_who_have_been_there(self):
-        for (lesson, who), place in self.places.items():
-            if place.named is not None and not any(member.store.fault for member in self.members):
-                assert self.told(lesson, who) == place.named
+    def in_order_redis_tells_the_truth(self):
+        if self.in_order:
+            self.redis_tells_who_is_there()
 
     @rule()
     def everything_settles(self):
         self.settle()
 
     def settle(self):
-        """The outages end, what is owed is paid, and the nodes have had their heartbeats."""
+        """The outages end, pending removals are carried out, and the nodes have had their heartbeats and checks."""
         for member in self.members:
             member.store.fault = None
         for member in self.members:
             self.do(member.presence.settled())
-        self.unfinished_sweeps_are_overdue()
-        for _ in range(ENOUGH_BEATS):
+        for _ in range(2):
+            # One node may have taken the other for lost; and what is lost is swept before it is checked.
+            for _ in range(LOST_AFTER + 2):
+                for member in self.members:
+                    self.do(member.beat())
             for member in self.members:
-                self.do(member.beat())
+                self.do(member.check())
         self.redis_tells_who_is_there()
         self.nobody_else_is_known()
-
-    def unfinished_sweeps_are_overdue(self):
-        for name in self.redis.hkeys("lesson_nodes"):
-            if name.startswith("lost:"):
-                self.redis.hset("lesson_nodes", name, LONG_AGO)
+        self.in_order = True
+        for who in PARTICIPANTS:
+            self.known[who] = self.redis.hexists(who, "sid")
 
     def redis_tells_who_is_there(self):
-        for (lesson, who), place in self.places.items():
-            told = self.told(lesson, who)
-            if place.named is not None:
-                assert told == place.named
-            elif place.live and not place.untold:
-                assert told in place.live
-            else:
-                assert told is None or told in place.live
-        for teacher in TEACHERS:
-            lesson = self.redis.hget(teacher, "lesson_id")
-            assert lesson is None or self.places[lesson, teacher].live, f"{teacher} is not in lesson {lesson}"
+        newest = {}
+        for live in self.live:
+            for entry in live.record.entries():
+                newest[entry.name, entry.fields[0]] = entry.fields[1]
+        for lesson, who in itertools.product(LESSONS, PARTICIPANTS):
+            key = f"lesson_student_{lesson}"
+            assert self.redis.hget(key, who) == newest.get((key, who))
+        for lesson, who in itertools.product(LESSONS, TEACHERS):
+            key = f"lesson_teacher_{lesson}"
+            assert self.redis.hget(key, who) == newest.get((key, who))
+        for who in TEACHERS:
+            assert self.redis.hget(who, "lesson_id") == newest.get((who, "lesson_id"))
+        for who in PARTICIPANTS:
+            sid = self.redis.hget(who, "sid")
+            if (who, "sid") in newest:
+                assert sid == newest[who, "sid"]
+            assert self.known[who] in (None, sid is not None)
+
+    def indexes(self):
+        return {key for key in self.redis.scan_iter("lesson_node_*") if "claims" not in key} - {"lesson_node_counts"}
 
     def nobody_else_is_known(self):
-        assert set(self.redis.hkeys("lesson_nodes")) == {member.node_id for member in self.members}
-        indexes = {member.node_id: set(self.redis.hkeys(f"lesson_node_{member.node_id}")) for member in self.members}
-        assert indexes == {
-            member.node_id: {sid for sid, record in member.connections.items() if record} for member in self.members
-        }
-        assert set(self.redis.keys("lesson_node_*")) <= {f"lesson_node_{node_id}" for node_id in indexes}
-
-    def told(self, lesson, who):
-        """The sid by which Redis tells that somebody is in a lesson."""
-        kind = "teacher" if who in TEACHERS else "student"
-        return self.redis.hget(f"lesson_{kind}_{lesson}", who)
+        node_ids = {member.presence.incarnation.node_id for member in self.members}
+        assert set(self.redis.hkeys("lesson_node_counts")) == node_ids
+        assert self.indexes() <= {f"lesson_node_{node_id}" for node_id in node_ids}
+        for member in self.members:
+            node_id = member.presence.incarnation.node_id
+            assert self.redis.hlen(f"lesson_node_{node_id}") == len(member.connections)
+        claims = {(entry.name, entry.fields[0]): 0 for live in self.live for entry in live.record.entries()}
+        for live in self.live:
+            for entry in live.record.entries():
+                claims[entry.name, entry.fields[0]] += 1
+        stored = {key: self.redis.zcount(key, 1, "+inf") for key in self.redis.scan_iter("lesson_node_claims*")}
+        assert stored == {f"lesson_node_claims:{field}{{{name}}}": count for (name, field), count in claims.items()}
 
 
 @pytest.mark.parametrize("steps", [15, 50], ids=["short stories", "long stories"])
 def test_after_anything_redis_tells_who_is_in_a_lesson(stores, monkeypatch, steps):
     monkeypatch.setattr(presence_module, "RETRY_INTERVAL", 0)
+    monkeypatch.setattr(nodes_module, "LOST_AFTER", LOST_AFTER)
+    monkeypatch.setattr(Nodes, "injected", 0)
+    monkeypatch.setattr(presence_module, "secrets", SimpleNamespace())
     run_state_machine_as_test(
         lambda: Nodes(stores.redis_url),
         settings=settings(
@@ -322,3 +328,4 @@ def test_after_anything_redis_tells_who_is_in_a_lesson(stores, monkeypatch, step
             suppress_health_check=list(HealthCheck),
         ),
     )
+    assert Nodes.injected > 0, "no outage has ever made a command fail"

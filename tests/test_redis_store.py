@@ -16,6 +16,9 @@ from test_end_to_end import SUCCESS, client, join, until
 from tornado.httpclient import AsyncHTTPClient
 
 from lesson_server.errors import StoreUnavailable
+from lesson_server.nodes import LOST
+from lesson_server.presence import Presence
+from lesson_server.records import ClientRecord
 from lesson_server.redis_store import RedisStore
 from lesson_server.settings import SettingsError
 
@@ -208,15 +211,16 @@ def test_a_whole_server_works_on_a_redis_cluster(io_loop, start_server, mint, va
             before = snapshot()
             assert sorted(before) == ["lesson_seat_1", "lesson_student_1", "lesson_teacher_1", "p1", "t1"]
             look.flushall()
-            await asyncio.gather(server._node._beat(True), other._node._beat(True))
+            await asyncio.gather(server._node.beat(), other._node.beat())
+            await asyncio.gather(server._node.check_records(), other._node.check_records())
             assert snapshot() == before
-            look.hset("lesson_nodes", "dead", 1)
-            look.hset("lesson_node_dead", "sid-g", '["participant","1","ghost","student"]')
-            look.hset("lesson_student_1", "ghost", "sid-g")
-            await server._node._beat(True)
-            await until(lambda: not look.exists("lesson_node_dead"))
-            assert snapshot() == before
-        await until(lambda: sorted(snapshot()) == ["lesson_seat_1", "p1"])
+            lost = Presence(server._redis, 60)
+            await lost.write(ClientRecord("sid-g", "1", "ghost", "student"))
+            look.hset("lesson_node_counts", lost.incarnation.node_id, LOST)
+            await server._node.beat()
+            await until(lambda: lost.incarnation.node_id not in look.hkeys("lesson_node_counts"))
+            assert {key: fields for key, fields in snapshot().items() if key != "ghost"} == before
+        await until(lambda: sorted(snapshot()) == ["ghost", "lesson_seat_1", "p1"])
 
     with contextlib.closing(redis.Redis(port=port, decode_responses=True)) as look:
         io_loop.run_sync(lambda: story(look), timeout=30)

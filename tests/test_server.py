@@ -294,7 +294,7 @@ def test_a_redis_that_hangs_does_not_keep_the_server_beyond_its_deadline(environ
     assert drained(environ, mint, io_loop, lambda: process.send_signal(signal.SIGSTOP)) < 10
     process.send_signal(signal.SIGCONT)
     # What it could not take back is left for the others to sweep.
-    assert own_redis.ask(port, "HLEN", "lesson_nodes") == 1
+    assert own_redis.ask(port, "HLEN", "lesson_node_counts") == 1
 
 
 def test_a_client_too_many_gets_a_connect_error(io_loop, start_server):

@@ -14,7 +14,7 @@ import urllib.request
 
 import psutil
 import pytest
-from test_cli import ROOT, clean_environ, running
+from test_cli import COMMAND, ROOT, clean_environ, running
 from test_end_to_end import SUCCESS, client, join
 
 LONG = 20.0
@@ -32,8 +32,12 @@ def until(condition, patience=LONG):
 
 
 @contextlib.contextmanager
-def supervising(work, count=2):
-    """A supervisor whose workers run ``work``; what they and it say comes out of ``stdout`` line by line."""
+def supervising(work, count=2, before=""):
+    """A supervisor whose workers run ``work``; what they and it say comes out of ``stdout`` line by line.
+
+    Args:
+        before: runs in the supervisor before it begins.
+    """
     script = textwrap.dedent(
         """
         import logging, os, signal, sys, time
@@ -49,15 +53,20 @@ def supervising(work, count=2):
             while True:  # a signal that arrives just before a sleep is seen after it
                 time.sleep(0.05)
 
-        def serve(ready):
+        def on_sigterm(handler):
+            signal.signal(signal.SIGTERM, handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, workers.SIGNALS)
+
+        def serve(ready, parent_gone):
         {work}
 
+        {before}
         supervisor = workers.Supervisor({count}, serve, lambda pid: say("buried", pid))
         status = supervisor.run(lambda: say("ready"))
         say("end", status, sorted(workers.SIGNALS & signal.pthread_sigmask(signal.SIG_BLOCK, [])))
         sys.exit(status)
         """
-    ).format(work=textwrap.indent(textwrap.dedent(work), "    "), count=count)
+    ).format(work=textwrap.indent(textwrap.dedent(work), "    "), count=count, before=before)
     process = subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=ROOT,
@@ -90,7 +99,7 @@ def children(process):
 
 
 PATIENT = """
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+on_sigterm(lambda *_: sys.exit(0))
 ready()
 say("serving", os.getpid())
 while True:
@@ -101,7 +110,7 @@ STUBBORN = """
 def first(*_):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     say("draining", os.getpid())
-signal.signal(signal.SIGTERM, first)
+on_sigterm(first)
 ready()
 while True:
     stay()
@@ -142,7 +151,7 @@ def test_a_worker_that_cannot_start_ends_the_supervisor_with_its_status_and_says
 
 def test_a_later_worker_that_cannot_start_takes_the_others_down():
     work = """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    on_sigterm(lambda *_: sys.exit(0))
     if supervisor._slots[1].pid == 0:
         raise RuntimeError("a defect")
     ready()
@@ -172,11 +181,91 @@ def test_a_second_signal_is_passed_on_too_and_waiting_costs_no_time():
 
 
 def test_a_signal_during_the_start_ends_it():
-    with supervising("signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nsay('up')\nstay()") as process:
+    with supervising("on_sigterm(lambda *_: sys.exit(0))\nsay('up')\nstay()") as process:
         said(process, "up")
         process.terminate()
         assert process.wait(LONG) == 0
         assert "ready" not in process.stdout.read().split()
+
+
+def test_a_worker_that_is_told_to_stop_while_it_starts_handles_it_when_it_can():
+    """It has the handlers of its parent until then, which raise KeyboardInterrupt wherever it is."""
+    work = """
+    say("starting")
+    while signal.SIGTERM not in signal.sigpending():
+        time.sleep(0.01)
+    on_sigterm(lambda *_: say("stops"))
+    return 0
+    """
+    with supervising(work) as process:
+        said(process, "starting")
+        process.terminate()
+        said(process, "stops")
+        assert said(process, "end") == "0 []"
+
+
+FAILING_FORK = """
+import errno
+forks = []
+fork = os.fork
+
+def failing_fork():
+    forks.append(1)
+    if len(forks) in {failing}:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+    return fork()
+
+os.fork = failing_fork
+"""
+
+
+@pytest.mark.parametrize("failing", [{1}, {2}, {2, 3}])
+def test_a_worker_that_can_not_be_forked_is_tried_again_and_takes_no_other_down(failing):
+    with supervising(PATIENT, before=FAILING_FORK.format(failing=failing)) as process:
+        said(process, "ready")
+        assert len(children(process)) == 2
+        process.terminate()
+        assert process.wait(LONG) == 0
+        log = process.stderr.read()
+        assert log.count("a worker could not be started: [Errno 11]") == len(failing)
+        assert log.count("died") == 0
+
+
+def test_a_worker_that_died_is_replaced_also_when_its_fork_fails():
+    with supervising(PATIENT, before=FAILING_FORK.format(failing={3})) as process:
+        said(process, "ready")
+        victim, other = children(process)
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: set(children(process)) - {victim, other})
+        assert other in children(process)
+        process.terminate()
+        assert process.wait(LONG) == 0
+
+
+def test_workers_that_die_in_the_same_moment_are_replaced():
+    with supervising(PATIENT) as process:
+        said(process, "ready")
+        victims = children(process)
+        process.send_signal(signal.SIGSTOP)
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+        process.send_signal(signal.SIGCONT)
+        until(lambda: len(set(children(process)) - set(victims)) == 2)
+        process.terminate()
+        assert process.wait(LONG) == 0
+
+
+def test_a_worker_can_read_from_its_start_when_its_parent_is_gone():
+    work = """
+    say("starting")
+    os.read(parent_gone, 1)
+    ready()
+    say("orphan", os.getpid())
+    """
+    with supervising(work) as process:
+        said(process, "starting")
+        process.kill()
+        said(process, "orphan")
 
 
 # lesson-server run --workers 2
@@ -228,12 +317,41 @@ def test_two_workers_are_one_server(environ, io_loop, mint):
         assert "Traceback" not in server.stderr.read()
 
 
-def test_workers_end_when_their_parent_was_killed(environ):
-    with running("--workers", "2", **environ) as server:
+def test_a_server_that_is_told_to_stop_while_its_workers_start_stops_cleanly(environ):
+    server = subprocess.Popen(
+        [*COMMAND, "run", "--workers", "2"],
+        cwd=ROOT,
+        env=clean_environ(**environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: children(server))
+    server.terminate()
+    said, log = server.communicate(timeout=LONG)
+    assert (server.returncode, said, log) == (0, "", "")
+
+
+def test_workers_end_when_their_parent_was_killed_and_nothing_is_left(environ, tmp_path):
+    with running("--workers", "2", TMPDIR=str(tmp_path), **environ) as server:
         workers = children(server)
+        assert len(list(tmp_path.iterdir())) == 1
         server.kill()
         server.wait(LONG)
-        until(lambda: not any(psutil.pid_exists(pid) and _runs(pid) for pid in workers))
+        until(lambda: not any(map(_runs, workers)))
+        assert not list(tmp_path.iterdir())
+
+
+def test_what_killed_workers_left_is_removed_by_the_next_start(environ, tmp_path):
+    with running("--workers", "2", TMPDIR=str(tmp_path), **environ) as server:
+        workers = children(server)
+        for process in (server.pid, *workers):
+            os.kill(process, signal.SIGKILL)
+        until(lambda: not any(map(_runs, workers)))
+    (left,) = tmp_path.iterdir()
+    with running("--workers", "2", TMPDIR=str(tmp_path), **environ):
+        (used,) = tmp_path.iterdir()
+        assert used != left
 
 
 def _runs(pid):

@@ -1,0 +1,132 @@
+"""What Redis says of a person in a lesson: which keys and fields, how long, and by whose claim.
+
+=============================  =====================================================================================
+a teacher in a lesson          ``lesson_teacher_{lesson_id}``: user_id → sid; ``{user_id}``: lesson_id
+a participant in a lesson      ``lesson_student_{lesson_id}``: client_id → sid
+a participant, wherever it is  ``{client_id}``: sid, client_id, role. It outlives the connection by 24 h: that is how a
+                               reconnect is known
+=============================  =====================================================================================
+
+The keys and their lives are the contract's, section 5. Each connection that has joined holds a *claim* on the entries
+of its record. The claims on an entry stand beside it in Redis, in the order of joining, and the entry shows the newest.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+# Seconds that a teacher's sid and a participant's record live: a lesson and its breaks are over by then.
+DAY = 24 * 60 * 60
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Fields of one hash that are written and removed together.
+
+    Attributes:
+        name: the key, without ``redis.key_prefix``.
+        fields: field, value, field, value, …; the first field is what tells that the entry is there.
+        ttl: seconds; None: ``presence.retention``.
+        outlives: whether the entry stays until its TTL when the last connection that claimed it has ended.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    ttl: int | None
+    outlives: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherRecord:
+    """A teacher in a lesson, by this sid."""
+
+    sid: str
+    lesson_id: str
+    user_id: str
+
+    def entries(self) -> tuple[Entry, ...]:
+        """What Redis says of the teacher. Source: Teacher App diagram, arrows 12 and 13."""
+        return (
+            Entry(f"lesson_teacher_{self.lesson_id}", (self.user_id, self.sid), DAY),
+            Entry(self.user_id, ("lesson_id", self.lesson_id), None),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRecord:
+    """A participant in a lesson, by this sid."""
+
+    sid: str
+    lesson_id: str
+    client_id: str
+    role: str
+
+    def entries(self) -> tuple[Entry, ...]:
+        """What Redis says of the participant. Source: Participant diagram, the arrows after 11."""
+        client = ("sid", self.sid, "client_id", self.client_id, "role", self.role)
+        return (
+            Entry(f"lesson_student_{self.lesson_id}", (self.client_id, self.sid), None),
+            Entry(self.client_id, client, DAY, outlives=True),
+        )
+
+
+Record = TeacherRecord | ClientRecord
+
+
+@dataclass(slots=True, eq=False)
+class Incarnation:
+    """A life of a node: from when it made itself known in Redis until Redis has lost it, or another node has swept it.
+
+    Attributes:
+        node_id: names it in Redis. Never used again: what is removed of an earlier life can't touch a later one.
+        last_number: of the claims that were made in this life.
+        claims: the numbers of those that stand in Redis, may come to stand there, or are being removed.
+        acknowledged: how many writes Redis has answered; its own count must never be lower.
+    """
+
+    node_id: str
+    last_number: int = 0
+    claims: set[int] = field(default_factory=set)
+    acknowledged: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """A connection's claim on the entries of its record. Each attempt to write a record is a claim of its own.
+
+    So a claim can be removed at any time, by anybody: no later write of the same connection is touched by it.
+
+    Attributes:
+        record: what is claimed.
+        incarnation: the node that made it.
+        number: tells it from the other claims of the incarnation.
+        orders: the position of the claim among those on each entry, once Redis has given it.
+        replaced: a claim of an earlier incarnation that this one takes the place of.
+    """
+
+    record: Record
+    incarnation: Incarnation
+    number: int
+    orders: tuple[str, ...] = ()
+    replaced: "Claim | None" = None
+
+
+def claim_on(entry: Entry, node_id: str, number: int) -> bytes:
+    """A claim as it stands in Redis beside an entry: its name, then the fields that the entry shows for it."""
+    return orjson.dumps([f"{node_id}:{number}", *entry.fields])
+
+
+def encode(record: Record) -> bytes:
+    """A record as it stands in the index of its node."""
+    if isinstance(record, TeacherRecord):
+        return orjson.dumps(["teacher", record.sid, record.lesson_id, record.user_id])
+    return orjson.dumps(["participant", record.sid, record.lesson_id, record.client_id, record.role])
+
+
+def decode(text: str) -> Record:
+    """The record of an entry of an index."""
+    kind: str
+    fields: list[Any]
+    kind, *fields = orjson.loads(text)
+    return TeacherRecord(*fields) if kind == "teacher" else ClientRecord(*fields)

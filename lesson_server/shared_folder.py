@@ -1,0 +1,51 @@
+"""A temporary folder that several processes use, as the workers do for their metrics."""
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+
+
+class SharedFolder:
+    """A folder that goes with the last process that uses it, or, when that one was killed, when the next one is made.
+
+    Each of the processes holds a lock on the folder, which the kernel gives back when the process ends.
+
+    Args:
+        prefix: what its name begins with, and that of no other folder.
+        suffix: what the names of its files end in; nothing else is removed.
+    """
+
+    def __init__(self, prefix: str, suffix: str) -> None:
+        self._suffix = suffix
+        for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+            self._remove_if_unused(left)
+        self.path = Path(tempfile.mkdtemp(prefix=prefix))
+        self._lock = self._locked()
+
+    def share(self) -> None:
+        """Makes this process, which was forked from one that uses the folder, a user of its own."""
+        os.close(self._lock)  # what it inherited is the lock of its parent
+        self._lock = self._locked()
+
+    def leave(self) -> None:
+        """Ends the use of the folder by this process."""
+        os.close(self._lock)
+        self._remove_if_unused(self.path)
+
+    def _locked(self) -> int:
+        descriptor = os.open(self.path, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        return descriptor
+
+    def _remove_if_unused(self, path: Path) -> None:
+        with contextlib.suppress(OSError):  # it is in use, or another user's, or another process has just removed it
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for file in path.glob(f"*{self._suffix}"):
+                    file.unlink()
+                path.rmdir()
+            finally:
+                os.close(descriptor)
