@@ -5,6 +5,7 @@ What only people read is left alone: the texts of the log and of exceptions, doc
 
 import ast
 import re
+from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from itertools import accumulate
 
 # Runs in Redis. A line that opens or closes a block can't be left out by itself.
 LUA_CALL = "redis.call("
-LUA_BLOCK = re.compile(r"(local )?function\b|(for|while|repeat|until|else|elseif|end|if .* then$)\b|if .* then$|--|[{}]")
+LUA_OPENS = re.compile(r"\b(then|do|function|repeat)\b|[({[]")
+LUA_CLOSES = re.compile(r"\b(end|until)\b|[)}\]]")
 LUA_CONDITION = re.compile(r"\b(if|elseif) (.+?) then\b")
 LUA_SWAPS = {" == ": " ~= ", " ~= ": " == ", " < ": " <= ", " > ": " >= ", " and ": " or ", " or ": " and "}
 
@@ -27,7 +29,6 @@ OPERATORS: dict[type[ast.operator], str] = {
     ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "*", ast.Mod: "*",
     ast.BitAnd: "|", ast.BitOr: "&", ast.LShift: ">>", ast.RShift: "<<",
 }  # fmt: skip
-TEXT = (ast.JoinedStr, ast.Constant)
 
 # An edit of a shorter text is told with the line that it stands on.
 TELLING = 20
@@ -85,17 +86,17 @@ class Planter(ast.NodeVisitor):
 
     # Where
 
-    def visit_Module(self, node: ast.Module) -> None:  # noqa: N802
+    def visit_Module(self, node: ast.Module) -> None:
         self._tree = node
         self.generic_visit(node)
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:  # noqa: N802
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
         self._scope.append(node.name)
         for child in node.body:
             self.visit(child)
         self._scope.pop()
 
-    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:  # noqa: N802
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         if node.name in SILENT_FUNCTIONS:
             return
         outer, self._function = self._function, node
@@ -176,9 +177,10 @@ class Planter(ast.NodeVisitor):
                 for item in items:
                     if item.optional_vars is None:
                         yield self._instead(item.context_expr, '__import__("contextlib").nullcontext()')
-            case ast.ExceptHandler(type=ast.Tuple(elts=types)):
+            case ast.ExceptHandler(type=ast.Tuple(elts=types) as all_types):
                 for kind in types:
-                    yield self._instead(node.type, self._tuple(other for other in types if other is not kind))
+                    rest = "".join(f"{self._text(other)}, " for other in types if other is not kind)
+                    yield self._instead(all_types, f"({rest})")
             case ast.ExceptHandler(type=ast.expr() as kind):
                 yield self._instead(kind, "()")
             case ast.BoolOp(op=op, values=values):
@@ -192,8 +194,8 @@ class Planter(ast.NodeVisitor):
                 yield self._instead(node, f"{self._text(left)} {COMPARISONS[type(op)]} {self._text(right)}")
             case ast.Compare(ops=[op]) if isinstance(op, NEGATED) and node not in self._whole:
                 yield self._instead(node, f"(not ({self._text(node)}))")
-            case ast.BinOp(left=left, op=op, right=right) if not isinstance(left, TEXT) and not isinstance(right, ast.JoinedStr):
-                if type(op) in OPERATORS:
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+                if not any(self._is_text(side) for side in (left, right)):
                     yield self._instead(node, f"({self._text(left)} {OPERATORS[type(op)]} {self._text(right)})")
             case ast.Call(func=func, args=args, keywords=keywords) if not is_silent(node):
                 parts = [*args, *keywords]
@@ -232,22 +234,23 @@ class Planter(ast.NodeVisitor):
             for old, new in LUA_SWAPS.items():
                 if old in line:
                     yield begin, end, line.replace(old, new, 1)
-            if not LUA_BLOCK.match(text) and text.count("(") == text.count(")"):
+            balanced = len(LUA_OPENS.findall(text)) == len(LUA_CLOSES.findall(text))
+            if balanced and text != "else" and not text.startswith("{"):  # a part that several scripts have
                 yield begin, end, ""
 
     def _answers_bool(self) -> bool:
-        return self._function is not None and self._function.returns is not None and (
-            self._text(self._function.returns) == "bool"
-        )
+        returns = self._function and self._function.returns
+        return returns is not None and self._text(returns) == "bool"
+
+    @staticmethod
+    def _is_text(node: ast.expr) -> bool:
+        return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
 
     # How
 
     def _text(self, node: ast.AST) -> str:
         begin, end = self._span(node)
         return self._code[begin:end].decode()
-
-    def _tuple(self, nodes: Iterator[ast.expr]) -> str:
-        return "(" + "".join(f"{self._text(node)}, " for node in nodes) + ")"
 
     def _span(self, node: ast.AST) -> tuple[int, int]:
         return (
@@ -274,11 +277,10 @@ class Planter(ast.NodeVisitor):
 
     def _describe(self, begin: int, end: int, text: str) -> str:
         old, new = one_line(self._code[begin:end].decode()), one_line(text) or "nothing"
-        if len(old) >= TELLING:
+        if len(old) >= TELLING or text == "pass":
             return f"{old} → {new}"
-        line = max(start for start in self._starts if start <= begin)
-        whole = self._code[line : self._code.index(b"\n", end)].decode()
-        return f"{old} → {new} in {one_line(whole)}"
+        first, last = bisect(self._starts, begin) - 1, bisect(self._starts, end - 1)
+        return f"{old} → {new} in {one_line(self._code[self._starts[first] : self._starts[last]].decode())}"
 
 
 def one_line(text: str) -> str:

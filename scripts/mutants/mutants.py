@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from defects import Defect, defects
 from worker import ROOT, Outcome, Survey, Trial, work
@@ -124,18 +124,22 @@ def distribute(jobs: Iterable[tuple[Key, Survey | Trial]], pipes: list[Connectio
 def survey(pipes: list[Connection]) -> Surveyed:
     """Runs every test file of which this is not known from an earlier run."""
     path = KEPT / "survey.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
     files = sorted(f"tests/{file.name}" for file in ROOT.glob("tests/test_*.py"))
-    common = digest(*ROOT.glob("lesson_server/*.py"), *(set(ROOT.glob("tests/*.py")) - set(ROOT.glob("tests/test_*.py"))))
-    current = {file: common + digest(ROOT / file) for file in files}
-    jobs = [(file, Survey(file)) for file in files if known.get(file, {}).get("digest") != current[file]]
+    helpers = sorted(f"tests/{file.name}" for file in ROOT.glob("tests/*.py") if f"tests/{file.name}" not in files)
+
+    def read_by(file: str, tests: Surveyed) -> str:
+        modules = {module for _, lines in tests.values() for module in lines}
+        return digest(*(ROOT / name for name in {file, *helpers, *modules}))
+
+    stale = [file for file in files if file not in known or known[file]["read"] != read_by(file, known[file]["tests"])]
     failures = []
-    for done, (file, outcome) in enumerate(distribute(jobs, pipes), 1):
-        print(f"surveyed {done}/{len(jobs)}: {file}, {len(outcome.surveyed)} tests", flush=True)
+    for done, (file, outcome) in enumerate(distribute(((file, Survey(file)) for file in stale), pipes), 1):
+        print(f"surveyed {done}/{len(stale)}: {file}, {len(outcome.surveyed)} tests", flush=True)
         if outcome.failed is not None:
             failures.append(f"{outcome.text}\n{file}: {outcome.failed} fails without a defect")
         else:
-            known[file] = {"digest": current[file], "tests": outcome.surveyed}
+            known[file] = {"read": read_by(file, outcome.surveyed), "tests": outcome.surveyed}
             path.write_text(json.dumps(known))
     if failures:
         raise TestsFail("\n".join(failures))
@@ -145,7 +149,7 @@ def survey(pipes: list[Connection]) -> Surveyed:
 def tests_of(defect: Defect, surveyed: Surveyed) -> dict[str, float]:
     """The tests that run a line of the defect and their seconds, the quickest first."""
     running = (
-        (seconds, test) for test, (seconds, lines) in surveyed.items() if defect.lines & set(lines.get(defect.module, ()))
+        (facts[0], test) for test, facts in surveyed.items() if defect.lines & set(facts[1].get(defect.module, ()))
     )
     return {test: seconds for seconds, test in sorted(running)}
 
@@ -216,7 +220,8 @@ def try_defects(planted: list[Defect], surveyed: Surveyed, results: Results, pip
             continue
         state = NOT_SEEN if outcome.failed is None else SEEN
         results.add(defect, state, outcome.failed or "")
-        saw |= {outcome.failed} & surveyed.keys()
+        if outcome.failed in surveyed:  # an import that fails is no test
+            saw.add(outcome.failed)
         counts[state] += 1
         if time.monotonic() > told + PROGRESS_INTERVAL:
             told = time.monotonic()
@@ -278,7 +283,7 @@ def accepted(kind: str) -> set[str]:
 
 
 def digest(*paths: Path) -> str:
-    return digest_of("".join(f"{path.name}\n{path.read_text('utf-8')}" for path in sorted(paths)))
+    return digest_of("".join(f"{path}\n{path.read_text('utf-8') if path.exists() else ''}" for path in sorted(paths)))
 
 
 def digest_of(text: str) -> str:

@@ -190,7 +190,8 @@ def import_libraries() -> None:
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module is not None:
                 names.add(node.module)
-    ours = {path.stem for folder in ("tests", "scripts", "scripts/bench", ".") for path in ROOT.joinpath(folder).iterdir()}
+    folders = (".", "tests", "scripts", "scripts/bench", "scripts/mutants")
+    ours = {path.stem for folder in folders for path in ROOT.joinpath(folder).iterdir()}
     for name in sorted(names):
         if name.partition(".")[0] not in ours:
             importlib.import_module(name)
