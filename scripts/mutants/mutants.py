@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -39,14 +39,12 @@ KEPT = ROOT / ".mutants"
 ACCEPTED = ROOT / "docs/testing.md"
 SEEN, HUNG, NOT_SEEN, NOT_RUN = "seen", "hung", "not seen", "not run by any test"
 STATES = (SEEN, HUNG, NOT_SEEN, NOT_RUN)
+# Seconds up to which a module's own test goes before quicker ones of other modules.
+OWN = 1.0
 PROGRESS_INTERVAL = 10.0
 
 Key = TypeVar("Key")
 Surveyed = dict[str, tuple[float, dict[str, list[int]]]]  # the id of a test → its seconds, and the lines it runs
-
-
-class TestsFail(Exception):
-    """Tests fail that should not: nothing can be said about defects."""
 
 
 def main() -> int:
@@ -55,14 +53,15 @@ def main() -> int:
     planted = [defect for module in options.modules for defect in defects(module, (ROOT / module).read_text("utf-8"))]
     if options.sample:
         planted = random.Random(options.seed).sample(planted, min(options.sample, len(planted)))
-    try:
-        with workers(options.workers) as pipes:
-            results = Results()
-            try_defects(planted, survey(pipes), results, pipes)
-    except TestsFail as failure:
-        print(failure, file=sys.stderr)
-        return 2
-    return report(planted, results)
+    results = Results()
+    with workers(options.workers) as pipes:
+        surveyed, failing = survey(pipes)
+        saw = try_defects(planted, surveyed, results, pipes)
+        failing += check(saw, surveyed, results, pipes)
+    status = report(planted, results)
+    for test in failing:
+        print(f"fails without any defect: {test}")
+    return 2 if failing else status
 
 
 def parse_options() -> argparse.Namespace:
@@ -121,8 +120,12 @@ def distribute(jobs: Iterable[tuple[Key, Survey | Trial]], pipes: list[Connectio
 # Which tests run which lines
 
 
-def survey(pipes: list[Connection]) -> Surveyed:
-    """Runs every test file of which this is not known from an earlier run."""
+def survey(pipes: list[Connection]) -> tuple[Surveyed, list[str]]:
+    """Runs every test file of which this is not known from an earlier run.
+
+    Returns:
+        what is known of the tests that pass, and those that fail.
+    """
     path = KEPT / "survey.json"
     known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
     files = sorted(f"tests/{file.name}" for file in ROOT.glob("tests/test_*.py"))
@@ -133,25 +136,31 @@ def survey(pipes: list[Connection]) -> Surveyed:
         return digest(*(ROOT / name for name in {file, *helpers, *modules}))
 
     stale = [file for file in files if file not in known or known[file]["read"] != read_by(file, known[file]["tests"])]
-    failures = []
+    surveyed: Surveyed = {
+        test: facts for file in set(files) - set(stale) for test, facts in known[file]["tests"].items()
+    }
+    failing = []
     for done, (file, outcome) in enumerate(distribute(((file, Survey(file)) for file in stale), pipes), 1):
         print(f"surveyed {done}/{len(stale)}: {file}, {len(outcome.surveyed)} tests", flush=True)
-        if outcome.failed is not None:
-            failures.append(f"{outcome.text}\n{file}: {outcome.failed} fails without a defect")
+        if outcome.failed:
+            print(outcome.text)
+            failing += outcome.failed
         else:
             known[file] = {"read": read_by(file, outcome.surveyed), "tests": outcome.surveyed}
             path.write_text(json.dumps(known))
-    if failures:
-        raise TestsFail("\n".join(failures))
-    return {test: facts for file in files for test, facts in known[file]["tests"].items()}
+        surveyed |= {test: facts for test, facts in outcome.surveyed.items() if test not in outcome.failed}
+    return surveyed, failing
 
 
 def tests_of(defect: Defect, surveyed: Surveyed) -> dict[str, float]:
-    """The tests that run a line of the defect and their seconds, the quickest first."""
+    """The tests that run a line of the defect and their seconds: the module's own first, then the quickest."""
+    own = defect.module.replace("lesson_server/", "tests/test_")
     running = (
-        (facts[0], test) for test, facts in surveyed.items() if defect.lines & set(facts[1].get(defect.module, ()))
+        (seconds > OWN or test.partition("::")[0] != own, seconds, test)
+        for test, (seconds, lines) in surveyed.items()
+        if defect.lines & set(lines.get(defect.module, ()))
     )
-    return {test: seconds for seconds, test in sorted(running)}
+    return {test: seconds for _, seconds, test in sorted(running)}
 
 
 # Trials
@@ -177,7 +186,8 @@ class Results:
         """The test that saw it."""
         return self._rows[defect.name]["test"]
 
-    def add(self, defect: Defect, state: str, test: str = "") -> None:
+    def add(self, defect: Defect, state: str, failed: Sequence[str] = ()) -> None:
+        test = failed[0] if failed else ""
         row = {"name": defect.name, "state": state, "test": test, "source": digest_of(defect.source)}
         self._keep(row | {"tests": self._digest(test)})
 
@@ -197,8 +207,12 @@ class Results:
         return digest(ROOT / test.partition("::")[0]) if test else self._everything
 
 
-def try_defects(planted: list[Defect], surveyed: Surveyed, results: Results, pipes: list[Connection]) -> None:
-    """Tries every defect that is not known yet; those that hang once more, alone."""
+def try_defects(planted: list[Defect], surveyed: Surveyed, results: Results, pipes: list[Connection]) -> set[str]:
+    """Tries every defect that is not known yet; those that hang once more, alone.
+
+    Returns:
+        the tests that saw one.
+    """
     left = [defect for defect in planted if results.state(defect) is None]
     print(f"{len(planted)} defects, {len(planted) - len(left)} known from an earlier run", flush=True)
     counts: Counter[str] = Counter()
@@ -218,10 +232,9 @@ def try_defects(planted: list[Defect], surveyed: Surveyed, results: Results, pip
         if outcome.hung:
             hung.append(defect)
             continue
-        state = NOT_SEEN if outcome.failed is None else SEEN
-        results.add(defect, state, outcome.failed or "")
-        if outcome.failed in surveyed:  # an import that fails is no test
-            saw.add(outcome.failed)
+        state = SEEN if outcome.failed else NOT_SEEN
+        results.add(defect, state, outcome.failed)
+        saw |= surveyed.keys() & outcome.failed  # an import that fails is no test
         counts[state] += 1
         if time.monotonic() > told + PROGRESS_INTERVAL:
             told = time.monotonic()
@@ -230,18 +243,24 @@ def try_defects(planted: list[Defect], surveyed: Surveyed, results: Results, pip
             so_far = ", ".join(f"{count} {state}" for state, count in counts.items())
             print(f"{done}/{len(left)}: {so_far}; {minutes:.0f} min left", flush=True)
     for defect, outcome in distribute(trials(hung), pipes[:1]):
-        state = HUNG if outcome.hung else NOT_SEEN if outcome.failed is None else SEEN
-        results.add(defect, state, outcome.failed or "")
-    check_tests(saw, surveyed, results, pipes)
+        results.add(defect, HUNG if outcome.hung else SEEN if outcome.failed else NOT_SEEN, outcome.failed)
+        saw |= surveyed.keys() & outcome.failed
+    return saw
 
 
-def check_tests(saw: set[str], surveyed: Surveyed, results: Results, pipes: list[Connection]) -> None:
-    """Proves that the tests that saw a defect pass without one, in the same place."""
+def check(saw: set[str], surveyed: Surveyed, results: Results, pipes: list[Connection]) -> list[str]:
+    """Runs the tests that saw a defect once more without one, in the same place.
+
+    Returns:
+        the one that fails even so, if any; what it saw is not known any more.
+    """
     control = Trial(None, "", {test: surveyed[test][0] for test in sorted(saw)})
+    failing = []
     for _, outcome in distribute([("control", control)] if saw else [], pipes[:1]):
-        if outcome.failed is not None:
-            results.forget(outcome.failed)
-            raise TestsFail(f"{outcome.text}\n{outcome.failed} fails without a defect; run this again")
+        failing = outcome.failed
+        for test in failing:
+            results.forget(test)
+    return failing
 
 
 # What is said

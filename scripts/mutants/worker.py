@@ -51,7 +51,7 @@ class Survey:
 
 @dataclass(frozen=True)
 class Trial:
-    """To run tests with a defect, or with none, until one fails.
+    """To run tests, with a defect or with none, until one fails.
 
     Attributes:
         module: path of the module that has the defect; None for none.
@@ -69,13 +69,13 @@ class Outcome:
     """What a child has to say.
 
     Attributes:
-        failed: the test that failed, or the file that could not be imported.
-        hung: whether that test was given up, and ``failed`` is the one that hung.
+        failed: the tests that failed, or the file that could not be imported.
+        hung: whether the last of them was killed because it took too long.
         surveyed: the id of a test → its seconds, and module → the lines that it ran.
         text: what pytest printed.
     """
 
-    failed: str | None = None
+    failed: list[str] = field(default_factory=list)
     hung: bool = False
     surveyed: dict[str, tuple[float, dict[str, list[int]]]] = field(default_factory=dict)
     text: str = ""
@@ -142,8 +142,8 @@ class Bench:
         outcome.hung = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
         if outcome.hung or os.WIFSIGNALED(status):
             self._stop_stores()  # nobody has cleaned up in them
-        elif status != 0 and outcome.failed is None:
-            outcome.failed = "an import"
+        elif status != 0 and not outcome.failed:
+            outcome.failed = ["an import"]
         return outcome
 
     def _be_child(self, task: Callable[[EmbeddedStores], object], stores: EmbeddedStores) -> None:
@@ -215,11 +215,10 @@ class Plugin:
     def __init__(self, stores: EmbeddedStores, outcome: Path) -> None:
         self._stores = stores
         self._path = outcome
-        self.noted: dict[str, Any] = {}
+        self._failed: list[str] = []
 
     def note(self, **facts: Any) -> None:
-        self.noted |= facts
-        self._path.write_text(json.dumps(self.noted))
+        self._path.write_text(json.dumps({"failed": self._failed, **facts}))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> EmbeddedStores | None:
@@ -228,13 +227,12 @@ class Plugin:
         fixturedef.cached_result = (self._stores, fixturedef.cache_key(request), None)
         return self._stores
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+    def pytest_runtest_logreport(self, report: pytest.TestReport | pytest.CollectReport) -> None:
         if report.failed:
-            self.note(failed=report.nodeid)
+            self._failed.append(report.nodeid)
+            self.note()
 
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if report.failed:
-            self.note(failed=report.nodeid)
+    pytest_collectreport = pytest_runtest_logreport
 
 
 class TrialPlugin(Plugin):
@@ -250,9 +248,8 @@ class TrialPlugin(Plugin):
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        self.note(failed=item.nodeid)  # should the alarm kill us
+        self.note(failed=[item.nodeid])  # should the alarm kill us
         signal.setitimer(signal.ITIMER_REAL, PATIENCE + PATIENCE_FACTOR * self._tests[item.nodeid])
-        del self.noted["failed"]
         try:
             return (yield)
         finally:
@@ -261,8 +258,14 @@ class TrialPlugin(Plugin):
 
 
 def trial(job: Trial, stores: EmbeddedStores, outcome: Path) -> int:
-    files = list(dict.fromkeys(test.partition("::")[0] for test in job.tests))
-    return pytest.main([*PYTEST, "--exitfirst", *files], [TrialPlugin(stores, outcome, job.tests)])
+    """The first file goes first, before the others are imported: most defects need no other."""
+    first = next(iter(job.tests)).partition("::")[0]
+    for is_first in (True, False):
+        tests = {test: seconds for test, seconds in job.tests.items() if (test.partition("::")[0] == first) == is_first}
+        files = dict.fromkeys(test.partition("::")[0] for test in tests)
+        if tests and pytest.main([*PYTEST, "--exitfirst", *files], [TrialPlugin(stores, outcome, tests)]):
+            return 1
+    return 0
 
 
 class SurveyPlugin(Plugin):
