@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo run test check mutants bench clean
+.PHONY: demo run test check mutants bench explore clean
 
 demo: $(VENV)/run.installed  ## one teacher and thirty participants join a lesson, on real embedded stores
 	$(BIN)/python scripts/demo.py
@@ -23,6 +23,9 @@ mutants: $(VENV)/dev.installed  ## small defects in the core, one at a time: doe
 
 bench: $(VENV)/bench.installed  ## the server and its peers, measured in turn: docs/benchmarks.md; ARGS=--quick
 	$(BIN)/python scripts/bench/run.py $(ARGS)
+
+explore: $(VENV)/dev.installed  ## every order of commands in small scenarios, with a fault at each point: minutes; ARGS="twice --limit 10000"
+	$(BIN)/python scripts/explore.py $(ARGS)
 
 clean:  ## what the targets above made, the embedded stores too
 	rm -rf $(VENV) .lesson-server .mutants build *.egg-info tests/js/node_modules scripts/bench/peers/node/node_modules .coverage* .*_cache .hypothesis

@@ -23,6 +23,7 @@ from lesson_server.errors import StoreUnavailable
 from lesson_server.identity import Identities
 from lesson_server.lesson_table import add_lesson, list_lessons
 from lesson_server.lessons import LESSON_ID, MAX_SEATS
+from lesson_server.log_limit import LimitedHandler
 from lesson_server.settings import Settings, SettingsError
 from lesson_server.shared_folder import SharedFolder
 from lesson_server.workers import SIGNALS, Supervisor
@@ -81,7 +82,11 @@ def _failed(why: str, status: int) -> int:
 
 def run(settings: Settings, args: argparse.Namespace) -> None:
     """Serves until SIGTERM or SIGINT."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        handlers=[LimitedHandler()],
+    )
     logging.getLogger("lesson_server").setLevel(logging.INFO)
     # Until the event loop takes the signals over, SIGTERM unwinds as SIGINT does, so that no store is left running.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -133,7 +138,6 @@ def _supervise(settings: Settings, metrics: SharedFolder) -> int:
     sockets = open_port(settings)
 
     def serve(ready: Callable[[], object], parent_gone: int) -> int:
-        metrics.share()
         try:
             return _status_of(lambda: uvloop.run(_serve_until_signal(settings, _Worker(sockets, ready, parent_gone))))
         finally:

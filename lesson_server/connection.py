@@ -7,7 +7,7 @@ and that is so: :meth:`Connection.fire` is the one door by which a connection mo
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, ClassVar, ParamSpec, Protocol
 
@@ -70,6 +70,14 @@ def giving_back(step: Callable[Arguments, Awaitable[None]]) -> Callable[Argument
     return attempt
 
 
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a handshake says of who joins; None is nothing, an empty text is an invalid one."""
+
+    access_token: str | None
+    user_id: str | None
+
+
 class Connection:
     """One client's connection. It owns its state; its chart says how the state moves.
 
@@ -78,14 +86,14 @@ class Connection:
         lesson_id: the lesson that the handshake named.
         services: what the steps work with.
         machine: runs the chart.
-        auth: the handshake; its access token is not checked before the join.
+        credentials: what the handshake says of who joins; the access token is not checked before the join.
     """
 
     CHART: ClassVar[Chart]
     CLIENT: ClassVar[str]
 
     __slots__ = (
-        "_auth",
+        "_credentials",
         "_identity",
         "_lesson",
         "_lock",
@@ -100,7 +108,7 @@ class Connection:
     )
 
     def __init__(
-        self, sid: str, lesson_id: str, services: Services, machine: LessonMachine, auth: Mapping[str, object]
+        self, sid: str, lesson_id: str, services: Services, machine: LessonMachine, credentials: Credentials
     ) -> None:
         self.sid = sid
         self.lesson_id = lesson_id
@@ -108,7 +116,7 @@ class Connection:
         self.story: tuple[str, ...] = ()
         self._services = services
         self._machine = machine
-        self._auth = auth
+        self._credentials = credentials
         self._identity: Identity | None = None
         self._lesson: Lesson | None = None
         self._seat_count = 0
@@ -166,8 +174,8 @@ class Connection:
         raise NotImplementedError
 
     def has_access_token(self) -> bool:
-        """An empty text is no token: that is what a page sends that has none."""
-        return self._auth.get("access_token") not in (None, "")
+        """An empty text is a token, as in the diagram (``access_token is not None``), and an invalid one."""
+        return self._credentials.access_token is not None
 
     async def enter_room(self) -> None:
         await self._services.sockets.enter_room(self.sid, self.lesson_id)
@@ -231,7 +239,7 @@ class TeacherConnection(Connection):
     __slots__ = ()
 
     def check_access_token(self) -> None:
-        user_id = self._auth.get("user_id")
+        user_id = self._credentials.user_id
         if user_id is not None and self._services.trust_teacher_user_id:
             if not is_subject(user_id):
                 raise AccessTokenInvalid
@@ -239,7 +247,7 @@ class TeacherConnection(Connection):
             return
         if not self.has_access_token():
             raise AccessTokenRequired
-        identity = self._services.identities.verify(self._auth["access_token"])
+        identity = self._services.identities.verify(self._credentials.access_token)
         if identity.role != self.ROLE:
             raise NotATeacher
         self._identity = identity
@@ -262,7 +270,7 @@ class ParticipantConnection(Connection):
 
     def check_access_token(self) -> None:
         if self.has_access_token():
-            self._identity = self._services.identities.verify(self._auth["access_token"])
+            self._identity = self._services.identities.verify(self._credentials.access_token)
 
     def get_client_id(self) -> None:
         assert self._identity is not None

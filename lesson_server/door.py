@@ -5,7 +5,11 @@ import logging
 import socket
 
 from tornado.httpserver import HTTPServer
-from tornado.iostream import IOStream
+
+from lesson_server.admission import Places
+from lesson_server.errors import ServiceBusy
+from lesson_server.http_server import ClientStream
+from lesson_server.sessions import MAX_UNREAD_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -21,16 +25,21 @@ class Door:
 
     Args:
         http: serves them.
+        places: one for each open socket, whatever is spoken on it.
     """
 
-    def __init__(self, http: HTTPServer) -> None:
+    def __init__(self, http: HTTPServer, places: Places) -> None:
         self._http = http
+        self._places = places
         self._sockets: list[socket.socket] = []
 
     def open(self, sockets: list[socket.socket]) -> None:
         """Lets clients in from now on."""
         self._sockets = list(sockets)
         for listening in self._sockets:
+            # Connections inherit it. By itself, the system holds megabytes of what a client or the server has not read.
+            for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                listening.setsockopt(socket.SOL_SOCKET, buffer, MAX_UNREAD_BYTES)
             self._watch(listening)
 
     def close(self) -> None:
@@ -55,7 +64,9 @@ class Door:
                 asyncio.get_running_loop().remove_reader(listening)
                 asyncio.get_running_loop().call_later(PAUSE, self._watch, listening)
                 return
-            stream = IOStream(
-                connection, max_buffer_size=self._http.max_buffer_size, read_chunk_size=self._http.read_chunk_size
-            )
-            self._http.handle_stream(stream, address)
+            try:
+                stream = ClientStream(connection, self._places)
+            except ServiceBusy:
+                connection.close()
+            else:
+                self._http.handle_stream(stream, address)

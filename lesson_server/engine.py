@@ -6,19 +6,20 @@ refused clients open for ever. Tornado serves the requests; what becomes a webso
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 import engineio
 import orjson
-from tornado.iostream import StreamClosedError
+from tornado.http1connection import HTTP1Connection
 from tornado.web import HTTPError, RequestHandler
 from tornado.websocket import WebSocketProtocol13
 
 from lesson_server import sessions
+from lesson_server.admission import Place, Places
 from lesson_server.errors import ServiceBusy
+from lesson_server.http_server import ClientStream
 from lesson_server.sessions import OPEN, ProtocolError, RequestRefused, Session
 from lesson_server.websocket import READ_SIZE, Websocket
 
@@ -57,7 +58,7 @@ class EngineHandler(RequestHandler):
                 return
             farewell = self._engine.take_farewell(self._query("sid"))
             if farewell is not None:
-                await self._answer(farewell)
+                self._answer(farewell)
                 return
             session = self._find_session("polling")
             if session is None:
@@ -65,7 +66,7 @@ class EngineHandler(RequestHandler):
             elif session.upgraded:
                 raise RequestRefused(3, "Bad request")
             self._session = session
-            await self._answer(await session.poll(self))
+            self._answer(await self._poll(session))
         except RequestRefused as refusal:
             self._refuse(refusal)
 
@@ -84,7 +85,7 @@ class EngineHandler(RequestHandler):
             except ProtocolError as error:
                 session.drop(str(error))
                 raise RequestRefused(3, "Bad request") from None
-            await self._answer("ok")
+            self._answer("ok")
         except RequestRefused as refusal:
             self._refuse(refusal)
 
@@ -113,11 +114,26 @@ class EngineHandler(RequestHandler):
             raise RequestRefused(1, "Session ID unknown")
         return session
 
-    async def _answer(self, payload: str) -> None:
+    async def _poll(self, session: Session) -> str:
+        """Waits for what is to be sent. Meanwhile the socket carries the session, and gives way to no other."""
+        self._place.keep()
+        try:
+            return await session.poll(self)
+        finally:
+            self._place.release()
+
+    @property
+    def _place(self) -> Place:
+        connection = self.request.connection
+        assert isinstance(connection, HTTP1Connection)
+        assert isinstance(connection.stream, ClientStream)
+        return connection.stream.place
+
+    def _answer(self, payload: str) -> None:
+        """Sends a payload. Nobody waits until the client has read it, and would hold it a second time."""
         self.set_header("Content-Type", "text/plain; charset=UTF-8")
         self.set_header("Cache-Control", "no-store")
-        with contextlib.suppress(StreamClosedError):  # the client has gone while it waited
-            await self.finish(payload)
+        self.finish(payload)
 
     def _refuse(self, refusal: RequestRefused) -> None:
         self.set_status(refusal.status)
@@ -165,7 +181,7 @@ class EngineHandler(RequestHandler):
             raise RequestRefused(3, "Unsupported websocket version", 426)
         accepted = ACCEPTED % WebSocketProtocol13.compute_accept_value(key).encode()
         carried = session or await self._engine.open(self.request.remote_ip, "websocket")
-        websocket = Websocket(carried, self._engine, accepted)
+        websocket = Websocket(carried, self._engine, accepted, self._place)
         if session is None:
             carried.attach(websocket)
         else:
@@ -178,14 +194,16 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
     """The Engine.IO server that python-socketio drives. It takes its sessions from :class:`EngineHandler`.
 
     Args:
+        session_places: one for each session.
         allowed_origins: what ``Origin`` browsers may send besides the server's own; ``*`` allows all.
         kwargs: what python-socketio passes on to every Engine.IO server.
     """
 
     sockets: dict[str, Session]
 
-    def __init__(self, *, allowed_origins: tuple[str, ...] = (), **kwargs: Any) -> None:
+    def __init__(self, *, session_places: Places, allowed_origins: tuple[str, ...] = (), **kwargs: Any) -> None:
         super().__init__(async_mode="tornado", monitor_clients=False, **kwargs)
+        self._session_places = session_places
         self._allowed_origins = frozenset(allowed_origins)
         self._farewells: dict[str, list[str]] = {}
         self._takes_newcomers = True
@@ -213,8 +231,15 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
             raise RequestRefused(3, str(ServiceBusy()), 503)
 
     async def open(self, remote_ip: str | None, transport: str) -> Session:
-        """Begins a session; its OPEN packet waits for the first poll, or for a websocket."""
-        session = Session(self, self.generate_id())
+        """Begins a session; its OPEN packet waits for the first poll, or for a websocket.
+
+        Raises:
+            RequestRefused: there is no place for one more.
+        """
+        try:
+            session = Session(self, self.generate_id(), self._session_places)
+        except ServiceBusy as busy:
+            raise RequestRefused(3, str(busy), 503) from None
         self.sockets[session.sid] = session
         await self.handlers["connect"](session.sid, {"REMOTE_ADDR": remote_ip})
         opening = {
@@ -227,7 +252,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         session._write(OPEN + orjson.dumps(opening).decode())
         return session
 
-    def on_message(self, session: Session, data: str | bytes) -> Awaitable[None] | None:
+    def on_message(self, session: Session, data: str) -> Awaitable[None] | None:
         """Hands a message to python-socketio."""
         handled: Awaitable[None] | None = self.handlers["message"](session.sid, data)
         return handled

@@ -15,7 +15,7 @@ from typing import Any
 from socketio.exceptions import ConnectionRefusedError  # noqa: A004 (the library's, not the builtin)
 
 from lesson_server.admission import Admission
-from lesson_server.connection import Connection, ParticipantConnection, Services, TeacherConnection
+from lesson_server.connection import Connection, Credentials, ParticipantConnection, Services, TeacherConnection
 from lesson_server.errors import (
     HubRefused,
     InvalidTransition,
@@ -26,6 +26,7 @@ from lesson_server.errors import (
     UnexpectedData,
     UnknownClient,
 )
+from lesson_server.identity import MAX_TOKEN_LENGTH
 from lesson_server.lessons import LESSON_ID
 from lesson_server.machine import LessonMachine
 from lesson_server.transport import SocketServer
@@ -47,7 +48,7 @@ class Handshake:
 
     kind: type[Connection]
     lesson_id: str
-    auth: dict[str, Any]
+    credentials: Credentials
 
     @classmethod
     def parse(cls, auth: object) -> "Handshake":
@@ -72,7 +73,16 @@ class Handshake:
             raise LessonIdMalformed
         if LESSON_ID.fullmatch(str(lesson_id)) is None:
             raise LessonIdMalformed
-        return cls(KINDS[client], str(lesson_id), fields)
+        credentials = Credentials(_credential(fields.get("access_token")), _credential(fields.get("user_id")))
+        return cls(KINDS[client], str(lesson_id), credentials)
+
+
+def _credential(value: object) -> str | None:
+    """A text of the handshake, or an empty one in place of what can be neither a token nor a subject: the connection
+    keeps it, and 16 kB of JSON may be 400 kB of objects."""
+    if value is None:
+        return None
+    return value if isinstance(value, str) and value.isascii() and len(value) <= MAX_TOKEN_LENGTH else ""
 
 
 class Gateway:
@@ -118,7 +128,9 @@ class Gateway:
         except Refusal as refusal:
             raise ConnectionRefusedError(str(refusal)) from None
         kind = handshake.kind
-        self.connections[sid] = kind(sid, handshake.lesson_id, self._services, self._machines[kind], handshake.auth)
+        self.connections[sid] = kind(
+            sid, handshake.lesson_id, self._services, self._machines[kind], handshake.credentials
+        )
 
     async def join_lesson(self, sid: str, *data: object) -> Answer | None:
         """Answers one ``join_lesson``; two at once on one connection are one join with two answers.
@@ -165,18 +177,24 @@ class Gateway:
         """The lessons whose seat map should stand in Redis, each with the sid of a connection that is in it."""
         return {connection.lesson_id: sid for sid, connection in self.connections.items() if connection.needs_seat_map}
 
-    async def restore(self, sids: Sequence[str]) -> None:
-        """Writes again what these connections hold in Redis, of those that are still there.
+    async def restore(self, sids: Sequence[str]) -> int:
+        """Writes again what these connections hold in Redis.
+
+        Returns:
+            how many of them are still there.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow; some have been restored.
         """
-        await asyncio.gather(*(self._restore(self.connections[sid]) for sid in sids if sid in self.connections))
+        connections = [self.connections[sid] for sid in sids if sid in self.connections]
+        return sum(await asyncio.gather(*map(self._restore, connections)))
 
     @staticmethod
-    async def _restore(connection: Connection) -> None:
-        with contextlib.suppress(InvalidTransition):  # it has not joined, or has just ended
-            await connection.fire("restore")
+    async def _restore(connection: Connection) -> bool:
+        try:
+            return await connection.fire("restore")
+        except InvalidTransition:  # it has not joined, or has just ended
+            return False
 
     # The join
 

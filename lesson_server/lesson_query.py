@@ -10,7 +10,7 @@ from typing import Any
 import psycopg2
 import psycopg2.errors
 
-from lesson_server.rds import Statement, StatementFault
+from lesson_server.rds import Statement, StatementFault, cause_of
 from lesson_server.settings import SettingsError
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class LessonQuery:
         """Finds a wrong query at the start: at a join it would look like an outage.
 
         Args:
-            fetch: runs a statement, see :class:`Rds`.
+            fetch: :meth:`Rds.fetch`.
 
         Returns:
             whether several lessons can be asked for at once.
@@ -73,12 +73,12 @@ class LessonQuery:
                 if not isinstance(fault, NO_ID):
                     break
         except (ValueError, TypeError, IndexError, KeyError) as error:  # psycopg2 found no sense in its "%"
-            raise _wrong(error) from error
+            raise _wrong(cause_of(error)) from error
         if isinstance(fault, psycopg2.errors.UndefinedTable):
-            logger.error("RDS: %s; has conf/schema.sql been applied?", fault)
+            logger.error("RDS: %s; has conf/schema.sql been applied?", cause_of(fault))
             return True
         if isinstance(fault, psycopg2.ProgrammingError):
-            raise _wrong(fault) from fault
+            raise _wrong(cause_of(fault)) from fault
         fault = await self._explain(fetch, self.for_several([sample, sample]))
         if isinstance(fault, psycopg2.errors.InvalidColumnReference):  # seats_of_lesson is the first of no columns
             raise _wrong("it returns no column") from fault
@@ -91,8 +91,7 @@ class LessonQuery:
     async def _explain(self, fetch: Fetch, statement: Statement) -> psycopg2.Error | None:
         query, parameters = statement
         try:
-            # The option keeps a query in parentheses from being taken for options.
-            await fetch(f"EXPLAIN (COSTS OFF) {query}", parameters)
+            await fetch(f"EXPLAIN {query}", parameters)
         except StatementFault as fault:
             return fault.error
         return None
@@ -119,7 +118,7 @@ class LessonQuery:
 
 class _Numbers:
     """Stands for the parameters of psycopg2 and gives them the names that PREPARE wants: each use of the lesson's id is
-    one of its own, as it is with psycopg2, for each may have another type."""
+    one of its own, as it is with psycopg2, for each may be of another type."""
 
     def __init__(self) -> None:
         self._last = 0
@@ -132,8 +131,8 @@ class _Numbers:
 def is_about(fault: StatementFault, lesson_id: str) -> bool:
     """Whether RDS refused the lesson's id: such a lesson does not exist. It may have stumbled over its own data, too,
     and then its message names those."""
-    return isinstance(fault.error, NO_ID) and lesson_id in _WORD.findall(str(fault.error))
+    return isinstance(fault.error, NO_ID) and lesson_id in _WORD.findall(fault.error.diag.message_primary or "")
 
 
-def _wrong(why: object) -> SettingsError:
-    return SettingsError(f"rds.lesson_query (LESSON_RDS_LESSON_QUERY): {' '.join(str(why).split())}")
+def _wrong(why: str) -> SettingsError:
+    return SettingsError(f"rds.lesson_query (LESSON_RDS_LESSON_QUERY): {why}")

@@ -11,9 +11,9 @@ share its query, nor those that come later:
 * A lesson that was slow alone is remembered and asked for alone from then on, until it is quick again.
 * Slow queries hold all connections but one at most. One more is cancelled, and its lesson waits for their end.
 
-So one connection is free again after each patience, in which a quick lesson waits for at most as many patiences as
-there are slow lessons that RDS is asked for the first time, and one for its own batch. With a pool of one connection,
-a slow lesson holds up the others for its timeout.
+So one connection at least is free again after each patience. A quick lesson waits for two patiences at most for each
+slow lesson that RDS is asked for the first time, in its batch and alone; for lessons that are known to be slow it does
+not wait. With a pool of one connection, a slow lesson holds up the others for its timeout.
 """
 
 import asyncio
@@ -174,6 +174,7 @@ class Lessons:
     def _fail_all(self) -> None:
         """Fails all lookups, whose queries end with them: RDS is known not to answer, or the server stops."""
         self._unasked.clear()
+        self._slow_lessons.clear()  # it was RDS that was slow
         for lookup in list(self._lookups.values()):
             self._settle(lookup, self._rds.availability.refusal())
 
@@ -225,7 +226,7 @@ class Lessons:
                 return
             may_go_on = not self._slow_turns.locked()
             if len(wanted) > 1:
-                self._lessons_in_query = len(wanted) // 2
+                self._lessons_in_query = min(self._lessons_in_query, len(wanted) // 2)
                 self._look_up_each_alone(wanted)
             else:
                 self._remember_as_slow(wanted[0].lesson_id)
@@ -245,7 +246,7 @@ class Lessons:
 
     def _look_up_each_alone(self, lookups: list[_Lookup]) -> None:
         for lookup in lookups:
-            if not (lookup.is_alone or lookup.outcome.done()):
+            if not lookup.is_alone:
                 lookup.is_alone = True
                 self._spawn(self._look_up_alone(lookup))
 

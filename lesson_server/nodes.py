@@ -55,8 +55,11 @@ class Connections(Protocol):
     def seated(self) -> Mapping[str, str]:
         """The lessons whose seat map should stand in Redis, each with the sid of a connection that is in it."""
 
-    async def restore(self, sids: Sequence[str]) -> None:
-        """Writes again what these connections hold in Redis, of those that are still there.
+    async def restore(self, sids: Sequence[str]) -> int:
+        """Writes again what these connections hold in Redis.
+
+        Returns:
+            how many of them are still there.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow.
@@ -230,8 +233,7 @@ class Node:
         restored = removed = 0
         for batch in batches:
             missing = await self._presence.check(batch)
-            await self._connections.restore(missing)
-            restored += len(missing)
+            restored += await self._connections.restore(missing)
             if await self._is_interrupted(pause):
                 return
         await self._check_seat_maps()

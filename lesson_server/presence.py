@@ -13,8 +13,8 @@ is taken from it after the record has been removed.
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterable, Iterator
-from itertools import groupby
+from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import chain, groupby, islice
 from operator import attrgetter
 from typing import Any
 
@@ -80,10 +80,15 @@ redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
 show(redis.call('ZREVRANGE', KEYS[2], 0, 0)[1])
 """
 
-# Answers whether the claim is there and the entry shows the newest one; what is there does not end by its TTL.
+# ARGV[3]: the order that the claim has. Answers whether the claim is there and the entry shows the newest one; what is
+# there does not end by its TTL.
 CHECK = """
-if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then
+local order = redis.call('ZSCORE', KEYS[2], ARGV[1])
+if not order then
     return 0
+end
+if order ~= ARGV[3] then
+    redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
 end
 local newest = cjson.decode(redis.call('ZREVRANGE', KEYS[2], 0, 0)[1])
 if redis.call('HGET', KEYS[1], newest[2]) ~= newest[3] then
@@ -97,16 +102,27 @@ end
 return 1
 """
 
-# ARGV[3]: '1' when the entry stays as it is if nobody else has a claim on it.
+# ARGV[3]: 'remove', or what becomes of an entry that outlives its claims. 'keep' leaves it as it is if nobody else has
+# a claim on it; else what it said is kept as the claim of order 0, for the joins of all others may yet fail. 'undo'
+# makes it what it was before; repeated it does nothing, for the connection may have joined again, and ended, since.
 REMOVE = f"""{SHOW}
-redis.call('ZREM', KEYS[2], ARGV[1])
+local removed = redis.call('ZREM', KEYS[2], ARGV[1])
+if removed == 0 and ARGV[3] == 'undo' then
+    return
+end
 local newest = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
 if newest[1] and tonumber(newest[2]) > 0 then
+    if removed == 1 and ARGV[3] == 'keep' then
+        local ended = cjson.decode(ARGV[1])
+        ended[1] = ''
+        redis.call('ZREMRANGEBYSCORE', KEYS[2], 0, 0)
+        redis.call('ZADD', KEYS[2], 0, cjson.encode(ended))
+    end
     show(newest[1])
     return
 end
 redis.call('DEL', KEYS[2])
-if ARGV[3] == '1' then
+if ARGV[3] == 'keep' then
     return
 end
 if newest[1] then
@@ -162,7 +178,7 @@ class Presence:
         claim = self._held[record.sid] = self._claim(record)
         writes = [self._script(WRITE, claim, entry, int(entry.outlives)) for entry in record.entries()]
         answers = await self._run(claim, writes)
-        claim.orders = tuple(order for order, _ in answers)
+        claim.order = max(order for order, _ in answers)
         return any(known for _, known in answers)
 
     async def restore(self, record: Record) -> None:
@@ -177,13 +193,13 @@ class Presence:
             return
         if claim.incarnation is not self.incarnation:
             replaced, claim = claim, self._claim(record)
-            claim.orders, claim.replaced = replaced.orders, replaced
+            claim.order, claim.replaced = replaced.order, replaced
             self._held[record.sid] = claim
         await self._run(
             claim,
             [
-                self._script(RESTORE, claim, entry, order, *self._replaced(claim, entry))
-                for entry, order in zip(record.entries(), claim.orders, strict=True)
+                self._script(RESTORE, claim, entry, claim.order, *self._replaced(claim, entry))
+                for entry in record.entries()
             ],
         )
         for former in _formers(claim):
@@ -219,15 +235,17 @@ class Presence:
         self.incarnation = Incarnation(secrets.token_hex(8))
         return self.incarnation
 
-    async def check(self, sids: Iterable[str]) -> list[str]:
-        """Which of these connections Redis does not tell of as it should. The records of the others are kept alive.
+    async def check(self, sids: Sequence[str]) -> list[str]:
+        """Which of these connections Redis does not tell of as it should. One round trip.
 
-        Raises:
-            StoreUnavailable: Redis failed or was too slow.
+        The records of the others are kept alive. A connection of which Redis did not answer counts as standing: another
+        check follows each failure of Redis.
         """
-        sids = list(sids)
-        answers = await asyncio.gather(*map(self._stands, sids))
-        return [sid for sid, stands in zip(sids, answers, strict=True) if not stands]
+        claims = ((sid, self._held.get(sid)) for sid in sids)
+        checks = {sid: self._checks(claim) for sid, claim in claims if claim is not None and self._is_current(claim)}
+        answers = iter(await self._store.run(bookkeeping=tuple(chain.from_iterable(checks.values()))))
+        standing = {sid for sid, commands in checks.items() if all(map(_stands, list(islice(answers, len(commands)))))}
+        return [sid for sid in sids if sid not in standing]
 
     async def strays(self) -> AsyncIterator[int]:
         """Removes what stands in this node's index and belongs to no connection: the late write of a join that failed.
@@ -246,7 +264,10 @@ class Presence:
             )
             # A number is never used again, so what is a stray now is one for good.
             strays = {number: text for number, text in entries.items() if int(number) not in incarnation.claims}
+            ended = {number: strays.pop(number) for number in list(strays) if int(number) in incarnation.ended}
             yield await self._remove_entries(incarnation.node_id, strays, undo=True)
+            yield await self._remove_entries(incarnation.node_id, ended, undo=False)
+            incarnation.ended.difference_update(map(int, ended))
             if int(cursor) == 0:
                 return
 
@@ -307,6 +328,7 @@ class Presence:
         """Runs commands that write a claim, after those that make it findable should this node die: by its index, and
         by the count of its writes, which makes the node known if it was not."""
         node_id = claim.incarnation.node_id
+        claim.unanswered = True
         counted, _, *answers = await self._store.run(
             *commands,
             bookkeeping=(
@@ -314,26 +336,22 @@ class Presence:
                 ("HSET", self.index_key(node_id), claim.number, encode(claim.record)),
             ),
         )
+        claim.unanswered = False
         if not isinstance(counted, Exception):
             claim.incarnation.acknowledged += 1
         return answers
 
-    async def _stands(self, sid: str) -> bool:
-        claim = self._held.get(sid)
-        if claim is None or claim.incarnation is not self.incarnation or claim.replaced is not None:
-            return False
-        checks = [self._script(CHECK, claim, entry) for entry in claim.record.entries()]
-        index_key = self.index_key(claim.incarnation.node_id)
-        try:
-            # What is missing is written by the connection itself: beside its end, the write could come too late.
-            return all(await self._store.run(*checks, bookkeeping=(("HEXISTS", index_key, claim.number),)))
-        except StoreRefused:
-            return True  # to write the record again would be refused too
+    def _is_current(self, claim: Claim) -> bool:
+        return claim.incarnation is self.incarnation and claim.replaced is None
+
+    def _checks(self, claim: Claim) -> list[Command]:
+        # What is missing is written by the connection itself: beside its end, a write from here could come too late.
+        is_indexed = ("HEXISTS", self.index_key(claim.incarnation.node_id), claim.number)
+        return [*(self._script(CHECK, claim, entry, claim.order) for entry in claim.record.entries()), is_indexed]
 
     async def _remove(self, record: Record, node_id: str, number: int, *, undo: bool) -> None:
         with_claims = [
-            self._on(entry, REMOVE, claim_on(entry, node_id, number), int(entry.outlives and not undo))
-            for entry in record.entries()
+            self._on(entry, REMOVE, claim_on(entry, node_id, number), _fate(entry, undo)) for entry in record.entries()
         ]
         try:
             await self._store.run(*with_claims)
@@ -361,7 +379,10 @@ class Presence:
         while self._pending or self._removed:
             try:
                 await self._unindex()
-                await self._retry_removals()
+                if self._pending:
+                    # A removal ends in the index; while that does not answer, it would be repeated in vain.
+                    await self._store.run(("HLEN", self.index_key(self.incarnation.node_id)))
+                    await self._retry_removals()
             except StoreUnavailable:
                 await asyncio.sleep(RETRY_INTERVAL)
         self._cleaner = None
@@ -369,7 +390,13 @@ class Presence:
     async def _unindex(self) -> None:
         removed, self._removed = self._removed, []
         try:
-            for incarnation, claims in groupby((claim for claim, _ in removed), attrgetter("incarnation")):
+            for claim, undo in removed:
+                if claim.unanswered:  # and may yet be written: a check will find it in the index
+                    claim.incarnation.claims.discard(claim.number)
+                    if not undo:
+                        claim.incarnation.ended.add(claim.number)
+            answered = (claim for claim, _ in removed if not claim.unanswered)
+            for incarnation, claims in groupby(answered, attrgetter("incarnation")):
                 numbers = [claim.number for claim in claims]
                 commands: list[Command] = [("HDEL", self.index_key(incarnation.node_id), *numbers)]
                 if incarnation is self.incarnation:  # the count of an earlier one would make it known again
@@ -404,6 +431,19 @@ class Presence:
                     self._pending.append((claim, undo))
         if self._pending:
             raise StoreUnavailable("Redis", "removals are pending")
+
+
+def _fate(entry: Entry, undo: bool) -> str:
+    """What a removal does to an entry that nobody else has a claim on."""
+    if not entry.outlives:
+        return "remove"
+    return "undo" if undo else "keep"
+
+
+def _stands(answer: Any) -> bool:
+    if isinstance(answer, Exception) and not isinstance(answer, StoreUnavailable):
+        raise answer
+    return bool(answer)
 
 
 def _formers(claim: Claim) -> Iterator[Claim]:

@@ -99,14 +99,11 @@ class Rds:
         """
         try:
             async with asyncio.timeout(self._timeout):
-                rows = await self._for_lookups.execute(query, parameters)
+                return await self._for_lookups.execute(query, parameters)
         except STATEMENT_FAULTS as error:
-            self.availability.answered()
             raise StatementFault(error) from error
         except (psycopg2.Error, OSError) as error:
             raise self._failed(cause_of(error)) from error
-        self.availability.answered()
-        return rows
 
     async def ping(self) -> None:
         """Asks RDS for nothing but an answer, for readiness.
@@ -178,9 +175,7 @@ class _Connections:
                 raise
             raise psycopg2.extensions.QueryCanceledError("the server cancelled the statement") from None
         finally:
-            if connection.closed or connection.raw.isexecuting():
-                connection.close()
-            else:
+            if not connection.closed:
                 self._idle.append(connection)
 
 

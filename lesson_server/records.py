@@ -82,12 +82,15 @@ class Incarnation:
         node_id: names it in Redis. Never used again: what is removed of an earlier life can't touch a later one.
         last_number: of the claims that were made in this life.
         claims: the numbers of those that stand in Redis, may come to stand there, or are being removed.
+        ended: the numbers of claims that were removed at the end of a connection while a write of theirs had not been
+            answered: a check removes them once more, and leaves ``{client_id}`` for its 24 h.
         acknowledged: how many writes Redis has answered; its own count must never be lower.
     """
 
     node_id: str
     last_number: int = 0
     claims: set[int] = field(default_factory=set)
+    ended: set[int] = field(default_factory=set)
     acknowledged: int = 0
 
 
@@ -101,15 +104,19 @@ class Claim:
         record: what is claimed.
         incarnation: the node that made it.
         number: tells it from the other claims of the incarnation.
-        orders: the position of the claim among those on each entry, once Redis has given it.
+        order: the position of the claim among those on each entry, once Redis has given it. Of two joins at the same
+            moment each may have come first on one entry: the check of the records gives each claim the same order on
+            all of its entries, so that they show the same connection.
+        unanswered: whether the last write of the claim was not answered; Redis may still carry it out.
         replaced: a claim of an earlier incarnation that this one takes the place of.
     """
 
     record: Record
     incarnation: Incarnation
     number: int
-    orders: tuple[str, ...] = ()
+    order: str = ""
     replaced: "Claim | None" = None
+    unanswered: bool = False
 
 
 def claim_on(entry: Entry, node_id: str, number: int) -> bytes:

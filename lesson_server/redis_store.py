@@ -129,6 +129,8 @@ class RedisStore:
             StoreUnavailable: Redis failed or was too slow. Some of the commands may have been carried out.
         """
         all_commands = bookkeeping + commands
+        if not all_commands:
+            return []
         done: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         step = Step(all_commands, len(bookkeeping), [None] * len(all_commands), done)
         for shard, part in await self._split(step) if self._is_cluster else self._whole(step):

@@ -24,6 +24,8 @@ RESUBSCRIBE_INTERVAL = 1.0
 # Seconds of silence after which the node sends itself an echo, and after which it takes the subscription for deaf.
 ECHO_INTERVAL = 5.0
 DEAF_AFTER = 12.0
+# Seconds before the subscription is cancelled once more.
+CANCEL_INTERVAL = 0.1
 # How an echo begins; no message of python-socketio does.
 ECHO = "echo:"
 
@@ -64,17 +66,17 @@ class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
             del self._echoes[echo]
 
     async def close(self) -> None:
-        """Stops listening."""
-        if self.thread is not None:
+        """Stops listening. One cancellation may have no effect: redis-py waits for each write by ``asyncio.wait_for``,
+        which on Python 3.11 drops a cancellation that arrives together with its result."""
+        while self.thread is not None and not self.thread.done():
             self.thread.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self.thread
+            await asyncio.wait([self.thread], timeout=CANCEL_INTERVAL)
 
     # A connection is in rooms of its own node only. The library would publish the wish of one that is just ending, for
     # some other node to enter it.
 
     async def enter_room(self, sid: str, namespace: str, room: str, eio_sid: str | None = None) -> None:
-        await LocalRooms.enter_room(self, sid, namespace, room, eio_sid)
+        await LocalRooms.enter_room(self, sid, namespace, room)
 
     async def leave_room(self, sid: str, namespace: str, room: str) -> None:
         await LocalRooms.leave_room(self, sid, namespace, room)

@@ -8,39 +8,31 @@ import random
 import resource
 import socket
 
-from tornado.httpserver import HTTPServer
 from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
-from tornado.web import Application
 
 from lesson_server.admission import Admission
 from lesson_server.analytics import make_analytics
 from lesson_server.connection import Services
-from lesson_server.door import Door
-from lesson_server.engine import EngineHandler
 from lesson_server.gateway import Gateway
 from lesson_server.identity import Identities
 from lesson_server.lessons import Lessons
 from lesson_server.metrics import Metrics
 from lesson_server.nodes import Node
 from lesson_server.presence import Presence
+from lesson_server.protocol import EXTRA_SOCKETS, ProtocolServer
 from lesson_server.redis_store import RedisStore
 from lesson_server.rooms import Rooms
 from lesson_server.seats import Seats
-from lesson_server.sessions import HANDSHAKE_TIMEOUT, MAX_MESSAGE_SIZE
 from lesson_server.settings import Settings
-from lesson_server.transport import SocketServer
-from lesson_server.web import HealthHandler, MetricsHandler, NotFoundHandler, Readiness, ReadyHandler
+from lesson_server.web import Readiness, routes
 
 logger = logging.getLogger(__name__)
 
 # Connections that the kernel holds ready while the server is busy: a school connects on the hour.
 BACKLOG = 4096
-# Open files that are neither connections of clients nor of a pool, and a few for those who are told that it is full.
+# Open files that are neither connections of clients nor of a pool.
 OTHER_FILES = 100
-# Bytes read at once, and held unread for one connection. Four messages of the largest size.
-READ_CHUNK_SIZE = 4 * 1024
-READ_BUFFER_SIZE = 4 * MAX_MESSAGE_SIZE
 # Seconds between two batches of clients that are sent away, more or less: each a random part, so that the servers of a
 # deploy don't send theirs away in step.
 DRAIN_INTERVAL = 0.25
@@ -49,20 +41,6 @@ COUNT_INTERVAL = 1.0
 # Seconds at the end for the presence that is still to be removed, and for the last events to reach Mixpanel.
 PRESENCE_DEADLINE = 2.0
 ANALYTICS_DEADLINE = 3.0
-
-
-def make_http_server(application: Application) -> HTTPServer:
-    """The HTTP server, with a bound on all that a client may send or leave unsaid."""
-    return HTTPServer(
-        application,
-        max_header_size=MAX_MESSAGE_SIZE,
-        max_body_size=MAX_MESSAGE_SIZE,
-        max_buffer_size=READ_BUFFER_SIZE,
-        chunk_size=READ_CHUNK_SIZE,
-        # A client that connects and says nothing, or says it by the byte. Node's default for the first is 5 s.
-        idle_connection_timeout=HANDSHAKE_TIMEOUT,
-        body_timeout=HANDSHAKE_TIMEOUT,
-    )
 
 
 def open_port(settings: Settings) -> list[socket.socket]:
@@ -87,7 +65,7 @@ def url_of(settings: Settings, sockets: list[socket.socket]) -> str:
 def _room_for(settings: Settings) -> int:
     """How many connections may be held: as many as are set, or as there may be open files."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    room = files - settings.rds.pool_size - settings.redis.pool_size - OTHER_FILES
+    room = files - settings.rds.pool_size - settings.redis.pool_size - EXTRA_SOCKETS - OTHER_FILES
     return max(min(room, settings.server.max_connections), 1)
 
 
@@ -122,12 +100,16 @@ class LessonServer:
         self._presence = Presence(self._redis, settings.presence.retention)
         seats = Seats(self._redis, settings.presence.retention)
         self._rooms = Rooms(self._redis)
-        self._sio = SocketServer(
+        self._readiness = Readiness({"RDS": self._lessons.ping, "Redis": self._redis.ping, "rooms": self._rooms.ping})
+        self._protocol = ProtocolServer(
+            self._rooms,
+            routes(self._readiness, self._metrics_text),
+            max_connections=_room_for(settings),
             allowed_origins=settings.server.allowed_origins,
-            client_manager=self._rooms,
             # A polling client's requests would reach any of the workers.
             transports=["websocket"] if settings.server.workers > 1 else ["polling", "websocket"],
         )
+        self._sio = self._protocol.sio
         identities = Identities(settings.auth)
         if identities.weak:
             logger.warning("auth.key is shorter than %s wants: tokens are easier to forge", settings.auth.algorithm)
@@ -147,25 +129,9 @@ class LessonServer:
         )
         self._node = Node(self._redis, self._presence, seats, self.gateway)
         self._rooms.on_subscribed = self._node.check_all
-        self._readiness = Readiness({"RDS": self._lessons.ping, "Redis": self._redis.ping, "rooms": self._rooms.ping})
-        self._http = make_http_server(self.application())
-        self._door = Door(self._http)
         self._sockets: list[socket.socket] = []
         # Another worker may be the one that is asked for the sum.
         self._counting = PeriodicCallback(self._count_connections, COUNT_INTERVAL * 1000)
-
-    def application(self) -> Application:
-        """The HTTP routes."""
-        return Application(
-            [
-                (r"/socket\.io/?", EngineHandler, {"engine": self._sio.eio}),
-                (r"/healthz", HealthHandler),
-                (r"/readyz", ReadyHandler, {"readiness": self._readiness}),
-                (r"/metrics", MetricsHandler, {"text": self._metrics_text}),
-            ],
-            default_handler_class=NotFoundHandler,
-            log_function=lambda handler: None,  # an access log would hold what clients put into URLs
-        )
 
     def _count_connections(self) -> None:
         self._metrics.count_connections(self.gateway.occupied_states(), self.gateway.all_states())
@@ -191,10 +157,9 @@ class LessonServer:
         """
         await self._lessons.open()
         await self._node.start()
-        self._sio.start_rooms()
         self._sockets = sockets or open_port(self._settings)
         self._analytics.start()
-        self._door.open(self._sockets)
+        self._protocol.open(self._sockets)
         if self._settings.server.workers > 1:
             self._counting.start()
 
@@ -216,8 +181,7 @@ class LessonServer:
     async def stop(self) -> None:
         """Ends every connection with its presence, sends the last events, closes the stores. Bounded in time: what
         Redis does not take any more is left for the other nodes to sweep."""
-        self._door.close()
-        self._sio.eio.refuse_newcomers()
+        self._protocol.close()
         self._counting.stop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PRESENCE_DEADLINE):
@@ -231,5 +195,4 @@ class LessonServer:
             async with asyncio.timeout(PRESENCE_DEADLINE):
                 await self._redis.close()
         await self._lessons.close()
-        await self._sio.eio.abort()
-        await self._http.close_all_connections()
+        await self._protocol.abort()

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import orjson
 
+from lesson_server.admission import Places
+
 logger = logging.getLogger(__name__)
 
 # Bytes of a message or a polling request. Ours have no data but an access token in the handshake.
@@ -18,7 +20,7 @@ MAX_MESSAGE_SIZE = 16 * 1024
 # Packets in the body of a POST, as in the reference implementations.
 MAX_PACKETS_IN_POST = 16
 # Bytes and packets that a client may leave unread before it is dropped. An acknowledgement has about 40 bytes.
-MAX_UNREAD_BYTES = 64 * 1024
+MAX_UNREAD_BYTES = 32 * 1024
 MAX_UNREAD_PACKETS = 256
 # Seconds for a socket to complete its handshake, an upgrade included.
 HANDSHAKE_TIMEOUT = 10
@@ -47,6 +49,7 @@ class RequestRefused(Exception):
 class Carrier(Protocol):
     """A websocket, seen from its session."""
 
+    def carry(self) -> None: ...
     def write_frame(self, opcode: int, data: bytes) -> None: ...
     def disconnect(self, *, abort: bool) -> None: ...
 
@@ -56,7 +59,7 @@ class Keeper(Protocol):
 
     reason: Any
 
-    def on_message(self, session: "Session", data: str | bytes) -> Awaitable[None] | None: ...
+    def on_message(self, session: "Session", data: str) -> Awaitable[None] | None: ...
     async def on_close(self, session: "Session", reason: str) -> None: ...
     def spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]": ...
     def keep_farewell(self, sid: str, payloads: list[str]) -> None: ...
@@ -68,6 +71,10 @@ class Session:
     Args:
         keeper: where the session is kept.
         sid: its id.
+        places: one of these is the session's until it ends, and no newcomer's once its handshake is complete.
+
+    Raises:
+        ServiceBusy: there is no place.
     """
 
     __slots__ = (
@@ -75,6 +82,7 @@ class Session:
         "_keeper",
         "_outbox",
         "_pinged",
+        "_place",
         "_poll_request",
         "_poller",
         "_probed",
@@ -86,8 +94,9 @@ class Session:
         "waiting_events",
     )
 
-    def __init__(self, keeper: Keeper, sid: str) -> None:
+    def __init__(self, keeper: Keeper, sid: str, places: Places) -> None:
         self.sid = sid
+        self._place = places.take(self._give_way)
         self.session: dict[str, Any] = {}  # python-socketio keeps its sessions here
         self.waiting_events = 0  # counted by transport.py
         self._keeper = keeper
@@ -118,6 +127,7 @@ class Session:
 
     def establish(self) -> None:
         """The handshake is complete: from now on the client is pinged."""
+        self._place.keep()
         self._wait(PING_INTERVAL, self._ping)
 
     # Sending
@@ -152,12 +162,12 @@ class Session:
             what to wait for before the next packet may be taken in, if anything.
 
         Raises:
-            ProtocolError: the packet is none of a client's in this state.
+            ProtocolError: the packet is none of a client's in this state. What is returned may raise it too.
         """
         if self.closed:
             return None
         if isinstance(packet, bytes):
-            return self._keeper.on_message(self, packet)
+            raise ProtocolError("binary message")
         kind, data = packet[:1], packet[1:]
         if kind == MESSAGE:
             return self._keeper.on_message(self, data)
@@ -171,7 +181,7 @@ class Session:
             return None
         raise ProtocolError("unknown packet")
 
-    def receive_post(self, body: bytes) -> list[str | bytes]:
+    def receive_post(self, body: bytes) -> list[str]:
         """The packets of a polling request's body.
 
         Raises:
@@ -179,11 +189,11 @@ class Session:
         """
         try:
             packets = body.decode().split(SEPARATOR)
-            if len(packets) > MAX_PACKETS_IN_POST:
-                raise ProtocolError("too many packets")
-            return [base64.b64decode(packet[1:], validate=True) if packet[:1] == "b" else packet for packet in packets]
-        except ValueError:
+        except UnicodeDecodeError:
             raise ProtocolError("malformed payload") from None
+        if len(packets) > MAX_PACKETS_IN_POST:
+            raise ProtocolError("too many packets")
+        return packets
 
     # The polling transport
 
@@ -221,6 +231,7 @@ class Session:
         self._websocket = websocket
         self._upgrading = None
         self._probed = False
+        websocket.carry()
         for packet in self._outbox:
             websocket.write_frame(TEXT_FRAME, packet.encode())
         self._outbox = []
@@ -272,10 +283,17 @@ class Session:
     # The end
 
     def drop(self, why: str) -> None:
-        """Ends the session of a client that broke the rules or went away; nothing more is sent."""
+        """Ends the session of a client that broke the rules or went away; nothing more is sent.
+
+        Args:
+            why: for the log; one of a fixed set of texts, nothing of what the client sent.
+        """
         if not self.closed:
-            logger.info("client dropped: %s", why)
+            logger.info("client dropped: %s", why, extra={"kind": why})
             self.end(self._keeper.reason.TRANSPORT_ERROR, abort=True)
+
+    def _give_way(self) -> None:
+        self.drop("handshake given up for a newer one")
 
     async def close(self, reason: str) -> None:
         """Ends the session: first the transport, then what the application holds for it.
@@ -301,6 +319,7 @@ class Session:
         if self._ending is None:
             self._ending = self._keeper.spawn(self._keeper.on_close(self, reason))
             self._timer.cancel()
+            self._place.leave()
             self._end_transport(abort)
         return self._ending
 

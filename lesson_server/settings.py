@@ -32,6 +32,7 @@ class SettingsError(Exception):
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?")
 _HTTP_URL = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?", re.IGNORECASE)
 _REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel")
+_KEY_PREFIX = re.compile(r"[^{}]*(\{[^{}]+\}[^{}]*)?")
 _DURATION = re.compile(r"([0-9]{1,12})([smhd]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
@@ -77,6 +78,12 @@ def _redis_url(url: SecretStr) -> SecretStr:
     if not separator or scheme not in _REDIS_SCHEMES:
         raise ValueError(f"should be a URL that begins with {', '.join(f'{known}://' for known in _REDIS_SCHEMES)}")
     return url
+
+
+def _at_most_one_hash_tag(prefix: str) -> str:
+    if not _KEY_PREFIX.fullmatch(prefix):
+        raise ValueError("may have braces only as one hash tag, such as {school}")
+    return prefix
 
 
 def _http_url(url: str) -> str:
@@ -172,13 +179,14 @@ class RedisSettings(Section):
 
     Attributes:
         url: a URL; see ``redis_store.connect`` for its schemes. None, with ``rds.dsn`` None too: the embedded set-up.
-        key_prefix: stands before every key.
+        key_prefix: stands before every key. Braces in it are one hash tag: a record and the server's own keys beside it
+            must be in one slot of a Redis Cluster.
         timeout: seconds for one command. At most 2, for a join is answered within 5 s whatever fails.
         pool_size: connections of one worker at most.
     """
 
     url: Annotated[Annotated[SecretStr, AfterValidator(_redis_url)] | None, BeforeValidator(_unset_if_empty)] = None
-    key_prefix: str = ""
+    key_prefix: Annotated[str, AfterValidator(_at_most_one_hash_tag)] = ""
     timeout: Annotated[float, Field(gt=0, le=2)] = 2.0
     pool_size: Annotated[int, Field(ge=1)] = 16
 

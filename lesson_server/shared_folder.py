@@ -10,7 +10,8 @@ from pathlib import Path
 class SharedFolder:
     """A folder that goes with the last process that uses it, or, when that one was killed, when the next one is made.
 
-    Each of the processes holds a lock on the folder, which the kernel gives back when the process ends.
+    Users are the process that makes it and those that are forked from it. They share a lock on the folder, which the
+    kernel releases when the last of them has left or ended.
 
     Args:
         prefix: what its name begins with, and that of no other folder.
@@ -22,22 +23,13 @@ class SharedFolder:
         for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
             self._remove_if_unused(left)
         self.path = Path(tempfile.mkdtemp(prefix=prefix))
-        self._lock = self._locked()
-
-    def share(self) -> None:
-        """Makes this process, which was forked from one that uses the folder, a user of its own."""
-        os.close(self._lock)  # what it inherited is the lock of its parent
-        self._lock = self._locked()
+        self._lock = os.open(self.path, os.O_RDONLY)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def leave(self) -> None:
         """Ends the use of the folder by this process."""
         os.close(self._lock)
         self._remove_if_unused(self.path)
-
-    def _locked(self) -> int:
-        descriptor = os.open(self.path, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        return descriptor
 
     def _remove_if_unused(self, path: Path) -> None:
         with contextlib.suppress(OSError):  # it is in use, or another user's, or another process has just removed it

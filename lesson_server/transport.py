@@ -2,7 +2,10 @@
 
 The library dispatches whatever a client names: an event ``disconnect`` would run the handler of that name with forged
 arguments, a binary event may announce billions of attachments and is believed, each event is a new task without limit.
-Here a packet is either one that a client of this server may send now, or the end of its session.
+Here a packet is either one that a client of this server may send now, or the end of its session. A binary event is
+none: no handler takes any, and one whose attachments never come would be held for the life of the connection.
+
+JSON becomes 20 to 40 times its size in Python objects. So nothing parsed is held while something else runs.
 
 Leans on private parts of python-socketio 5.18; ``tests/test_transport.py`` names each and fails when one changes.
 """
@@ -13,8 +16,9 @@ from typing import Any
 
 import orjson
 import socketio
-from socketio.packet import ACK, BINARY_EVENT, CONNECT, CONNECT_ERROR, DISCONNECT, EVENT, Packet
+from socketio.packet import ACK, CONNECT, CONNECT_ERROR, DISCONNECT, EVENT, Packet
 
+from lesson_server.admission import Places
 from lesson_server.engine import Engine
 from lesson_server.sessions import ProtocolError, Session
 
@@ -23,10 +27,15 @@ NAMESPACE = "/"
 # Events of one connection that may be under way. A client waits for the acknowledgement of its join; one that sends
 # more than this without waiting is broken or means harm.
 MAX_WAITING_EVENTS = 16
-# Attachments of a binary event, as in the JavaScript implementation. Nothing we serve takes any.
-MAX_ATTACHMENTS = 10
+# Characters of an event that may bring data to its handler; `["take_seat",{"seat":10000}]` has 29. A handler that waits
+# holds what it was given: 16 events at once are 60 kB of objects then.
+MAX_EVENT_SIZE = 64
 # Names that belong to the protocol; python-socketio would run its own handlers for them.
 RESERVED_EVENTS = frozenset({"connect", "connect_error", "disconnect"})
+
+
+class TooMuchData:
+    """Stands for the data of an event that is larger than any handler takes."""
 
 
 class Json:
@@ -43,32 +52,36 @@ class StrictPacket(Packet):  # type: ignore[misc]
     """A Socket.IO packet that a client may send; decoding anything else raises an exception of whatever kind."""
 
     json = Json
+    data: Any
 
     def decode(self, encoded_packet: str) -> int:
-        attachments: int = super().decode(encoded_packet)
-        if self.packet_type in (EVENT, BINARY_EVENT):
+        if super().decode(encoded_packet):
+            raise ProtocolError("attachments")
+        if self.packet_type == EVENT:
             name = self.data[0]
             if not isinstance(self.data, list) or not isinstance(name, str) or name in RESERVED_EVENTS:
                 raise ProtocolError("reserved event")
+            if len(encoded_packet) > MAX_EVENT_SIZE and len(self.data) > 1:
+                self.data = [name, TooMuchData()]
         elif self.packet_type not in (CONNECT, DISCONNECT, ACK):
             raise ProtocolError("not a client's packet")
-        if attachments > MAX_ATTACHMENTS or (attachments > 0) != (self.packet_type == BINARY_EVENT):
-            raise ProtocolError("attachments")
-        return attachments
+        return 0
 
 
 class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
     """The Socket.IO server.
 
     Args:
-        allowed_origins: see :class:`~lesson_server.engine.Engine`.
+        session_places: see :class:`~lesson_server.engine.Engine`.
+        allowed_origins: likewise.
     """
 
     eio: Engine
 
-    def __init__(self, *, allowed_origins: tuple[str, ...] = (), **kwargs: Any) -> None:
+    def __init__(self, *, session_places: Places, allowed_origins: tuple[str, ...] = (), **kwargs: Any) -> None:
         super().__init__(
             serializer=StrictPacket,
+            session_places=session_places,
             allowed_origins=allowed_origins,
             logger=_quiet("socketio.server"),
             engineio_logger=_quiet("engineio.server"),
@@ -83,49 +96,41 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
     def _engineio_server_class(self) -> type[Engine]:
         return Engine
 
-    def _handle_eio_message(self, eio_sid: str, data: str | bytes) -> Awaitable[None] | None:
-        """Takes a message in; returns what must be done before the next one may be taken in."""
+    def _handle_eio_message(self, eio_sid: str, data: str) -> Awaitable[None] | None:
+        """Takes a message in; returns what must be done before the next one may be taken in.
+
+        Raises:
+            ProtocolError: it is none that a client may send now. What is returned may raise it too.
+        """
+        if data[:1] == str(CONNECT):
+            return self._connect(eio_sid, data)
+        packet = self._decode(data)
+        if packet.namespace not in (None, NAMESPACE):
+            raise ProtocolError("unknown namespace")
+        if packet.packet_type == DISCONNECT:
+            self.eio.sockets[eio_sid].end(self.reason.CLIENT_DISCONNECT)
+        elif packet.packet_type == EVENT:
+            self._begin_event(self.eio.sockets[eio_sid], packet)
+        return None  # acknowledgements: we ask for none
+
+    @staticmethod
+    def _decode(data: str) -> StrictPacket:
+        if not data:
+            raise ProtocolError("empty packet")  # the library would not decode it, but take it for an event
         try:
-            packet = self._decode(eio_sid, data)
+            return StrictPacket(encoded_packet=data)
         except ProtocolError:
             raise
         except Exception as error:  # whatever a foreign byte makes of the decoder
             raise ProtocolError(f"malformed packet ({type(error).__name__})") from None
-        if packet is None:
-            return None
-        if packet.packet_type == CONNECT:
-            if self.manager.sid_from_eio_sid(eio_sid, NAMESPACE) is not None:
-                raise ProtocolError("connected twice")
-            return self._handle_connect(eio_sid, packet.namespace, packet.data)
-        if packet.packet_type == DISCONNECT:
-            self.eio.sockets[eio_sid].end(self.reason.CLIENT_DISCONNECT)
-            return None
-        if packet.packet_type in (EVENT, BINARY_EVENT):
-            self._begin_event(self.eio.sockets[eio_sid], packet)
-        return None  # acknowledgements: we ask for none
 
-    def _decode(self, eio_sid: str, data: str | bytes) -> StrictPacket | None:
-        """The packet, or None while attachments of it are missing."""
-        packet: StrictPacket | None = self._binary_packet.get(eio_sid)
-        if packet is not None:
-            if not isinstance(data, bytes):
-                raise ProtocolError("text in place of an attachment")
-            if not packet.add_attachment(data):
-                return None
-            del self._binary_packet[eio_sid]
-            return packet
-        if not isinstance(data, str):
-            raise ProtocolError("unannounced attachment")
-        if not data:
-            raise ProtocolError("empty packet")  # the library would not decode it, but take it for an event
-        packet = StrictPacket(encoded_packet=data)
-        if packet.namespace not in (None, NAMESPACE) and packet.packet_type != CONNECT:
-            raise ProtocolError("unknown namespace")
-        if packet.packet_type == BINARY_EVENT:
-            self._connected_sid(eio_sid)
-            self._binary_packet[eio_sid] = packet
-            return None
-        return packet
+    async def _connect(self, eio_sid: str, data: str) -> None:
+        """Takes a handshake in. It is parsed here, and not before it is its turn: nothing then holds the objects of the
+        handshakes that arrive in the same moment."""
+        packet = self._decode(data)
+        if self.manager.sid_from_eio_sid(eio_sid, NAMESPACE) is not None:
+            raise ProtocolError("connected twice")
+        await self._handle_connect(eio_sid, packet.namespace, packet.data)
 
     def _connected_sid(self, eio_sid: str) -> str:
         """The Socket.IO id of a session whose handshake is complete."""

@@ -59,6 +59,20 @@ class Readiness:
         return True
 
 
+def routes(readiness: Readiness, metrics: Callable[[], bytes]) -> list[Any]:
+    """The pages, for an application of Tornado.
+
+    Args:
+        readiness: what /readyz tells.
+        metrics: makes the text of /metrics.
+    """
+    return [
+        (r"/healthz", HealthHandler),
+        (r"/readyz", ReadyHandler, {"readiness": readiness}),
+        (r"/metrics", MetricsHandler, {"text": metrics}),
+    ]
+
+
 class PlainHandler(RequestHandler):
     """Answers in plain text, also when it refuses."""
 

@@ -12,15 +12,17 @@ from typing import Any
 
 from tornado.iostream import IOStream
 from websockets.frames import CloseCode, Frame, Opcode
-from websockets.protocol import OPEN, Protocol, Side
+from websockets.protocol import OPEN, SEND_EOF, Protocol, Side
 
 from lesson_server import sessions
-from lesson_server.sessions import TEXT_FRAME, Session
+from lesson_server.admission import Place
+from lesson_server.sessions import TEXT_FRAME, ProtocolError, Session
 
 logger = logging.getLogger(__name__)
 
-# Bytes that are taken in at once: who sends more goes on when others have had their turn.
-READ_SIZE = 4 * 1024
+# Bytes that are taken in at once: who sends more goes on when others have had their turn. Of the smallest frames, these
+# are 50 kB of objects.
+READ_SIZE = 2 * 1024
 # Seconds for a client to answer the close frame.
 CLOSE_TIMEOUT = 5.0
 
@@ -52,24 +54,28 @@ class Websocket(asyncio.BufferedProtocol):
         session: that session.
         keeper: where the websocket is kept.
         greeting: the bytes that go before the first frame.
+        place: that of the socket.
     """
 
     __slots__ = (
         "_close_timer",
         "_fragments",
         "_frames",
-        "_greeting",
         "_keeper",
         "_kind",
+        "_place",
         "_protocol",
         "_session",
         "_transport",
+        "_unsent",
     )
 
-    def __init__(self, session: Session, keeper: Keeper, greeting: bytes) -> None:
+    def __init__(self, session: Session, keeper: Keeper, greeting: bytes, place: Place) -> None:
         self._session = session
         self._keeper = keeper
-        self._greeting = greeting
+        self._unsent = bytearray(greeting)  # what the transport does not take yet
+        self._place = place
+        place.hand_over(self.abort)
         self._protocol = Protocol(Side.SERVER, max_size=sessions.MAX_MESSAGE_SIZE, logger=_silent)
         self._transport: asyncio.Transport | None = None
         self._frames: list[Frame] = []  # have arrived, and wait for the end of what an earlier one has begun
@@ -87,6 +93,10 @@ class Websocket(asyncio.BufferedProtocol):
         await asyncio.get_running_loop().connect_accepted_socket(lambda: self, stream.socket)
 
     # What a session asks of its carrier
+
+    def carry(self) -> None:
+        """From now on the session is carried: the socket gives way to no other."""
+        self._place.keep()
 
     def write_frame(self, opcode: int, data: bytes) -> None:
         """Sends a message, unless the websocket is closing."""
@@ -121,8 +131,9 @@ class Websocket(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         self._keeper.websockets.add(self)
-        transport.set_write_buffer_limits(sessions.MAX_UNREAD_BYTES)
-        transport.write(self._greeting)
+        # What the system does not take waits here, where a frame costs its bytes. Each write that waits in the
+        # transport is an object of half a kB, and each ping of a client asks for a frame of two bytes.
+        transport.set_write_buffer_limits(0)
         self._send()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -135,14 +146,17 @@ class Websocket(asyncio.BufferedProtocol):
             asyncio.get_running_loop().call_soon(self._resume_reading)
         self._take_in(bytes(self._keeper.read_buffer[:nbytes]))
 
-    def pause_writing(self) -> None:
-        """The client has left too much unread."""
-        self._session.drop("slow reader")
-        self.abort()  # also when the session has ended before
+    def resume_writing(self) -> None:
+        """The system has taken what the transport had."""
+        assert self._transport is not None
+        if self._unsent:
+            unsent, self._unsent = self._unsent, bytearray()
+            self._transport.write(unsent)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._frames.clear()
         self._keeper.websockets.discard(self)
+        self._place.leave()
         self._protocol.parser.close()  # it holds the protocol, which would wait for the garbage collector
         self._session.lost(self)
         if self._close_timer is not None:
@@ -151,16 +165,21 @@ class Websocket(asyncio.BufferedProtocol):
     # Frames
 
     def _send(self) -> None:
-        if self._transport is None:
+        """Sends what the protocol has to send, or drops a client that has left too much unread."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
             return
-        for data in self._protocol.data_to_send():
-            if self._transport.is_closing():
-                return
-            if data:
-                self._transport.write(data)
-            else:
-                self._transport.close()
-                self._close_in_time()
+        chunks = self._protocol.data_to_send()
+        self._unsent += b"".join(chunks)
+        ends = SEND_EOF in chunks
+        if ends or not transport.get_write_buffer_size():
+            self.resume_writing()
+        if len(self._unsent) + transport.get_write_buffer_size() > sessions.MAX_UNREAD_BYTES:
+            self._session.drop("slow reader")
+            self.abort()  # also when the session has ended before
+        elif ends:
+            transport.close()
+            self._close_in_time()
 
     def _take_in(self, data: bytes) -> None:
         waiting = bool(self._frames)
@@ -183,6 +202,8 @@ class Websocket(asyncio.BufferedProtocol):
     async def _go_on_after(self, handled: Awaitable[None]) -> None:
         try:
             await handled
+        except ProtocolError as error:
+            self._session.drop(str(error))
         except Exception:
             logger.exception("a message could not be handled")
             self.abort()

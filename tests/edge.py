@@ -14,13 +14,14 @@ import pytest
 from socketio.exceptions import ConnectionRefusedError  # noqa: A004 (the library's, not the builtin)
 from tornado.ioloop import IOLoop
 from tornado.testing import bind_unused_port
-from tornado.web import Application
 
-from lesson_server.door import Door
-from lesson_server.engine import EngineHandler
-from lesson_server.server import make_http_server
+from lesson_server.embedded import EmbeddedStores
+from lesson_server.protocol import ProtocolServer
+from lesson_server.redis_store import RedisStore
+from lesson_server.rooms import Rooms
 from lesson_server.sessions import HANDSHAKE_TIMEOUT, SEPARATOR, Session
 from lesson_server.transport import SocketServer
+from lesson_server.web import Readiness, routes
 
 LONG = 20.0  # seconds to wait for what always comes
 # What a client sends and the log must never show. In URLs it stands as it is.
@@ -30,8 +31,7 @@ REFUSAL = "the fake application refuses"
 REFUSED_HANDSHAKE = '40{"refuse":true,"access_token":"' + SECRET + '"}'
 JOIN = '42["join_lesson"]'
 JOIN_WITH_ACK = '427["join_lesson"]'
-PLACEHOLDER = '{"_placeholder":true,"num":0}'
-BINARY_JOIN = f'451-["join_lesson",{PLACEHOLDER}]'
+BINARY_JOIN = '451-["join_lesson",{"_placeholder":true,"num":0}]'
 ACK = '437[{"status":"SUCCESS","data":{}}]'
 TEXT, BINARY, CLOSE, PING = 0x1, 0x2, 0x8, 0x9
 
@@ -77,29 +77,22 @@ class FakeApplication:
         return [reason for _, reason in self.ended]
 
 
-class Edge:
-    """A server on a port of its own, with every client that a test has made of it."""
+# More clients than any test has.
+MAX_CONNECTIONS = 1_000
+# As many bytes as the real metrics have.
+METRICS = b"# metrics\n" * 2_000
 
-    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
-        self._caplog = caplog
+
+class Clients:
+    """Clients of a server on this machine.
+
+    Args:
+        port: of the server.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.port = port
         self._clients: list[Client] = []
-        self.socket, self.port = bind_unused_port()
-        self.sio = SocketServer()
-        self.application = FakeApplication(self.sio)
-        self.http = make_http_server(
-            Application([(r"/socket\.io/", EngineHandler, {"engine": self.sio.eio})], log_function=lambda handler: None)
-        )
-        self.door = Door(self.http)
-        self.door.open([self.socket])
-
-    @property
-    def sessions(self) -> list[Session]:
-        return list(self.sio.eio.sockets.values())
-
-    @property
-    def log(self) -> list[str]:
-        """The lines that an operator sees: levels are those of ``lesson-server run``."""
-        return [record.getMessage() for record in self._caplog.get_records("call")]
 
     async def connection(self, receive_buffer: int | None = None) -> "Client":
         """A TCP connection; the system holds about ``receive_buffer`` bytes that the client has not read."""
@@ -109,7 +102,7 @@ class Edge:
         raw.setblocking(False)
         await asyncio.get_running_loop().sock_connect(raw, ("127.0.0.1", self.port))
         reader, writer = await asyncio.open_connection(sock=raw, limit=2**20 if receive_buffer is None else 1024)
-        client = Client(self, reader, writer)
+        client = Client(f"127.0.0.1:{self.port}", reader, writer)
         self._clients.append(client)
         return client
 
@@ -135,14 +128,45 @@ class Edge:
         assert await client.receive() == "3probe"
         return client
 
-    async def connected(self, **options: Any) -> "Client":
+    async def connected(self, auth: str = "{}", **options: Any) -> "Client":
         """A websocket whose handshake is complete."""
         client = await self.websocket(**options)
-        await client.send("40{}")
+        await client.send("40" + auth)
         answer = await client.receive()
         assert isinstance(answer, str)
         assert answer.startswith('40{"sid":')
         return client
+
+    def disappear(self) -> None:
+        """Takes every client away."""
+        for client in self._clients:
+            client.disappear()
+
+
+class Edge(Clients):
+    """The edge of the server on a port of its own, built as in production and on a real Redis, but for the application;
+    with every client that a test has made of it."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture, redis_url: str, max_connections: int) -> None:
+        self.socket, port = bind_unused_port()
+        super().__init__(port)
+        self._caplog = caplog
+        self._redis = RedisStore(redis_url, "", 2.0, 2)
+        self.rooms = Rooms(self._redis)
+        pages = routes(Readiness({}), lambda: METRICS)
+        self.server = ProtocolServer(self.rooms, pages, max_connections=max_connections)
+        self.sio = self.server.sio
+        self.application = FakeApplication(self.sio)
+        self.server.open([self.socket])
+
+    @property
+    def sessions(self) -> list[Session]:
+        return list(self.sio.eio.sockets.values())
+
+    @property
+    def log(self) -> list[str]:
+        """The lines that an operator sees: levels are those of ``lesson-server run``."""
+        return [record.getMessage() for record in self._caplog.get_records("call")]
 
     async def polling(self) -> "Polling":
         """A polling client; its OPEN packet has been read."""
@@ -167,23 +191,21 @@ class Edge:
 
     async def close(self) -> None:
         """Takes every client away, and asserts that nothing of them is left, and that the log kept to the rules."""
-        self.door.close()
+        self.server.close()
         self.application.may_answer.set()
-        for client in self._clients:
-            client.disappear()
+        self.disappear()
         # A polling client that has gone is missed only when it doesn't answer a ping; a websocket at once.
         await until(lambda: not any(session.upgraded for session in self.sessions))
         await self.sio.eio.disconnect()
         await until(lambda: not self.sio.eio.sockets and not self.sio.eio._tasks)
-        await self.sio.eio.abort()
-        await self.http.close_all_connections()
+        await self.rooms.close()
+        await self.server.abort()
+        await self._redis.close()
         await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
 
-        assert self.sio.manager.rooms == {}
-        assert self.sio.manager.pending_connect == {}
-        assert self.sio.manager.pending_disconnect == {}
-        assert self.sio.environ == {}
-        assert self.sio._binary_packet == {}
+        assert left_of(self.sio) == {}
+        assert len(self.server.places) == 0
+        assert len(self.sio.eio._session_places) == 0
         assert sorted(self.application.connected) == sorted(sid for sid, _ in self.application.ended)
 
         for record in self._caplog.get_records("call") + self._caplog.get_records("teardown"):
@@ -193,13 +215,33 @@ class Edge:
         assert len(self.log) <= len(self._clients)
 
 
+def left_of(sio: SocketServer) -> dict[str, object]:
+    """The tables of the Socket.IO server, its engine and its rooms that still tell of a connection."""
+    tables = {
+        f"{type(owner).__name__}.{name}": getattr(owner, name)
+        for owner, names in (
+            (sio, ("environ",)),
+            (sio.eio, ("sockets", "websockets", "_tasks")),
+            (
+                sio.manager,
+                ("_sids", "_eio_sids", "_members", "_rooms_of", "_connecting", "_ending", "callbacks"),
+            ),
+        )
+        for name in names
+    }
+    return {name: table for name, table in tables.items() if table}
+
+
 @pytest.fixture(name="edge")
-def edge_fixture(io_loop: IOLoop, caplog: pytest.LogCaptureFixture) -> Iterator[Edge]:
+def edge_fixture(
+    io_loop: IOLoop, caplog: pytest.LogCaptureFixture, running_stores: EmbeddedStores, request: pytest.FixtureRequest
+) -> Iterator[Edge]:
+    """The edge; a parameter, if there is one, says how many clients it takes."""
     caplog.set_level(logging.WARNING)
     caplog.set_level(logging.INFO, "lesson_server")
 
     async def make() -> Edge:
-        return Edge(caplog)
+        return Edge(caplog, running_stores.redis_url, getattr(request, "param", MAX_CONNECTIONS))
 
     the_edge = io_loop.run_sync(make)
     yield the_edge
@@ -210,7 +252,6 @@ def edge_fixture(io_loop: IOLoop, caplog: pytest.LogCaptureFixture) -> Iterator[
 def impatient_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
     """The handshake timeouts are short. Before ``edge``: the HTTP server reads them when it is made."""
     monkeypatch.setattr("lesson_server.sessions.HANDSHAKE_TIMEOUT", HANDSHAKE_TIMEOUT / 100)
-    monkeypatch.setattr("lesson_server.server.HANDSHAKE_TIMEOUT", HANDSHAKE_TIMEOUT / 100)
 
 
 # Clients
@@ -256,8 +297,8 @@ class Response:
 class Client:
     """One TCP connection, on which a test speaks HTTP, websocket frames, or anything."""
 
-    def __init__(self, edge: Edge, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._edge = edge
+    def __init__(self, host: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.host = host
         self._reader = reader
         self._writer = writer
 
@@ -265,6 +306,16 @@ class Client:
         self._writer.write(data)
         with suppress(ConnectionError):  # the server may have had enough
             await self._writer.drain()
+
+    def write_soon(self, data: bytes) -> None:
+        """Sends as much at once as the system takes, and the rest when it takes more."""
+        if not self._writer.is_closing():
+            self._writer.write(data)
+
+    @property
+    def has_sent_all(self) -> bool:
+        """Whether the system has taken all that was written, or the server has closed the connection."""
+        return self._writer.is_closing() or self._writer.transport.get_write_buffer_size() == 0
 
     def disappear(self) -> None:
         self._writer.close()
@@ -287,10 +338,6 @@ class Client:
             headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
             body = await self._reader.readexactly(int(headers.get("content-length", 0)))
         return Response(int(start.split()[1]), headers, body)
-
-    @property
-    def host(self) -> str:
-        return f"127.0.0.1:{self._edge.port}"
 
     # Websocket
 

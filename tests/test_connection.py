@@ -98,7 +98,7 @@ STORIES = {
         hashes={"lesson_seat_1": SEATS},
     ),
     "guest-of-a-lesson-without-seats": Story(
-        auth={"client": "participant", "lesson_id": "0", "access_token": ""},
+        auth={"client": "participant", "lesson_id": "0", "access_token": None},
         arrows=TO_SEATED[:-1],
         state="seated",
         session={},
@@ -210,7 +210,7 @@ async def test_a_failed_join_leaves_in_the_session_what_others_put_there(point):
     [
         ({"client": "teacher"}, False, "access token is required"),
         ({"client": "teacher", "access_token": None}, False, "access token is required"),
-        ({"client": "teacher", "access_token": ""}, False, "access token is required"),
+        ({"client": "teacher", "access_token": ""}, False, "access token is invalid"),
         ({"client": "teacher", "access_token": "expired"}, False, "access token has expired"),
         ({"client": "teacher", "access_token": "forged"}, False, "access token is invalid"),
         ({"client": "teacher", "access_token": 0}, False, "access token is invalid"),
@@ -224,6 +224,7 @@ async def test_a_failed_join_leaves_in_the_session_what_others_put_there(point):
         ({"client": "teacher", "user_id": 7}, True, "access token is invalid"),
         ({"client": "participant", "access_token": "expired"}, False, "access token has expired"),
         ({"client": "participant", "access_token": "forged"}, False, "access token is invalid"),
+        ({"client": "participant", "access_token": ""}, False, "access token is invalid"),
         ({"client": "participant", "access_token": {}}, False, "access token is invalid"),
     ],
 )

@@ -12,13 +12,12 @@ from edge import until
 from tornado.testing import bind_unused_port
 
 from lesson_server import door
+from lesson_server.admission import Places
 from lesson_server.door import ENTRANTS, Door
 
 
 class Hall:
     """Stands where the HTTP server stands; keeps whom it is given."""
-
-    max_buffer_size = read_chunk_size = 4096
 
     def __init__(self):
         self.guests = []
@@ -32,7 +31,7 @@ def place(io_loop):
     """The hall, its door, and clients before it."""
     listening, port = bind_unused_port()
     hall = Hall()
-    place = SimpleNamespace(hall=hall, door=Door(hall), socket=listening, clients=[])
+    place = SimpleNamespace(hall=hall, door=Door(hall, Places(100)), socket=listening, clients=[])
 
     def arrive(count):
         place.clients += [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]

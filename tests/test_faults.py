@@ -6,6 +6,7 @@ Most tests hold one client in each state of the charts (:func:`everyone`) while 
 import ast
 import asyncio
 import contextlib
+import math
 import re
 import signal
 import time
@@ -17,7 +18,7 @@ from cluster import PATIENCE, QUICK_NODES, ROOT, NodeProcess, Postgres, Proxy, V
 from test_end_to_end import SUCCESS, UNAVAILABLE, client, join, refusal
 from tornado.httpclient import AsyncHTTPClient
 
-from lesson_server import gateway, nodes, presence, rooms
+from lesson_server import gateway, health, nodes, presence, rooms
 from lesson_server import server as server_module
 from lesson_server.configuration import load
 from lesson_server.server import LessonServer
@@ -455,6 +456,7 @@ def test_an_outage_is_said_survived_and_forgotten(
             code, named = await get(server, "/readyz")
             assert (code, store in named) == (503, True)
             assert await answers == [UNAVAILABLE] * 2
+            await until(lambda: changes_of_condition(caplog, store) == ["down"])
             assert await answered(people.seated, people.registered, people.teacher) == [SUCCESS] * 3
             assert sids(people) == before
             assert set(server.gateway.connections) == set(before.values())
@@ -877,8 +879,8 @@ def test_every_fault_of_the_matrix_has_its_proof():
     assert faults["matrix"] == faults["proofs"]
 
 
-def test_every_time_of_the_matrix_is_the_sum_of_its_constants():
-    """``40 s (`LEASE` + `HEARTBEAT_INTERVAL`)``: of the sources and of the settings' defaults."""
+def test_every_time_of_the_matrix_is_what_its_constants_make_of_it():
+    """As in ``9 s (`HEARTBEAT_INTERVAL` times `LOST_AFTER`)``: of the sources, and of the default settings."""
     sections = {name: getattr(Settings(), name) for name in ("redis", "rds", "server")}
     constants = {
         **constants_of(nodes),
@@ -886,14 +888,16 @@ def test_every_time_of_the_matrix_is_the_sum_of_its_constants():
            for name, value in constants_of(module).items()},
         **{name: constants_of(module)[name] for module, name in (
             (gateway, "JOIN_DEADLINE"), (presence, "REMOVAL_PATIENCE"),
+            (health, "PROBE_INTERVAL"), (health, "PROBE_TIMEOUT"),
             (server_module, "PRESENCE_DEADLINE"), (server_module, "ANALYTICS_DEADLINE"))},
     }  # fmt: skip
 
-    def seconds(name):
+    def value(name):
         section, _, setting = name.partition(".")
         return getattr(sections[section], setting) if section in sections else constants[name]
 
-    times = re.findall(r"([\d.]+) s\s+\(((?:`[\w.]+`(?: \+ )?)+)\)", MATRIX)
+    times = re.findall(r"([\d.]+) s(?: at most)?\s+\(((?:`[\w.]+`(?: \+ | times )?)+)\)", MATRIX)
     assert len(times) > 10
-    for told, names in times:
-        assert float(told) == sum(map(seconds, re.findall(r"`([\w.]+)`", names))), names
+    for told, formula in times:
+        terms = [re.findall(r"`([\w.]+)`", term) for term in formula.split("+")]
+        assert float(told) == sum(math.prod(map(value, factors)) for factors in terms), formula

@@ -14,6 +14,7 @@ from lesson_server.admission import Admission
 from lesson_server.connection import ParticipantConnection, TeacherConnection
 from lesson_server.errors import HandshakeRefused
 from lesson_server.gateway import Handshake
+from lesson_server.identity import MAX_TOKEN_LENGTH
 from lesson_server.presence import REMOVAL_PATIENCE
 
 SUCCESS = {"status": "SUCCESS", "data": {}}
@@ -103,6 +104,30 @@ async def test_a_wrong_handshake_is_refused_with_its_message_and_leaves_no_conne
         await world.connect("sid", auth)
     assert refused.value.error_args == {"message": message}
     assert world.gateway.connections == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (None, None),
+        ("", ""),
+        ("eyJhbGciOiJIUzI1NiJ9", "eyJhbGciOiJIUzI1NiJ9"),
+        ("x" * MAX_TOKEN_LENGTH, "x" * MAX_TOKEN_LENGTH),
+        ("x" * (MAX_TOKEN_LENGTH + 1), ""),
+        ("caf\u00e9", ""),
+        (0, ""),
+        (False, ""),
+        ([["x"]], ""),
+        ({"x": []}, ""),
+    ],
+)
+@pytest.mark.parametrize("field", ["access_token", "user_id"])
+def test_of_the_auth_two_short_texts_are_kept_and_nothing_else(field, value, kept):
+    """What can be no token stands as an empty text, which is an invalid one: 16 kB of lists are 400 kB of objects."""
+    auth = {"client": "teacher", "lesson_id": "1", field: value, "theme": [[]] * 100}
+    credentials = Handshake.parse(auth).credentials
+    other = {"access_token": "user_id", "user_id": "access_token"}[field]
+    assert (getattr(credentials, field), getattr(credentials, other)) == (kept, None)
 
 
 # orjson reads integers beyond 64 bits as floats.
@@ -461,7 +486,7 @@ async def test_what_redis_has_lost_is_written_again_and_it_is_no_reconnect():
             await world.join(sid)
     before = world.snapshot()
     world.redis.flushall()
-    await world.gateway.restore(["teacher", "participant", "guest", "idle", "gone"])
+    assert await world.gateway.restore(["teacher", "participant", "guest", "idle", "gone"]) == 3
     assert world.snapshot() == before
     assert world.gateway.connections["idle"].state == "connected"
 

@@ -17,6 +17,7 @@ class Store:
     def __init__(self):
         self.answers = True
         self.hangs = False
+        self.delay = 0.0
         self.probes = 0
         self.under_way = 0
         self.refused = 0
@@ -29,7 +30,7 @@ class Store:
         try:
             if self.hangs:
                 await asyncio.Event().wait()
-            await asyncio.sleep(0)
+            await asyncio.sleep(self.delay)
             if not self.answers:
                 raise ConnectionError
         finally:
@@ -49,6 +50,7 @@ class Store:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
+    monkeypatch.setattr(health, "FIRST_PROBE_TIMEOUT", 0.02)
     monkeypatch.setattr(health, "PROBE_TIMEOUT", 0.02)
     monkeypatch.setattr(health, "PROBE_INTERVAL", 0.001)
 
@@ -90,47 +92,134 @@ def test_a_store_that_answers_no_probe_is_refused_until_it_answers_one(hangs):
     run(scenario())
 
 
-def test_a_request_that_is_served_after_all_ends_the_refusals():
+def test_a_request_that_is_served_after_all_ends_the_refusals_and_the_probes():
     async def scenario():
         store = Store()
         store.answers = False
         store.availability.failed("timeout")
         while not store.is_refused:
             await asyncio.sleep(0)
+        with pytest.raises(StoreUnavailable) as caught:
+            store.availability.require()
+        assert caught.value.cause == store.availability.refusal().cause == "Redis: timeout"
         store.availability.answered()
         assert not store.is_refused
-        store.availability.close()
+        await asyncio.wait_for(store.availability._probing, 10)
+        store.availability.failed("timeout")  # and the next failure begins anew
+        while not store.is_refused:
+            await asyncio.sleep(0)
+        await store.availability.close()
 
     run(scenario())
 
 
-def test_the_log_tells_of_a_change_and_not_of_a_store_that_flaps(caplog):
+def test_a_store_that_is_slow_as_a_whole_comes_back(monkeypatch):
+    """It misses the first probe, for which joins wait, but not the later ones, for which nobody does."""
+    monkeypatch.setattr(health, "PROBE_TIMEOUT", 10.0)
+
+    async def scenario():
+        store = Store()
+        store.delay = 0.04
+        store.availability.failed("timeout")
+        while not store.is_refused:
+            await asyncio.sleep(0)
+        while store.is_refused:
+            await asyncio.sleep(0.001)
+        assert store.probes == 2
+
+    run(scenario())
+
+
+def test_when_it_is_closed_its_probe_has_ended():
+    async def scenario():
+        store = Store()
+        store.hangs = True
+        store.availability.failed("timeout")
+        await settle()
+        assert store.under_way == 1
+        await store.availability.close()
+        assert store.under_way == 0
+        await store.availability.close()
+
+    run(scenario())
+
+
+# The log
+
+
+def logged(caplog):
+    lines = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    return lines
+
+
+def test_a_request_that_fails_alone_is_logged_as_that_and_not_each_time(caplog, monkeypatch):
     async def scenario():
         store = Store()
         for _ in range(3):
             store.availability.failed("timeout")
-        await settle()
-        assert [record.levelno for record in caplog.records] == [logging.ERROR]
-        for _ in range(3):
+            await settle()
             store.availability.answered()
-            store.availability.failed("timeout")
+        assert logged(caplog) == ["Redis answers, but a request failed: timeout"]
+        monkeypatch.setattr(health, "FLAPPING", 0.0)
+        store.availability.failed("timeout")
         await settle()
-        assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.WARNING]
+        assert logged(caplog) == ["Redis answers, but a request failed: timeout"]
 
     run(scenario())
 
 
-def test_an_outage_that_only_a_probe_sees_the_end_of_is_logged_as_ended(caplog):
+async def goes_and_comes_back(store):
+    store.answers = False
+    store.availability.failed("timeout")
+    while not store.is_refused:
+        await asyncio.sleep(0)
+    store.availability.failed("timeout")
+    store.answers = True
+    while store.is_refused:
+        await asyncio.sleep(0)
+
+
+def test_an_outage_is_logged_once_and_so_is_its_end(caplog):
     async def scenario():
         store = Store()
+        await goes_and_comes_back(store)
+        assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.WARNING]
+        assert logged(caplog) == ["Redis is unavailable: timeout", "Redis is available again"]
+
+    run(scenario())
+
+
+def test_a_store_that_flaps_is_not_logged_each_time_and_one_that_stays_away_is(caplog, monkeypatch):
+    async def scenario():
+        store = Store()
+        await goes_and_comes_back(store)
+        logged(caplog)
+        for _ in range(3):
+            await goes_and_comes_back(store)
+        assert logged(caplog) == []
         store.answers = False
         store.availability.failed("timeout")
         while not store.is_refused:
             await asyncio.sleep(0)
-        store.answers = True
-        while store.is_refused:
+        monkeypatch.setattr(health, "FLAPPING", 0.0)  # time passes
+        probes = store.probes
+        while store.probes < probes + 2:
             await asyncio.sleep(0)
-        assert [record.getMessage() for record in caplog.records] == [
+        assert logged(caplog) == ["Redis is unavailable: timeout"]
+        await store.availability.close()
+
+    run(scenario())
+
+
+def test_a_failure_before_an_outage_does_not_keep_the_outage_from_the_log(caplog):
+    async def scenario():
+        store = Store()
+        store.availability.failed("timeout")
+        await settle()
+        await goes_and_comes_back(store)
+        assert logged(caplog) == [
+            "Redis answers, but a request failed: timeout",
             "Redis is unavailable: timeout",
             "Redis is available again",
         ]

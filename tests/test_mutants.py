@@ -35,6 +35,7 @@ def planted(body):
         ("c = a(1)", {"c = a(2)"}),
         ("c = a(b, a)", {"c = a(b)"}),
         ("c = a(b, c=a)", {"c = a(b)"}),
+        ("c = zip(a, strict=True)", set()),
         ("c = 'text', True", {"c = 'XX', True", "c = 'text', False"}),
         ("for c in a:\n    b", {"for c in ():\n    b", "for c in a:\n    pass"}),
         (
@@ -60,6 +61,7 @@ def test_what_only_people_read_is_left_alone():
     assert changes('''
         """A docstring."""
         logger = logging.getLogger("name")
+        INTERVAL = 1.0
         class Protocol:
             """A docstring."""
             def method(self, argument: "Type") -> None: ...

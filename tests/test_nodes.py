@@ -70,6 +70,7 @@ class House:
                     await self.seats.ensure_map(lesson_id, 3)
             if sid in self.records:
                 await self.presence.restore(self.records[sid])
+        return len(self.records.keys() & sids)
 
 
 @pytest.fixture
@@ -457,7 +458,7 @@ async def test_a_join_that_was_written_under_the_former_id_meanwhile_is_not_lost
         former, a.presence.incarnation = a.presence.incarnation, incarnation
         await a.join(TEACHER)
         a.presence.incarnation = former
-        await restore(sids)
+        return await restore(sids)
 
     incarnation = a.presence.incarnation
     await a.join(CLIENT)

@@ -55,6 +55,7 @@ class Member:
     async def restore(self, sids):
         for sid in sids:
             await self.presence.restore(self.connections[sid])
+        return len(sids)
 
     # What the node's own loops do
 

@@ -15,7 +15,7 @@ import redis
 from test_end_to_end import SUCCESS, client, join, until
 from tornado.httpclient import AsyncHTTPClient
 
-from lesson_server.errors import StoreUnavailable
+from lesson_server.errors import StoreRefused, StoreUnavailable
 from lesson_server.nodes import LOST
 from lesson_server.presence import Presence
 from lesson_server.records import ClientRecord
@@ -90,6 +90,21 @@ async def test_foreign_bytes_in_one_of_our_keys_leave_nobody_waiting(open_store,
     redis_client.hset("key", "field", b"\xff")
     with pytest.raises(StoreUnavailable):
         await open_store(stores.redis_url).run(("HGET", "key", "field"))
+
+
+@pytest.mark.gen_test
+async def test_a_step_without_commands_has_no_answers(open_store, stores):
+    assert await open_store(stores.redis_url).run() == []
+
+
+@pytest.mark.gen_test
+async def test_what_may_fail_fails_nobody_and_is_told_in_its_place(open_store, stores, redis_client):
+    store = open_store(stores.redis_url)
+    redis_client.set("text", "of another type")
+    refused, answer = await store.run(("PING",), bookkeeping=(("HGET", "text", "field"),))
+    assert (type(refused), answer) == (StoreRefused, True)
+    with pytest.raises(StoreRefused):
+        await store.run(("HGET", "text", "field"), bookkeeping=(("PING",),))
 
 
 @pytest.mark.gen_test

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from fakes import settle
 from test_end_to_end import SUCCESS, client, join, until
 from tornado.httpclient import AsyncHTTPClient
 
@@ -57,6 +58,26 @@ async def test_a_ping_proves_that_the_node_hears(server, redis_client):
 
 
 @pytest.mark.gen_test
+async def test_a_ping_is_sent_when_there_is_a_subscription_to_hear_it(server, monkeypatch):
+    sent = []
+
+    async def send(text):
+        sent.append(text)
+
+    await server._rooms.close()
+    server._rooms._subscribed.clear()
+    monkeypatch.setattr(server._rooms, "_send", send)
+    ping = asyncio.create_task(server._rooms.ping())
+    await settle()
+    assert sent == []
+    server._rooms._subscribed.set()
+    await settle()
+    assert len(sent) == 1
+    assert server._rooms._take_echo(sent[0])
+    await ping
+
+
+@pytest.mark.gen_test
 async def test_a_server_that_has_just_started_is_ready_at_once(server):
     assert (await AsyncHTTPClient().fetch(server.url + "/readyz")).body == b"ready\n"
 
@@ -73,6 +94,58 @@ async def test_a_killed_subscription_is_renewed_and_hears_again(nodes, redis_cli
             await until(lambda: redis_client.pubsub_numsub("lesson_node_rooms") == [("lesson_node_rooms", 2)])
             await here._sio.emit("news", {}, room="1")
             await until(lambda times=times: len(received) == times)
+
+
+@pytest.mark.gen_test
+async def test_listening_is_stopped_although_a_cancellation_gets_lost(server, monkeypatch):
+    """As in ``asyncio.wait_for`` of Python 3.11, when its result arrives in the same turn of the loop."""
+    cancelled = []
+
+    async def deaf_to_the_first_cancellation():
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.append(True)
+                if len(cancelled) == 2:
+                    raise
+
+    await server._rooms.close()
+    monkeypatch.setattr(rooms_module, "CANCEL_INTERVAL", 0.01)
+    server._rooms.thread = asyncio.create_task(deaf_to_the_first_cancellation())
+    await asyncio.sleep(0)
+    await server._rooms.close()
+    assert len(cancelled) == 2
+
+
+@pytest.mark.gen_test
+async def test_a_lost_subscription_is_no_error(server, redis_client, monkeypatch, caplog):
+    """The library would log a traceback, and try again at once and without end."""
+    monkeypatch.setattr(rooms_module, "RESUBSCRIBE_INTERVAL", 0.01)
+    subscriptions = []
+    await server._rooms.ping()
+    server._rooms.on_subscribed = lambda: subscriptions.append(server._rooms._subscribed.is_set())
+    assert redis_client.execute_command("CLIENT", "KILL", "TYPE", "pubsub") == 1
+    await until(lambda: subscriptions == [True])
+    assert [record for record in caplog.records if record.name.startswith("socketio")] == []
+
+
+@pytest.mark.gen_test
+async def test_a_silent_subscription_proves_itself_by_echoes_and_stays(server, redis_client, monkeypatch):
+    """The server is made before the times are short: its subscription is renewed once."""
+    monkeypatch.setattr(rooms_module, "RESUBSCRIBE_INTERVAL", 0.01)
+    monkeypatch.setattr(rooms_module, "ECHO_INTERVAL", 0.05)
+    monkeypatch.setattr(rooms_module, "DEAF_AFTER", 5.0)
+    subscriptions = []
+    await server._rooms.ping()
+    server._rooms.on_subscribed = lambda: subscriptions.append("renewed")
+    redis_client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    await until(lambda: subscriptions)
+    with redis_client.pubsub(ignore_subscribe_messages=True) as onlooker:
+        onlooker.subscribe("lesson_node_rooms")
+        echoes = []
+        await until(lambda: echoes.append(onlooker.get_message()) or sum(map(bool, echoes)) == 3)
+    assert subscriptions == ["renewed"]
 
 
 @pytest.mark.gen_test

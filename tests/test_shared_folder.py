@@ -28,7 +28,6 @@ class Child:
         self._pid = os.fork()
         if self._pid == 0:
             os.close(self._tell)
-            folder.share()
             os.write(is_ready, b".")
             os.read(told, 1)
             folder.leave()

@@ -15,7 +15,6 @@ from edge import (
     BINARY_JOIN,
     JOIN,
     JOIN_WITH_ACK,
-    PLACEHOLDER,
     REFUSAL,
     REFUSED_HANDSHAKE,
     SECRET,
@@ -29,8 +28,9 @@ from tornado.iostream import IOStream
 from tornado.web import RequestHandler
 from websockets.protocol import Protocol, Side
 
+from lesson_server.admission import Places
 from lesson_server.sessions import MAX_MESSAGE_SIZE
-from lesson_server.transport import MAX_ATTACHMENTS, MAX_WAITING_EVENTS, SocketServer, StrictPacket
+from lesson_server.transport import MAX_EVENT_SIZE, MAX_WAITING_EVENTS, SocketServer, TooMuchData
 
 # The handshake
 
@@ -88,14 +88,13 @@ async def test_a_handshake_that_is_still_being_answered_is_none_yet(edge: Edge) 
     edge.sio.on("connect", slow_connect)
     client = await edge.polling()
     connecting = asyncio.create_task(client.post("40{}"))
-    await until(lambda: edge.sio.manager.pending_connect)
+    await until(lambda: edge.rooms._connecting)
     assert (await client.post(JOIN)).status == 400
     await until(lambda: not edge.sessions)
     may_connect.set()
     await connecting
     assert edge.application.joins == []
     assert len(edge.application.connected) == len(edge.application.ended) == 1
-    assert edge.sio.manager.rooms == {}
 
 
 @pytest.mark.gen_test
@@ -148,25 +147,38 @@ async def test_an_event_is_acknowledged_by_its_id(edge: Edge, packet: str, ack: 
     assert edge.application.joins == [()]
 
 
+def event_of_size(size: int) -> str:
+    """An event whose data are one list, in a packet of that many characters."""
+    return '42["join_lesson",[' + " " * (size + 1 - len('42["join_lesson",[]]')) + "]]"
+
+
 @pytest.mark.parametrize(
-    ("messages", "data"),
+    ("packet", "data"),
     [
-        (['42["join_lesson",null]'], (None,)),
-        (['42["join_lesson",1,{"a":[2]}]'], (1, {"a": [2]})),
-        ([BINARY_JOIN, b"\x00\xff"], (b"\x00\xff",)),
-        ([BINARY_JOIN, b""], (b"",)),
-        ([f'453-["join_lesson",[{PLACEHOLDER},{{"_placeholder":true,"num":2}}]]', b"0", b"1", b"2"], ([b"0", b"2"],)),
-        ([f'45{MAX_ATTACHMENTS}-["join_lesson"]', *[b"x"] * MAX_ATTACHMENTS], ()),
+        ('42["join_lesson",null]', (None,)),
+        ('42["join_lesson",1,{"a":[2]}]', (1, {"a": [2]})),
+        ('42["join_lesson"' + " " * MAX_EVENT_SIZE + "]", ()),
     ],
 )
 @pytest.mark.gen_test
-async def test_the_data_of_an_event_reaches_its_handler(
-    edge: Edge, messages: list[str | bytes], data: tuple[object, ...]
-) -> None:
+async def test_the_data_of_an_event_reaches_its_handler(edge: Edge, packet: str, data: tuple[object, ...]) -> None:
     client = await edge.connected()
-    await client.send(*messages)
+    await client.send(packet)
     await until(lambda: edge.application.joins)
     assert edge.application.joins == [data]
+
+
+@pytest.mark.parametrize(("size", "is_held"), [(MAX_EVENT_SIZE, True), (MAX_EVENT_SIZE + 1, False)])
+@pytest.mark.gen_test
+async def test_of_larger_data_a_handler_learns_no_more_than_that_there_are_some(
+    edge: Edge, size: int, is_held: bool
+) -> None:
+    client = await edge.connected()
+    await client.send(event_of_size(size))
+    await until(lambda: edge.application.joins)
+    [(data,)] = edge.application.joins
+    assert isinstance(data, list) == is_held
+    assert isinstance(data, TooMuchData) != is_held
 
 
 @pytest.mark.parametrize(
@@ -191,7 +203,6 @@ DROPPED = [
     dropped('42["connect","sid",{},{}]', why=RESERVED, id="forged connect"),
     dropped('427["disconnect","sid","reason"]', why=RESERVED, id="forged disconnect"),
     dropped('42["connect_error",{}]', why=RESERVED, id="forged connect_error"),
-    dropped(f'451-["disconnect",{PLACEHOLDER}]', b"x", why=RESERVED, id="forged binary disconnect"),
     # events that are none
     dropped("4", why="empty packet", id="empty packet"),
     dropped("42", why=MALFORMED, id="no data"),
@@ -204,7 +215,6 @@ DROPPED = [
     dropped("42[1]", why=RESERVED, id="numeric name"),
     dropped("42[null]", why=RESERVED, id="null name"),
     dropped('42[{"a":1}]', why=RESERVED, id="object for a name"),
-    dropped(f"451-[{PLACEHOLDER}]", b"join_lesson", why=RESERVED, id="binary name"),
     # JSON that is none
     dropped('42["join_lesson"', why=MALFORMED, id="cut short"),
     dropped("42" + "[" * (MAX_MESSAGE_SIZE - 2), why=MALFORMED, id="deep nesting"),
@@ -218,26 +228,18 @@ DROPPED = [
     dropped("4²[]", why=MALFORMED, id="type that only looks like a number"),
     # packets that only servers send, or nobody
     dropped('44{"message":"no"}', why=NO_CLIENT_S, id="CONNECT_ERROR"),
-    dropped("461-7[]", b"x", why=NO_CLIENT_S, id="BINARY_ACK"),
+    dropped("467[]", why=NO_CLIENT_S, id="BINARY_ACK without attachments"),
     dropped("47", why=NO_CLIENT_S, id="unknown type"),
-    # attachments
-    dropped('450-["join_lesson"]', why="attachments", id="binary event without attachments"),
-    dropped('45["join_lesson"]', why="attachments", id="binary event without a count"),
-    dropped('4511-["join_lesson"]', why="attachments", id="too many attachments"),
+    # binary events and messages
+    dropped(BINARY_JOIN, b"x", why="attachments", id="binary event"),
+    dropped('450-["join_lesson"]', why=NO_CLIENT_S, id="binary event without attachments"),
+    dropped('45["join_lesson"]', why=NO_CLIENT_S, id="binary event without a count"),
     dropped('454590000000-["join_lesson"]', why="attachments", id="billions of attachments"),
     dropped('4599999999999-["join_lesson"]', why=MALFORMED, id="count too long"),
     dropped('421-["join_lesson"]', b"x", why="attachments", id="event with an attachment"),
     dropped("431-[]", b"x", why="attachments", id="acknowledgement with an attachment"),
+    dropped("461-7[]", b"x", why="attachments", id="BINARY_ACK"),
     dropped("", b"x", why="unknown packet", id="empty frame"),
-    dropped(BINARY_JOIN, JOIN, why="text in place of an attachment", id="text in place of an attachment"),
-    dropped(BINARY_JOIN, b"x", b"x", why="unannounced attachment", id="unannounced attachment"),
-    *(
-        dropped(BINARY_JOIN.replace('"num":0', f'"num":{num}'), b"x", why=MALFORMED, id=f"placeholder {num}")
-        for num in ["1", "-2", '"0"', "null", "[]", "0.5", "1e3"]
-    ),
-    dropped(
-        '451-["join_lesson",' + "[" * 1000 + "]" * 1000 + "]", b"x", why=MALFORMED, id="deep nesting with an attachment"
-    ),
     # handshakes and namespaces
     dropped("40{}", why="connected twice", id="connected twice"),
     dropped("40/other,{}", why="connected twice", id="a second namespace"),
@@ -258,21 +260,22 @@ async def test_a_packet_that_is_none_of_a_client_s_ends_its_session(
     assert await client.messages() == []
     await until(lambda: not edge.sessions)
     assert edge.application.reasons == ["transport error"]
-    assert len(edge.application.joins) == (why == "unannounced attachment")
+    assert edge.application.joins == []
     [line] = edge.log
     assert line.startswith(f"client dropped: {why}")
     edge.application.may_answer.set()
     await edge.serves_others()
 
 
+@pytest.mark.parametrize("message", [b"", b"x", b"4{}"])
 @pytest.mark.gen_test
-async def test_an_attachment_that_never_comes_is_forgotten_with_its_session(edge: Edge) -> None:
+async def test_a_binary_message_ends_its_session(edge: Edge, message: bytes) -> None:
     client = await edge.connected()
-    await client.send(BINARY_JOIN)
-    await until(lambda: edge.sio._binary_packet)
-    await client.leave()
-    await until(lambda: not edge.sessions)
-    assert edge.sio._binary_packet == {}
+    await client.send(message, JOIN)
+    assert await client.messages() == []
+    await until(lambda: edge.application.reasons == ["transport error"])
+    assert edge.application.joins == []
+    assert edge.log == ["client dropped: binary message"]
 
 
 # Events under way
@@ -391,7 +394,6 @@ PARAMETERS = {
     socketio.AsyncManager.is_connected: ["self", "sid", "namespace"],
     socketio.AsyncManager.is_pre_connected: ["self", "sid", "namespace"],
     socketio.AsyncManager.disconnect: ["self", "sid", "namespace", "kwargs"],
-    Packet.add_attachment: ["self", "attachment"],
     # python-socketio: calls the engine
     socketio.AsyncServer._handle_eio_connect: ["self", "eio_sid", "environ"],
     socketio.AsyncServer._send_packet: ["self", "eio_sid", "pkt"],
@@ -417,15 +419,12 @@ def test_a_private_part_that_we_lean_on_is_as_it_was(function: Any) -> None:
 
 
 def test_the_private_attributes_that_we_lean_on_are_as_they_were() -> None:
-    sio = SocketServer()
-    assert sio._binary_packet == {}
+    sio = SocketServer(session_places=Places(1))
     assert sio.environ == {}
     assert sio.handlers == {}
     assert sio.eio.sockets == {}
     assert set(sio.eio.handlers) == {"connect", "message", "disconnect"}
     assert sio.eio.transports == ["polling", "websocket"]
-    packet = StrictPacket(encoded_packet=BINARY_JOIN[1:])
-    assert (packet.attachment_count, packet.attachments) == (1, [])
     assert Packet(encoded_packet="").data is None, "the empty packet is decoded now: transport.py refuses it itself"
     reasons = {"SERVER_DISCONNECT", "CLIENT_DISCONNECT", "TRANSPORT_CLOSE", "TRANSPORT_ERROR"}
     assert reasons <= set(vars(sio.reason))

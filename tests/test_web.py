@@ -14,7 +14,7 @@ from tornado.web import Application
 
 from lesson_server import web
 from lesson_server.errors import StoreUnavailable
-from lesson_server.web import HealthHandler, MetricsHandler, NotFoundHandler, Readiness, ReadyHandler
+from lesson_server.web import NotFoundHandler, Readiness, routes
 
 SECRET = "eyJhbGciOiJIUzI1NiJ9.secret"
 
@@ -55,11 +55,7 @@ def registry() -> CollectorRegistry:
 @pytest.fixture
 def app(io_loop: object, rds: FakeStore, redis: FakeStore, registry: CollectorRegistry) -> Application:
     return Application(
-        [
-            (r"/healthz", HealthHandler),
-            (r"/readyz", ReadyHandler, {"readiness": Readiness({"RDS": rds.ping, "Redis": redis.ping})}),
-            (r"/metrics", MetricsHandler, {"text": partial(generate_latest, registry)}),
-        ],
+        routes(Readiness({"RDS": rds.ping, "Redis": redis.ping}), partial(generate_latest, registry)),
         default_handler_class=NotFoundHandler,
         log_function=lambda handler: None,
     )

@@ -1,5 +1,6 @@
 """workers.py with trivial workers, each supervisor in a process of its own; then the command line with real ones."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,6 +17,8 @@ import psutil
 import pytest
 from test_cli import COMMAND, ROOT, clean_environ, running
 from test_end_to_end import SUCCESS, client, join
+
+from lesson_server import cli
 
 LONG = 20.0
 
@@ -49,8 +52,10 @@ def supervising(work, count=2, before=""):
         def say(*words):
             os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
+        parent = os.getpid()
+
         def stay():
-            while True:  # a signal that arrives just before a sleep is seen after it
+            while os.getppid() == parent:  # a signal that arrives just before a sleep is seen after it
                 time.sleep(0.05)
 
         def on_sigterm(handler):
@@ -102,8 +107,7 @@ PATIENT = """
 on_sigterm(lambda *_: sys.exit(0))
 ready()
 say("serving", os.getpid())
-while True:
-    stay()
+stay()
 """
 
 STUBBORN = """
@@ -112,8 +116,7 @@ def first(*_):
     say("draining", os.getpid())
 on_sigterm(first)
 ready()
-while True:
-    stay()
+stay()
 """
 
 
@@ -155,8 +158,7 @@ def test_a_later_worker_that_cannot_start_takes_the_others_down():
     if supervisor._slots[1].pid == 0:
         raise RuntimeError("a defect")
     ready()
-    while True:
-        stay()
+    stay()
     """
     with supervising(work) as process:
         _, error = process.communicate(timeout=LONG)
@@ -340,6 +342,23 @@ def test_workers_end_when_their_parent_was_killed_and_nothing_is_left(environ, t
         server.wait(LONG)
         until(lambda: not any(map(_runs, workers)))
         assert not list(tmp_path.iterdir())
+
+
+def test_an_orphan_is_told_to_stop_once(io_loop):
+    """Twice would be to stop at once, without sending its clients away."""
+
+    async def story():
+        parent_gone, parent_lives = os.pipe()
+        os.close(parent_lives)
+        signals = asyncio.Queue()
+        asyncio.get_running_loop().add_reader(parent_gone, cli._stop_as_orphan, parent_gone, signals)
+        await signals.get()
+        for _ in range(10):
+            await asyncio.sleep(0.001)
+        assert signals.empty()
+        os.close(parent_gone)
+
+    io_loop.run_sync(story)
 
 
 def test_what_killed_workers_left_is_removed_by_the_next_start(environ, tmp_path):

@@ -21,6 +21,7 @@ LUA_SWAPS = {" == ": " ~= ", " ~= ": " == ", " < ": " <= ", " > ": " >= ", " and
 LOGGERS = {"logger", "logging"}
 # Functions that people read, and calls that only type checkers do.
 SILENT_FUNCTIONS = {"__repr__", "__str__"}
+ASSERTIONS = {"strict"}  # of zip: what can't happen
 SILENT_CALLS = {"TypeVar", "NewType", "cast", "getLogger"}
 
 NEGATED = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn)
@@ -114,10 +115,15 @@ class Planter(ast.NodeVisitor):
     def visit(self, node: ast.AST) -> None:
         if isinstance(node, ast.expr_context | ast.Import | ast.ImportFrom | ast.Assert):
             return
+        if isinstance(node, ast.keyword) and node.arg in ASSERTIONS:
+            return
         if isinstance(node, ast.stmt) and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             self._lines = self._reached_by(node)
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                return  # a docstring, or the ellipsis of a protocol
+            match node:
+                case ast.Expr(value=ast.Constant()):
+                    return  # a docstring, or the ellipsis of a protocol
+                case ast.Assign(value=ast.Constant(value=float())) if self._function is None:
+                    return  # seconds: chosen, and a test that says the same again proves nothing
             if isinstance(node, ast.Assign) and LUA_CALL in self._text(node.value):
                 self._plant_all(self._lua(node.value))
                 return
@@ -200,6 +206,8 @@ class Planter(ast.NodeVisitor):
             case ast.Call(func=func, args=args, keywords=keywords) if not is_silent(node):
                 parts = [*args, *keywords]
                 for part in [*args[len(args) - (len(args) > 1) :], *keywords]:
+                    if isinstance(part, ast.keyword) and part.arg in ASSERTIONS:
+                        continue
                     rest = ", ".join(self._text(other) for other in parts if other is not part)
                     yield self._instead(node, f"{self._text(func)}({rest})")
             case ast.Constant(value=bool() as value):

@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import accumulate
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -31,8 +32,9 @@ from worker import ROOT, Outcome, Survey, Trial, work
 MODULES = [
     f"lesson_server/{name}.py"
     for name in (
-        "admission", "connection", "engine", "gateway", "identity", "lessons", "local_rooms", "machine", "nodes",
-        "presence", "redis_store", "rooms", "seats", "sessions", "transport", "websocket",
+        "admission", "connection", "engine", "gateway", "health", "http_server", "identity", "lesson_query", "lessons",
+        "local_rooms", "machine", "nodes", "presence", "protocol", "rds", "records", "redis_shard", "redis_store",
+        "rooms", "seats", "sessions", "transport", "websocket",
     )
 ]  # fmt: skip
 KEPT = ROOT / ".mutants"
@@ -41,6 +43,8 @@ SEEN, HUNG, NOT_SEEN, NOT_RUN = "seen", "hung", "not seen", "not run by any test
 STATES = (SEEN, HUNG, NOT_SEEN, NOT_RUN)
 # Seconds up to which a module's own test goes before quicker ones of other modules.
 OWN = 1.0
+# Seconds of tests on which a defect is tried.
+BUDGET = 30.0
 PROGRESS_INTERVAL = 10.0
 
 Key = TypeVar("Key")
@@ -153,14 +157,19 @@ def survey(pipes: list[Connection]) -> tuple[Surveyed, list[str]]:
 
 
 def tests_of(defect: Defect, surveyed: Surveyed) -> dict[str, float]:
-    """The tests that run a line of the defect and their seconds: the module's own first, then the quickest."""
+    """The tests that run a line of the defect and their seconds: the module's own first, then the quickest.
+
+    Tests of other modules are left out when together they take more than BUDGET: a defect in the core is for the tests
+    of its module to see.
+    """
     own = defect.module.replace("lesson_server/", "tests/test_")
-    running = (
+    running = sorted(
         (seconds > OWN or test.partition("::")[0] != own, seconds, test)
         for test, (seconds, lines) in surveyed.items()
         if defect.lines & set(lines.get(defect.module, ()))
     )
-    return {test: seconds for _, seconds, test in sorted(running)}
+    chosen = zip(running, accumulate(seconds for _, seconds, _ in running), strict=True)
+    return {test: seconds for (_, seconds, test), total in chosen if total < BUDGET or test.partition("::")[0] == own}
 
 
 # Trials

@@ -1,0 +1,177 @@
+"""protocol.py: however many sockets and sessions come, their number is bounded, and clients and probes are served."""
+
+import asyncio
+
+import pytest
+from edge import (
+    ACK,
+    JOIN_WITH_ACK,
+    POLLING,
+    UPGRADE_HEADERS,
+    Client,
+    Edge,
+    edge_fixture,  # noqa: F401
+    left_of,
+    until,
+    websocket_query,
+)
+
+from lesson_server.protocol import EXTRA_SESSIONS, EXTRA_SOCKETS
+
+LIMIT = 2
+limited = pytest.mark.parametrize("edge", [LIMIT], indirect=True, ids=["limited"])
+
+
+async def storm(edge: Edge, count: int) -> list[Client]:
+    """Sockets that say nothing, all let in."""
+    sockets = [await edge.connection() for _ in range(count)]
+    await until(lambda: len(edge.server.places) == LIMIT + EXTRA_SOCKETS)
+    await asyncio.gather(*(sockets[number].is_ended() for number in range(count - EXTRA_SOCKETS - LIMIT)))
+    return sockets
+
+
+async def is_healthy(edge: Edge) -> bool:
+    client = await edge.connection()
+    await client.write(b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n")
+    return (await client.response()).body == b"ok\n"
+
+
+@limited
+@pytest.mark.gen_test
+async def test_silent_sockets_give_way_and_probes_get_in(edge: Edge) -> None:
+    await storm(edge, 3 * EXTRA_SOCKETS)
+    for _ in range(EXTRA_SOCKETS):
+        assert await is_healthy(edge)
+    assert len(edge.server.places) == LIMIT + EXTRA_SOCKETS
+
+
+@limited
+@pytest.mark.parametrize("kind", ["websocket", "poll that waits", "upgraded websocket"])
+@pytest.mark.gen_test
+async def test_a_socket_that_carries_a_session_does_not_give_way(edge: Edge, kind: str) -> None:
+    if kind == "poll that waits":
+        client = await edge.connected_polling()
+        async with client.waiting() as poll:
+            await storm(edge, 3 * EXTRA_SOCKETS)
+            await client.post(JOIN_WITH_ACK)
+            assert (await poll.response()).body == ACK.encode()
+        return
+    if kind == "upgraded websocket":
+        websocket = await edge.probing((await edge.connected_polling()).sid)
+        await websocket.send("5")
+        await until(lambda: edge.sessions[0].upgraded)
+    else:
+        websocket = await edge.connected()
+    await storm(edge, 3 * EXTRA_SOCKETS)
+    await websocket.send(JOIN_WITH_ACK)
+    assert await websocket.receive() == ACK
+
+
+@limited
+@pytest.mark.gen_test
+async def test_a_socket_whose_poll_is_answered_gives_way_again(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    await client.post(JOIN_WITH_ACK)
+    connection = await edge.connection()
+    assert (await connection.request("GET", client.query)).body == ACK.encode()
+    assert not edge.server.places._kept  # and not by its timeout
+    await storm(edge, 3 * EXTRA_SOCKETS)
+    assert await connection.is_ended() == b""
+
+
+@limited
+@pytest.mark.gen_test
+async def test_an_upgrade_that_is_not_completed_gives_way(edge: Edge) -> None:
+    websocket = await edge.websocket((await edge.connected_polling()).sid)
+    assert edge.sessions[0]._upgrading.abort in edge.server.places._provisional.values()  # no more the stream's close
+    await storm(edge, 3 * EXTRA_SOCKETS)
+    assert await websocket.is_ended() == b""
+    assert not edge.sessions[0].upgrading
+
+
+@limited
+@pytest.mark.parametrize("transport", ["polling", "websocket"])
+@pytest.mark.gen_test
+async def test_of_handshakes_that_are_not_completed_the_oldest_gives_way(edge: Edge, transport: str) -> None:
+    kept = await edge.connected()
+    first, *_ = [
+        await (edge.websocket() if transport == "websocket" else edge.polling()) for _ in range(LIMIT + EXTRA_SESSIONS)
+    ]
+    assert len(edge.sessions) == LIMIT + EXTRA_SESSIONS
+    assert edge.log == ["client dropped: handshake given up for a newer one"]
+    if isinstance(first, Client):
+        assert await first.messages() == []
+    else:
+        assert await first.poll() == ["1"]
+    await kept.send(JOIN_WITH_ACK)
+    assert await kept.receive() == ACK
+
+
+@limited
+@pytest.mark.gen_test
+async def test_when_all_sessions_are_connected_the_next_one_is_told_so(edge: Edge) -> None:
+    """Admission would have refused them before."""
+    for _ in range(LIMIT + EXTRA_SESSIONS):
+        await edge.connected()
+    for query, headers in ((POLLING, {}), (websocket_query(), UPGRADE_HEADERS)):
+        response = await edge.request("GET", query, **headers)
+        assert response.status == 503
+        assert b"busy" in response.body
+    assert await is_healthy(edge)
+
+
+@pytest.mark.gen_test
+async def test_every_place_is_left(edge: Edge) -> None:
+    """Of a socket that was closed at each stage of its life."""
+    sid = (await edge.connected_polling()).sid
+    clients = [
+        await edge.connection(),
+        await edge.websocket(),
+        await edge.connected(),
+        await edge.probing(sid),
+    ]
+    await until(lambda: len(edge.server.places) >= len(clients))
+    edge.disappear()
+    await until(lambda: len(edge.server.places) == 0)
+    await edge.sio.eio.disconnect()
+    assert len(edge.sio.eio._session_places) == 0
+
+
+# The harness itself
+
+
+@pytest.mark.gen_test
+async def test_what_the_harness_asserts_at_the_end_can_fail(edge: Edge) -> None:
+    """Each table tells of a connection while there is one."""
+    may_connect = asyncio.Event()
+
+    async def slow_connect(sid: str, environ: object, auth: object) -> None:
+        await may_connect.wait()
+        await edge.application.connect(sid, {}, auth)
+        await edge.sio.enter_room(sid, "lesson")
+
+    async def slow_disconnect(sid: str, reason: str) -> None:
+        assert "Rooms._ending" in left_of(edge.sio)
+        await edge.application.disconnect(sid, reason)
+
+    edge.sio.on("connect", slow_connect)
+    edge.sio.on("disconnect", slow_disconnect)
+    client = await edge.websocket()
+    await client.send("40{}")
+    await until(lambda: "Rooms._connecting" in left_of(edge.sio))
+    assert "Engine._tasks" in left_of(edge.sio)
+    may_connect.set()
+    await client.receive()
+    await edge.sio.emit("news", to=edge.application.connected[0], callback=lambda: None)
+    assert {
+        "SocketServer.environ",
+        "Engine.sockets",
+        "Engine.websockets",
+        "Rooms._sids",
+        "Rooms._eio_sids",
+        "Rooms._members",
+        "Rooms._rooms_of",
+        "Rooms.callbacks",
+    } <= set(left_of(edge.sio))
+    await client.leave()
+    await until(lambda: left_of(edge.sio) == {})
