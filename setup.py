@@ -37,6 +37,7 @@ TEST = [
     "hypothesis>=6.100",
     "pytest>=8,<10",  # pytest-tornado 0.8 is not tried with 10
     "pytest-tornado>=0.8.1",
+    "pytest-xdist>=3.6",
     "setuptools<81",  # pytest-tornado needs pkg_resources, which 81 warns of and 82 drops
 ]
 

@@ -32,16 +32,12 @@ class Availability:
         name: what operators call the store, e.g. ``RDS``.
         probe: asks the store for nothing but an answer; whatever it raises means that there was none.
         on_unavailable: called when requests are refused from now on; those that wait for the store can be failed then.
-
-    Attributes:
-        failures: how many requests have failed because of the store.
     """
 
     def __init__(
         self, name: str, probe: Callable[[], Awaitable[object]], on_unavailable: Callable[[], object] = lambda: None
     ) -> None:
         self.name = name
-        self.failures = 0
         self._probe = probe
         self._on_unavailable = on_unavailable
         self._cause = ""  # of the last failure
@@ -70,7 +66,6 @@ class Availability:
         Args:
             cause: one line for the log, without a secret.
         """
-        self.failures += 1
         self._cause = cause
         if self._probing is None:
             self._probing = asyncio.create_task(self._probe_until_it_answers())

@@ -62,7 +62,11 @@ class LimitedHandler(logging.StreamHandler):  # type: ignore[type-arg]
             return
         window.left_out += 1
         if window.sample is None:
-            window.sample = _without_traceback(record)
+            try:
+                window.sample = _without_traceback(record)
+            except Exception:
+                self.handleError(record)
+                return
             with contextlib.suppress(RuntimeError):  # no loop runs in this thread
                 asyncio.get_running_loop().call_later(window.end - now, self._expire, kind, window)
 

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-from lesson_server.errors import StoreUnavailable
+from lesson_server.errors import StoreRefused, StoreUnavailable
 from lesson_server.presence import BATCH_SIZE, REMOVAL_PATIENCE, Presence
 from lesson_server.redis_store import RedisStore
 from lesson_server.seats import Seats
@@ -125,6 +125,8 @@ class Node:
             await asyncio.sleep(HEARTBEAT_INTERVAL)
             try:
                 await self.beat()
+            except StoreRefused as error:
+                logger.error("heartbeat refused: %s", error.cause)
             except StoreUnavailable:
                 pass  # the log knows of the outage
             except Exception:
@@ -183,7 +185,7 @@ class Node:
     def _end_sweep(self, node_id: str, task: asyncio.Task[None]) -> None:
         del self._sweeps[node_id]
         error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, StoreUnavailable):  # the log knows of an outage
+        if error is not None and (isinstance(error, StoreRefused) or not isinstance(error, StoreUnavailable)):
             logger.error("sweep of node %s failed", node_id, exc_info=error)
 
     async def _sweep(self, node_id: str) -> None:
@@ -211,6 +213,8 @@ class Node:
             try:
                 await self.check_records(paced=not wanted)
                 continue
+            except StoreRefused as error:
+                logger.error("check of the records refused: %s", error.cause)
             except StoreUnavailable:
                 pass  # the log knows of the outage
             except Exception:

@@ -1,7 +1,7 @@
 """Redis: who is in which lesson, by which sid. With seats.py and nodes.py the only Redis commands of the server.
 
 What stands where is in records.py. Beside each entry, in the same slot of a cluster, stands a sorted set of the claims
-on it: ``lesson_node_claims:{field}{key}``, a claim → the order of joining. Every script below touches one entry and its
+on it: ``lesson_node_claims:{field}{key}``, a claim → the order of joining. Every script touches one entry and its
 claims, and leaves them so that *the entry shows its newest claim*. So of several connections of a person the one that
 joined last stands in Redis; when it ends, the one before it does, on whatever node it is, in the same atomic step.
 
@@ -13,12 +13,13 @@ is taken from it after the record has been removed.
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from itertools import chain, groupby, islice
 from operator import attrgetter
 from typing import Any
 
 from lesson_server.errors import StoreRefused, StoreUnavailable
+from lesson_server.presence_scripts import CHECK, REMOVE, RESTORE, WRITE
 from lesson_server.records import DAY, Claim, Entry, Incarnation, Record, claim_on, decode, encode
 from lesson_server.redis_shard import Command
 from lesson_server.redis_store import RedisStore
@@ -29,113 +30,11 @@ logger = logging.getLogger(__name__)
 REMOVAL_PATIENCE = 0.5
 # Seconds between two tries of a removal that Redis has not answered.
 RETRY_INTERVAL = 1.0
+# Seconds after which Redis does not carry out a write any more that it has not answered: its timeout, and the time in
+# which TCP sends again what was lost.
+LATE_WRITE = 10.0
 # Records that are checked or removed at the same time, and entries of an index that are read in one round trip.
 BATCH_SIZE = 100
-
-# In all scripts: KEYS are the entry and its claims, ARGV[1] is a claim, ARGV[2] the TTL in seconds.
-SHOW = """
-local function show(claim)
-    redis.call('HSET', KEYS[1], unpack(cjson.decode(claim), 2))
-    redis.call('EXPIRE', KEYS[1], ARGV[2])
-    redis.call('EXPIRE', KEYS[2], ARGV[2])
-end
-"""
-
-# ARGV[3]: '1' when the entry outlives its claims. What it then shows of an ended connection is kept as a claim of order
-# 0, so that a join that fails can be undone. Answers the order of the claim (later than all others, also when the clock
-# of Redis has been set back), and whether somebody else has or had the entry.
-WRITE = f"""{SHOW}
-local fields = cjson.decode(ARGV[1])
-local newest = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
-local order = redis.call('ZSCORE', KEYS[2], ARGV[1])
-if not order then
-    if ARGV[3] == '1' and not newest[1] and redis.call('HEXISTS', KEYS[1], fields[2]) == 1 then
-        local ended = {{''}}
-        for position = 2, #fields, 2 do
-            ended[position] = fields[position]
-            ended[position + 1] = redis.call('HGET', KEYS[1], fields[position]) or ''
-        end
-        redis.call('ZADD', KEYS[2], 0, cjson.encode(ended))
-    end
-    local time = redis.call('TIME')
-    order = string.format('%.0f', math.max(time[1] * 1000000 + time[2], (tonumber(newest[2]) or 0) + 1))
-    redis.call('ZADD', KEYS[2], order, ARGV[1])
-end
-show(redis.call('ZREVRANGE', KEYS[2], 0, 0)[1])
-local known = 0
-if ARGV[3] == '1' then
-    for _, claim in ipairs(redis.call('ZRANGE', KEYS[2], 0, 9)) do
-        if cjson.decode(claim)[3] ~= fields[3] then known = 1 end
-    end
-end
-return {{order, known}}
-"""
-
-# ARGV[3]: the order that the claim has. ARGV[4], …: claims of this connection that it takes the place of.
-RESTORE = f"""{SHOW}
-if #ARGV > 3 then
-    redis.call('ZREM', KEYS[2], unpack(ARGV, 4))
-end
-redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
-show(redis.call('ZREVRANGE', KEYS[2], 0, 0)[1])
-"""
-
-# ARGV[3]: the order that the claim has. Answers whether the claim is there and the entry shows the newest one; what is
-# there does not end by its TTL.
-CHECK = """
-local order = redis.call('ZSCORE', KEYS[2], ARGV[1])
-if not order then
-    return 0
-end
-if order ~= ARGV[3] then
-    redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
-end
-local newest = cjson.decode(redis.call('ZREVRANGE', KEYS[2], 0, 0)[1])
-if redis.call('HGET', KEYS[1], newest[2]) ~= newest[3] then
-    return 0
-end
-for _, key in ipairs(KEYS) do
-    if redis.call('TTL', key) < ARGV[2] / 2 then
-        redis.call('EXPIRE', key, ARGV[2])
-    end
-end
-return 1
-"""
-
-# ARGV[3]: 'remove', or what becomes of an entry that outlives its claims. 'keep' leaves it as it is if nobody else has
-# a claim on it; else what it said is kept as the claim of order 0, for the joins of all others may yet fail. 'undo'
-# makes it what it was before; repeated it does nothing, for the connection may have joined again, and ended, since.
-REMOVE = f"""{SHOW}
-local removed = redis.call('ZREM', KEYS[2], ARGV[1])
-if removed == 0 and ARGV[3] == 'undo' then
-    return
-end
-local newest = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
-if newest[1] and tonumber(newest[2]) > 0 then
-    if removed == 1 and ARGV[3] == 'keep' then
-        local ended = cjson.decode(ARGV[1])
-        ended[1] = ''
-        redis.call('ZREMRANGEBYSCORE', KEYS[2], 0, 0)
-        redis.call('ZADD', KEYS[2], 0, cjson.encode(ended))
-    end
-    show(newest[1])
-    return
-end
-redis.call('DEL', KEYS[2])
-if ARGV[3] == 'keep' then
-    return
-end
-if newest[1] then
-    show(newest[1])
-    return
-end
-local fields = cjson.decode(ARGV[1])
-if redis.call('HGET', KEYS[1], fields[2]) == fields[3] then
-    for position = 2, #fields, 2 do
-        redis.call('HDEL', KEYS[1], fields[position])
-    end
-end
-"""
 
 
 class Presence:
@@ -187,10 +86,7 @@ class Presence:
         Raises:
             StoreUnavailable: Redis failed or was too slow.
         """
-        claim = self._held.get(record.sid)
-        if claim is None:
-            await self.write(record)
-            return
+        claim = self._held[record.sid]
         if claim.incarnation is not self.incarnation:
             replaced, claim = claim, self._claim(record)
             claim.order, claim.replaced = replaced.order, replaced
@@ -251,25 +147,28 @@ class Presence:
         """Removes what stands in this node's index and belongs to no connection: the late write of a join that failed.
 
         Yields:
-            after each round trip, how many were removed.
+            after each round trip, how many were removed for good.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow.
         """
         incarnation = self.incarnation
+        now = asyncio.get_running_loop().time()
         cursor: str | int = 0
         while True:
             ((cursor, entries),) = await self._store.run(
                 ("HSCAN", self.index_key(incarnation.node_id), cursor, "COUNT", BATCH_SIZE)
             )
             # A number is never used again, so what is a stray now is one for good.
-            strays = {number: text for number, text in entries.items() if int(number) not in incarnation.claims}
-            ended = {number: strays.pop(number) for number in list(strays) if int(number) in incarnation.ended}
-            yield await self._remove_entries(incarnation.node_id, strays, undo=True)
-            yield await self._remove_entries(incarnation.node_id, ended, undo=False)
-            incarnation.ended.difference_update(map(int, ended))
+            strays = {int(number): text for number, text in entries.items() if int(number) not in incarnation.claims}
+            for undo in (True, False):
+                some = {n: text for n, text in strays.items() if incarnation.late.get(n, (now, True))[1] is undo}
+                # What may yet be written stays in the index: the next check removes it once more.
+                kept = {n for n in some if n in incarnation.late and incarnation.late[n][0] > now}
+                yield await self._remove_entries(incarnation.node_id, some, undo=undo, kept=kept)
             if int(cursor) == 0:
-                return
+                break
+        incarnation.late = {n: late for n, late in incarnation.late.items() if late[0] > now}
 
     async def sweep(self, node_id: str) -> int:
         """Removes some of what a node that is lost has written. Several nodes may do so at the same time.
@@ -281,7 +180,8 @@ class Presence:
             StoreUnavailable: Redis failed or was too slow.
         """
         (answer,) = await self._store.run(("HRANDFIELD", self.index_key(node_id), BATCH_SIZE, "WITHVALUES"))
-        return await self._remove_entries(node_id, dict(_pairs(answer)), undo=False)
+        entries = {int(number): text for number, text in _pairs(answer)}
+        return await self._remove_entries(node_id, entries, undo=False)
 
     async def settled(self) -> None:
         """Waits until nothing is pending."""
@@ -359,17 +259,22 @@ class Presence:
             # Neither can it be removed, nor can it be ours any longer.
             logger.warning("a record can't be removed: %s", error.cause)
 
-    async def _remove_entries(self, node_id: str, entries: dict[str, str], *, undo: bool) -> int:
-        """Removes claims that were read from an index, and then takes them from the index."""
+    async def _remove_entries(
+        self, node_id: str, entries: dict[int, str], *, undo: bool, kept: Collection[int] = ()
+    ) -> int:
+        """Removes claims that were read from an index, and then takes them from the index, except those to be kept."""
         results = await asyncio.gather(
-            *(self._remove(decode(text), node_id, int(number), undo=undo) for number, text in entries.items()),
+            *(self._remove(decode(text), node_id, number, undo=undo) for number, text in entries.items()),
             return_exceptions=True,
         )
-        removed = [number for number, result in zip(entries, results, strict=True) if result is None]
+        errors = [result for result in results if isinstance(result, BaseException)]
+        if errors and len(errors) == len(entries):
+            raise errors[0]
+        removed = [
+            number for number, result in zip(entries, results, strict=True) if result is None and number not in kept
+        ]
         if removed:
             await self._store.run(("HDEL", self.index_key(node_id), *removed))
-        elif entries:
-            raise next(result for result in results if isinstance(result, BaseException))
         return len(removed)
 
     # What is pending
@@ -383,18 +288,22 @@ class Presence:
                     # A removal ends in the index; while that does not answer, it would be repeated in vain.
                     await self._store.run(("HLEN", self.index_key(self.incarnation.node_id)))
                     await self._retry_removals()
+                continue
             except StoreUnavailable:
-                await asyncio.sleep(RETRY_INTERVAL)
+                pass  # the log knows of the outage
+            except Exception:
+                logger.exception("removals failed")
+            await asyncio.sleep(RETRY_INTERVAL)
         self._cleaner = None
 
     async def _unindex(self) -> None:
         removed, self._removed = self._removed, []
         try:
             for claim, undo in removed:
-                if claim.unanswered:  # and may yet be written: a check will find it in the index
+                if claim.unanswered:
+                    late = asyncio.get_running_loop().time() + LATE_WRITE
+                    claim.incarnation.late[claim.number] = late, undo
                     claim.incarnation.claims.discard(claim.number)
-                    if not undo:
-                        claim.incarnation.ended.add(claim.number)
             answered = (claim for claim, _ in removed if not claim.unanswered)
             for incarnation, claims in groupby(answered, attrgetter("incarnation")):
                 numbers = [claim.number for claim in claims]
@@ -404,7 +313,7 @@ class Presence:
                 await self._store.run(*commands)
                 incarnation.acknowledged += 1
                 incarnation.claims.difference_update(numbers)
-        except StoreUnavailable:
+        except Exception:
             self._pending += removed  # Redis may come back with the records as they were before the removal
             raise
 

@@ -82,15 +82,15 @@ class Incarnation:
         node_id: names it in Redis. Never used again: what is removed of an earlier life can't touch a later one.
         last_number: of the claims that were made in this life.
         claims: the numbers of those that stand in Redis, may come to stand there, or are being removed.
-        ended: the numbers of claims that were removed at the end of a connection while a write of theirs had not been
-            answered: a check removes them once more, and leaves ``{client_id}`` for its 24 h.
+        late: claims that were removed while a write of theirs had not been answered: until when Redis may yet carry out
+            the write, so that they are removed again, and whether the join is to be undone.
         acknowledged: how many writes Redis has answered; its own count must never be lower.
     """
 
     node_id: str
     last_number: int = 0
     claims: set[int] = field(default_factory=set)
-    ended: set[int] = field(default_factory=set)
+    late: dict[int, tuple[float, bool]] = field(default_factory=dict)
     acknowledged: int = 0
 
 

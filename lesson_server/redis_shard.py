@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from redis.exceptions import (
@@ -88,6 +89,7 @@ class Shard:
         self._waiting: deque[Part] = deque()
         self._round_trips: set[asyncio.Task[None]] = set()
         self._beginning = False  # the next round trip has been asked for, and begins in this turn of the loop
+        self._closed = False
 
     def submit(self, part: Part) -> None:
         """Sends a part with the next round trip, or fails it at once while the server is known not to answer."""
@@ -98,11 +100,14 @@ class Shard:
         else:
             self._waiting.append(part)
             self._begin_soon()
+        if self._closed:
+            self._give_up()
 
     async def close(self) -> None:
-        """Closes the connections; round trips under way are cancelled."""
+        """Closes the connections; round trips under way are cancelled, and parts that wait are failed."""
+        self._closed = True
         await self.availability.close()
-        self._cancel_round_trips()
+        self._give_up()
         if self._round_trips:
             await asyncio.wait(self._round_trips)
         await self.client.aclose()
@@ -115,19 +120,19 @@ class Shard:
             raise
 
     def _give_up(self) -> None:
-        """The server is known not to answer: nobody waits for it any longer."""
-        self._cancel_round_trips()
-        while self._waiting:
-            part = self._waiting.popleft()
-            self._settle(part, [self.availability.refusal()] * len(part.positions))
-
-    def _cancel_round_trips(self) -> None:
+        """Fails all parts: the server is known not to answer, or the shard is closed."""
         for task in self._round_trips:
             task.cancel()
+        self._refuse(self._waiting)
+        self._waiting.clear()
+
+    def _refuse(self, parts: Iterable[Part]) -> None:
+        for part in parts:
+            self._settle(part, [self.availability.refusal()] * len(part.positions))
 
     def _begin_soon(self) -> None:
         """Begins a round trip when all that is asked for in this turn of the loop has been asked for."""
-        if not self._beginning and self._waiting and len(self._round_trips) < self._pool_size:
+        if not self._closed and not self._beginning and self._waiting and len(self._round_trips) < self._pool_size:
             self._beginning = True
             asyncio.get_running_loop().call_soon(self._begin)
 
@@ -139,11 +144,13 @@ class Shard:
         if parts:
             task = asyncio.create_task(self._round_trip(parts))
             self._round_trips.add(task)
-            task.add_done_callback(self._end)
+            task.add_done_callback(partial(self._end, parts))
         self._begin_soon()
 
-    def _end(self, task: "asyncio.Task[None]") -> None:
+    def _end(self, parts: list[Part], task: "asyncio.Task[None]") -> None:
         self._round_trips.discard(task)
+        if task.cancelled():  # maybe before its first step, so it can't do this by itself
+            self._refuse(parts)
         self._begin_soon()
 
     async def _round_trip(self, parts: list[Part]) -> None:
@@ -157,30 +164,26 @@ class Shard:
                 answers = await pipe.execute(raise_on_error=False)
             if self._redirect is not None:
                 answers = await self._follow(commands, answers)
-        except FAILURES as error:
+        except Exception as error:  # redis-py's, or a defect, which the callers are to report
             answers = [error] * len(commands)
-        except Exception as error:  # a defect, which the callers are to report
-            answers = [error] * len(commands)
-        except asyncio.CancelledError:
-            answers = [StoreUnavailable(self._name, "given up")] * len(commands)
-            raise
-        finally:
-            start = 0
-            for part in parts:
-                end = start + len(part.positions)
-                self._settle(part, [self._translate(answer) for answer in answers[start:end]])
-                start = end
+        start = 0
+        for part in parts:
+            end = start + len(part.positions)
+            self._settle(part, [self._translate(answer) for answer in answers[start:end]])
+            start = end
+        if not self._closed:
             self._note(answers)
 
     async def _follow(self, commands: list[Command], answers: list[Any]) -> list[Any]:
         """Carries out elsewhere what this master no longer serves, as while slots move."""
         assert self._redirect is not None
+        failure: Exception | None = None
         for position, answer in enumerate(answers):
             if isinstance(answer, REDIRECTIONS):
                 try:
-                    answers[position] = await self._redirect(commands[position])
-                except FAILURES as error:
-                    answers[position] = error
+                    answers[position] = failure or await self._redirect(commands[position])
+                except FAILURES as error:  # the rest of the batch would wait for as many timeouts as it has commands
+                    answers[position] = failure = error
         return answers
 
     def _translate(self, answer: Any) -> Any:
@@ -207,12 +210,11 @@ class Shard:
         step.unanswered -= 1
         if step.unanswered or step.done.done():
             return
-        required = step.answers[step.bookkeeping :]
-        error = next((answer for answer in required if isinstance(answer, Exception)), None)
-        if error is None:
+        errors = [answer for answer in step.answers[step.bookkeeping :] if isinstance(answer, Exception)]
+        if not errors:
             step.done.set_result(step.answers)
-        else:
-            step.done.set_exception(error)
+        else:  # a refusal says that the rest has been carried out
+            step.done.set_exception(next((error for error in errors if not isinstance(error, StoreRefused)), errors[0]))
 
 
 def _is_refusal(error: Exception) -> bool:

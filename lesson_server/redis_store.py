@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -14,6 +15,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from lesson_server.errors import StoreUnavailable
 from lesson_server.redis_shard import FAILURES, Command, Part, Redis, Shard, Step
 from lesson_server.settings import SettingsError
+
+logger = logging.getLogger(__name__)
 
 # Seconds after which an idle connection is asked whether it still lives before it is used.
 HEALTH_CHECK_INTERVAL = 30
@@ -149,7 +152,8 @@ class RedisStore:
         """Closes the connections; round trips under way are cancelled."""
         if self._refresh is not None:
             self._refresh.cancel()
-        for shard in self._shards.values():
+            await asyncio.wait([self._refresh])
+        for shard in list(self._shards.values()):
             await shard.close()
         await self.client.aclose()
 
@@ -216,4 +220,5 @@ class RedisStore:
             await self.client.nodes_manager.initialize()
             masters = {node.name for node in self.client.get_primaries()}
             for name in self._shards.keys() - masters:
+                logger.warning("Redis %s is no master of the cluster any more", name)
                 await self._shards.pop(name).close()

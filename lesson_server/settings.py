@@ -163,7 +163,7 @@ class RdsSettings(Section):
         dsn: a libpq connection string or URI. None, with ``redis.url`` None too: the embedded set-up.
         lesson_query: one statement that returns the seat count of ``%(lesson_id)s``, or no row (contract, section 6).
         timeout: seconds for one query. At most 3, for a join is answered within 5 s whatever fails.
-        pool_size: connections of one worker, open from its start.
+        pool_size: connections of one worker, open from its start; one more is for readiness and probes.
     """
 
     dsn: OptionalSecret = None

@@ -22,22 +22,34 @@ class SharedFolder:
         self._suffix = suffix
         for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
             self._remove_if_unused(left)
-        self.path = Path(tempfile.mkdtemp(prefix=prefix))
-        self._lock = os.open(self.path, os.O_RDONLY)
-        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        self._lock = self._make(prefix)
 
     def leave(self) -> None:
         """Ends the use of the folder by this process."""
         os.close(self._lock)
         self._remove_if_unused(self.path)
 
+    def _make(self, prefix: str) -> int:
+        """Makes the folder and locks it. Another process that starts may take it for left over before it is locked."""
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=prefix))
+            with contextlib.suppress(FileNotFoundError):
+                lock = os.open(self.path, os.O_RDONLY)
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                if self.path.exists():
+                    return lock
+                os.close(lock)
+
     def _remove_if_unused(self, path: Path) -> None:
         with contextlib.suppress(OSError):  # it is in use, or another user's, or another process has just removed it
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for file in path.glob(f"*{self._suffix}"):
-                    file.unlink()
+                if os.fstat(descriptor).st_uid != os.geteuid():
+                    return
+                for name in os.listdir(descriptor):  # by the descriptor: the path may be another folder's by now
+                    if name.endswith(self._suffix):
+                        os.unlink(name, dir_fd=descriptor)
                 path.rmdir()
             finally:
                 os.close(descriptor)

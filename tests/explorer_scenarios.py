@@ -161,5 +161,27 @@ SCENARIOS = {
             witness=("b",),
             actors=((("join", "2"),), (("check", "a"),)),
         ),
+        Scenario(
+            "cluster",
+            "one join and its end, on a cluster of as many masters as there are keys",
+            tabs=(participant("1", "a"),),
+            witness=("b",),
+            actors=((("join", "1"), ("leave", "1")),),
+            # Not CRASH: a node that dies when one master has its record and another has not yet its index leaves a
+            # ghost. Nor LATE, for then there is no order between a write and its removal on two masters.
+            faults=(LOST, UNANSWERED, FLUSH),
+            cluster=True,
+        ),
+        Scenario(
+            "two-faults",
+            "one join and its end, and two faults",
+            tabs=(participant("1", "a"),),
+            witness=("b",),
+            actors=((("join", "1"), ("leave", "1")),),
+            # Not FLUSH: between two commands of a write, it takes the index and leaves the record. Should the node die
+            # before its next heartbeat, nobody knows of that.
+            faults=(LOST, UNANSWERED, CRASH),
+            max_faults=2,
+        ),
     )
 }

@@ -12,7 +12,7 @@ from explorer_choices import BUDGET, DATA, ROUTINE, Choice, Footprint, Touch, to
 from explorer_nodes import SETTLED_AFTER, LogHandler, Member, Step
 from explorer_scenarios import CRASH, FLUSH, LATE, LOST, UNANSWERED, Event, Scenario
 
-from lesson_server import nodes, presence, seats
+from lesson_server import nodes, presence_scripts, seats
 from lesson_server.errors import StoreUnavailable
 from lesson_server.redis_shard import Command
 
@@ -183,7 +183,7 @@ class World:
                 keys = {tab.lesson_key for tab in self.tabs.values() if tab.node == member.name}
                 seen = (Touch(("key", key), writes=False) for key in sorted(keys))
                 yield offer(name, partial(self._crash, member), name, 0, budget, life, *seen)
-        if FLUSH in self.scenario.faults:
+        if FLUSH in self.scenario.faults and FLUSH not in self.injected:
             yield offer(FLUSH, self._flush, FLUSH, 0, budget, Touch(DATA, writes=True))
 
     def node_of(self, event: Event) -> str:
@@ -226,7 +226,7 @@ class World:
         step.answers[position] = answer
         if not self._settling or command[0] not in ROUTINE:
             self._note(step.name, f"node {step.loop.name}, {step.origin}: {_short(command)} → {answer}")
-        if command[:2] == ("EVAL", presence.WRITE) and step.origin.startswith("join:"):
+        if command[:2] == ("EVAL", presence_scripts.WRITE) and step.origin.startswith("join:"):
             self.writes.setdefault(str(command[3]), []).append(step.origin.removeprefix("join:"))
         if step.is_carried_out and not step.awaited:
             self._steps.remove(step)
@@ -314,7 +314,7 @@ _FAULT_TEXTS = {
 
 _SCRIPTS = {
     text: name
-    for module in (presence, seats)
+    for module in (presence_scripts, seats)
     for name, text in vars(module).items()
     if name.isupper() and isinstance(text, str) and "redis.call" in text
 }

@@ -274,7 +274,8 @@ async def connection_in(world: World, kind: type[Connection], state: str) -> Con
 # A module imports only from the lines above its own.
 LAYERS = [
     {"__init__"},
-    {"errors", "settings", "metrics", "processes", "mended_aiopg", "records", "shared_folder"},
+    {"errors", "settings", "metrics", "processes", "mended_aiopg", "shared_folder", "log_limit"},
+    {"records", "presence_scripts"},
     {"health", "configuration", "admission", "workers", "local_rooms"},
     {"sessions"},
     {"http_server", "websocket", "redis_shard", "rds"},

@@ -20,6 +20,7 @@ from edge import (
     SECRET,
     TEXT,
     UPGRADE_HEADERS,
+    Client,
     Edge,
     edge_fixture,  # noqa: F401
     frame,
@@ -468,26 +469,37 @@ async def test_a_client_that_floods_and_never_reads_is_dropped(edge: Edge) -> No
     await edge.serves_others()
 
 
+async def without_room(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> Client:
+    """A client that has left unread all that it may."""
+    edge.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    client = await edge.connected(receive_buffer=4096)
+    [session] = edge.sessions
+    while not session._websocket._transport.get_write_buffer_size():
+        session.send("x" * 1_000)
+    monkeypatch.setattr(sessions, "MAX_UNREAD_BYTES", session._websocket._transport.get_write_buffer_size())
+    return client
+
+
 @pytest.mark.parametrize("opcode", [PING, CLOSE])
 @pytest.mark.gen_test
 async def test_a_slow_reader_without_room_for_a_control_frame_is_no_defect(
     edge: Edge, monkeypatch: pytest.MonkeyPatch, opcode: int
 ) -> None:
-    monkeypatch.setattr(sessions, "MAX_UNREAD_BYTES", 120)  # the OPEN packet finds room
-    client = await edge.websocket()
-    edge.sessions[0]._websocket._transport.set_write_buffer_limits(1)
-    await client.write(frame(b"\x03\xe8" * 50, opcode))
-    await client.messages()
-    await until(lambda: not edge.sessions)
+    client = await without_room(edge, monkeypatch)
+    await client.write(frame(b"\x03\xe8", opcode))
+    await until(lambda: edge.application.reasons)
+    assert edge.log == ["client dropped: slow reader"]
+    await until(lambda: not edge.sio.eio.websockets)
 
 
 @pytest.mark.gen_test
-async def test_a_slow_reader_without_room_for_the_last_frame_is_closed(edge: Edge) -> None:
-    client = await edge.connected()
-    edge.sessions[0]._websocket._transport.set_write_buffer_limits(1)
+async def test_a_slow_reader_without_room_for_the_last_frame_is_closed(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await without_room(edge, monkeypatch)
     await edge.sio.eio.disconnect()
-    assert await client.messages() == []
     assert edge.application.reasons == ["server disconnect"]
+    await until(lambda: not edge.sio.eio.websockets)
 
 
 @pytest.mark.parametrize("ended_by", ["client", "server"])
@@ -755,6 +767,7 @@ async def test_a_refused_request_is_answered_and_its_socket_closed(
     if code is not None:
         assert orjson.loads(response.body)["code"] == code
     assert SECRET.encode() not in response.body
+    assert response.headers["connection"] == "close"
     assert await connection.is_ended() == b""
     assert not edge.sessions
     assert edge.log == []

@@ -279,12 +279,12 @@ def test_a_lesson_that_nobody_waits_for_any_more_is_not_asked_for(io_loop, slow_
     assert asked == [["quick"]]
 
 
-def test_a_lesson_that_nobody_waits_for_any_more_may_fail(io_loop, open_lessons, caplog):
+def test_a_lesson_that_nobody_waits_for_any_more_may_fail(io_loop, open_lessons, asked, caplog):
     lessons = open_lessons(SOME_ARE_SLOW, timeout=0.1)
 
     async def ask():
         join = asyncio.create_task(lessons.get("slow"))
-        while not lessons._tasks:
+        while ["slow"] not in asked:
             await asyncio.sleep(0)
         join.cancel()
         await asyncio.wait(lessons._tasks)
@@ -304,8 +304,10 @@ def test_joins_that_wait_when_the_server_stops_are_failed(io_loop, open_lessons,
         while ["slow-0"] not in asked:
             await asyncio.sleep(0.01)
         assert lessons._unasked
-        await lessons.close()
+        closing = asyncio.create_task(lessons.close())
+        await asyncio.sleep(0)
         assert not lessons._unasked
+        await closing
         assert are_too_slow(await joins)
 
     io_loop.run_sync(ask, timeout=20)
@@ -341,7 +343,9 @@ def test_a_lesson_that_rds_stumbles_over_is_nobody_else_s_fault(io_loop, open_le
 
 
 def test_a_batch_that_is_slow_and_then_fails_is_followed_by_one_query_for_each_lesson(io_loop, open_lessons, asked):
-    lessons = open_lessons("SELECT 12 / (length(%(lesson_id)s) - 2) FROM pg_sleep(0.3)", timeout=4.0)
+    lessons = open_lessons(
+        "SELECT 12 / (length(id) - 2) FROM (SELECT %(lesson_id)s::text AS id, pg_sleep(0.3)) asked", timeout=4.0
+    )
     asked.clear()
     *good, bad = io_loop.run_sync(lambda: ask_for(lessons, ["seven-7", "five5", "by"]))
     assert good == [Lesson("seven-7", 2), Lesson("five5", 4)]

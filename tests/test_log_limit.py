@@ -100,16 +100,15 @@ async def test_in_a_loop_the_number_is_written_when_the_time_is_over(log, monkey
 
 
 @pytest.mark.gen_test
-async def test_a_number_is_written_once(log, monkeypatch):
-    """By the next line, and not by the timer as well, which then belongs to a time that is over."""
-    monkeypatch.setattr(log_limit, "INTERVAL", 0.05)
-    for _ in range(2):
+async def test_the_timer_of_a_time_that_is_over_does_not_end_the_next_one(log, monkeypatch):
+    for interval in (0.05, 60.0):
+        monkeypatch.setattr(log_limit, "INTERVAL", interval)
         for number in range(LINES + 2):
             log.say(number)
         log.now += 0.05
-    await until(lambda: len(log.lines) == 2 * (LINES + 1))
     await asyncio.sleep(0.1)
-    assert len(log.lines) == 2 * (LINES + 1)
+    log.say("too many")
+    assert len(log.lines) == LINES + 1 + LINES
 
 
 def test_kinds_do_not_stand_in_each_other_s_way(log):

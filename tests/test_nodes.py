@@ -569,6 +569,15 @@ async def test_after_a_flush_everything_is_there_again_and_nothing_is_reported(q
 
 
 @pytest.mark.gen_test
+async def test_a_heartbeat_that_redis_refuses_is_logged(quick, server, redis_client, caplog):
+    redis_client.delete("lesson_node_counts")
+    redis_client.set("lesson_node_counts", "of another type")
+    await until(lambda: "heartbeat refused" in caplog.text)
+    redis_client.delete("lesson_node_counts")
+    await until(lambda: redis_client.hlen("lesson_node_counts") == 1)
+
+
+@pytest.mark.gen_test
 async def test_a_lost_record_is_found_without_any_failure(quick, server, redis_client, mint):
     async with client(server, client="participant", lesson_id="1", access_token=mint()) as participant:
         assert await join(participant) == SUCCESS

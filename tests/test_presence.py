@@ -335,6 +335,29 @@ def test_a_removal_that_was_carried_out_unseen_harms_nobody(io_loop, presence, e
     io_loop.run_sync(scenario)
 
 
+@RECORDS
+def test_a_defect_in_a_removal_is_logged_and_is_not_the_end_of_removals(
+    io_loop, presence, redis_client, record, monkeypatch, caplog
+):
+    async def scenario():
+        await presence.write(record)
+
+        async def defect(*commands, bookkeeping=()):
+            raise RuntimeError("a defect")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(presence._store, "run", defect)
+            presence._removed.append((presence._held.pop(record.sid), False))
+            presence._cleaner = asyncio.create_task(presence._clean())
+            await asyncio.sleep(0.05)
+        await presence.settled()
+        assert "a defect" in caplog.text
+        assert lesson_field(redis_client, record) is None
+        assert own_keys(redis_client) == []
+
+    io_loop.run_sync(scenario)
+
+
 @pytest.mark.gen_test
 async def test_a_removal_that_redis_refuses_is_dropped_and_holds_up_nobody(presence, redis_client, caplog):
     for number in range(3):
@@ -513,13 +536,6 @@ def test_what_is_checked_does_not_end_by_its_ttl(io_loop, presence, redis_client
 
 
 @pytest.mark.gen_test
-async def test_a_connection_that_has_no_claim_is_missing_and_is_written(presence, redis_client):
-    assert await presence.check(["sid-p"]) == ["sid-p"]
-    await presence.restore(CLIENT)
-    assert lesson_field(redis_client, CLIENT) == "sid-p"
-
-
-@pytest.mark.gen_test
 async def test_a_check_of_a_key_of_another_type_does_not_fail_those_of_others(presence, redis_client):
     await presence.write(CLIENT)
     await presence.write(TEACHER)
@@ -533,6 +549,32 @@ async def test_a_check_of_a_key_of_another_type_does_not_fail_those_of_others(pr
 
 async def remove_strays(presence):
     return sum([count async for count in presence.strays()])
+
+
+@RECORDS
+@pytest.mark.parametrize(("patience", "removed"), [(0.0, 1), (10.0, 0)], ids=["after LATE_WRITE", "before it"])
+def test_a_write_that_was_not_answered_stays_in_the_index_until_it_can_not_be_carried_out_any_more(
+    io_loop, presence, redis_client, monkeypatch, record, patience, removed
+):
+    monkeypatch.setattr(presence_module, "LATE_WRITE", patience)
+
+    async def scenario():
+        presence._store.fault = "unanswered"
+        with pytest.raises(StoreUnavailable):
+            await presence.write(record)
+        presence._store.fault = None
+        claim = presence._held[record.sid]
+        await presence.remove(record.sid, undo=True)
+        await presence.settled()
+        assert lesson_field(redis_client, record) is None
+        for entry in record.entries():  # the rest of the step, after the removal
+            await presence._store.run(presence._script(presence_module.WRITE, claim, entry, int(entry.outlives)))
+        assert await remove_strays(presence) == removed
+        assert lesson_field(redis_client, record) is None
+        assert redis_client.hlen(presence.index_key(presence.incarnation.node_id)) == 1 - removed
+        assert presence.incarnation.late.keys() == ({1} if not removed else set())
+
+    io_loop.run_sync(scenario)
 
 
 @RECORDS

@@ -13,16 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import redis
+from explorer import Counterexample, Report, explore, replay
+from explorer_scenarios import SCENARIOS, Scenario
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from lesson_server.embedded import EmbeddedStores
-
-# The explorer is a tool of the tests, and uses their fakes.
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-from explorer import Counterexample, Report, explore, replay
-from explorer_scenarios import SCENARIOS, Scenario
 
 # Schedules of one scenario with so many faults. All of them take minutes; what is cut is said.
 LIMIT = 3_000

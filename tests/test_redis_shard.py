@@ -1,0 +1,166 @@
+"""redis_shard.py: every step is answered, whatever becomes of the round trip that it is part of."""
+
+import asyncio
+
+import pytest
+from fakes import run, settle
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import MovedError, ResponseError
+
+from lesson_server.errors import StoreRefused, StoreUnavailable
+from lesson_server.redis_shard import Part, Shard, Step
+
+
+class FakeRedis:
+    """A client of redis-py. A test says what the commands are answered; by default nothing, for ever."""
+
+    def __init__(self):
+        self.answers = None
+        self.pings = 0
+        self.asked = []
+
+    async def ping(self):
+        self.pings += 1
+        raise RedisConnectionError("down")
+
+    async def aclose(self):
+        pass
+
+    def pipeline(self, *, transaction):
+        return FakePipeline(self)
+
+
+class FakePipeline:
+    def __init__(self, client):
+        self._client = client
+        self._commands = []
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *error):
+        pass
+
+    def execute_command(self, *command):
+        self._commands.append(command)
+
+    async def execute(self, *, raise_on_error):
+        self._client.asked.append(self._commands)
+        if self._client.answers is None:
+            await asyncio.Event().wait()
+        return [self._client.answers[command[0]] for command in self._commands]
+
+
+def make_shard(client, redirect=None, failures=None):
+    failures = [] if failures is None else failures
+    return Shard("Redis", client, 1, redirect, lambda: failures.append("failed"))
+
+
+def submit(shard, *commands):
+    step = Step(commands, 0, [None] * len(commands), asyncio.get_running_loop().create_future(), 1)
+    shard.submit(Part(step, range(len(commands))))
+    return step.done
+
+
+async def is_refused(done):
+    with pytest.raises(StoreUnavailable):
+        async with asyncio.timeout(5):
+            await done
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_a_round_trip_that_is_given_up_at_any_turn_of_the_loop_answers_its_steps(turns):
+    """Cancelled before its first step, a task runs none of its own code."""
+
+    async def scenario():
+        shard = make_shard(FakeRedis())
+        first, second = submit(shard, ("GET", "a")), submit(shard, ("GET", "b"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        third = submit(shard, ("GET", "c"))
+        shard._give_up()
+        for done in (first, second, third):
+            await is_refused(done)
+
+    run(scenario())
+
+
+def test_a_shard_that_is_closed_answers_what_waits_and_what_comes_and_asks_nobody_any_more():
+    async def scenario():
+        client, failures = FakeRedis(), []
+        shard = make_shard(client, failures=failures)
+        under_way = submit(shard, ("GET", "a"))
+        await settle()
+        waiting = submit(shard, ("GET", "b"))
+        await shard.close()
+        for done in (under_way, waiting, submit(shard, ("GET", "c"))):
+            await is_refused(done)
+        await settle()
+        assert client.asked == [[("GET", "a")]]
+        assert (client.pings, failures) == (0, [])
+
+    run(scenario())
+
+
+def test_a_refusal_is_told_only_when_the_rest_has_been_carried_out():
+    async def scenario():
+        client = FakeRedis()
+        client.answers = {"REFUSED": ResponseError("WRONGTYPE"), "DOWN": RedisConnectionError("down"), "GET": "1"}
+        shard = make_shard(client)
+        with pytest.raises(StoreRefused):
+            await submit(shard, ("REFUSED",), ("GET",))
+        with pytest.raises(StoreUnavailable) as caught:
+            await submit(shard, ("REFUSED",), ("DOWN",))
+        assert not isinstance(caught.value, StoreRefused)
+        await shard.close()
+
+    run(scenario())
+
+
+def test_redirections_that_fail_cost_one_timeout_and_not_one_each():
+    async def scenario():
+        client, redirected = FakeRedis(), []
+        client.answers = {"MOVED": MovedError("1 127.0.0.1:7001"), "GET": "1"}
+
+        async def redirect(command):
+            redirected.append(command)
+            raise RedisConnectionError("the other master hangs")
+
+        shard = make_shard(client, redirect)
+        answered = submit(shard, ("GET", "a"))
+        moved = [submit(shard, ("MOVED", str(number))) for number in range(3)]
+        assert await answered == ["1"]
+        for done in moved:
+            await is_refused(done)
+        assert len(redirected) == 1
+        await shard.close()
+
+    run(scenario())
+
+
+def test_what_has_moved_is_answered_by_the_master_that_has_it_now():
+    async def scenario():
+        client = FakeRedis()
+        client.answers = {"MOVED": MovedError("1 127.0.0.1:7001"), "GET": "1"}
+
+        async def redirect(command):
+            return f"answer to {command[1]}"
+
+        shard = make_shard(client, redirect)
+        assert await submit(shard, ("GET", "a"), ("MOVED", "b")) == ["1", "answer to b"]
+        await shard.close()
+
+    run(scenario())
+
+
+def test_a_defect_is_told_to_the_caller_and_is_no_failure_of_redis():
+    async def scenario():
+        client, failures = FakeRedis(), []
+        client.answers = {}
+        shard = make_shard(client, failures=failures)
+        with pytest.raises(KeyError):
+            await submit(shard, ("GET", "a"))
+        assert failures == []
+        await shard.close()
+
+    run(scenario())
