@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo run test check bench explore clean
+.PHONY: demo run test check mutants bench explore clean
 
 demo: $(VENV)/run.installed  ## one teacher and thirty participants join a lesson, on real embedded stores
 	$(BIN)/python scripts/demo.py
@@ -18,6 +18,9 @@ test: $(VENV)/dev.installed  ## all tests, with coverage
 check: $(VENV)/dev.installed  ## style, types, and diagrams that match the charts
 	PATH="$(abspath $(BIN)):$$PATH" scripts/check
 
+mutants: $(VENV)/dev.installed  ## small defects in the core, one at a time: does a test see each? docs/testing.md; ARGS="--sample 90"
+	$(BIN)/python scripts/mutants/mutants.py $(ARGS)
+
 bench: $(VENV)/bench.installed  ## the server and its peers, measured in turn: docs/benchmarks.md; ARGS=--quick
 	$(BIN)/python scripts/bench/run.py $(ARGS)
 
@@ -25,7 +28,7 @@ explore: $(VENV)/dev.installed  ## every order of commands in small scenarios, w
 	$(BIN)/python tests/explore.py $(ARGS)
 
 clean:  ## what the targets above made, the embedded stores too
-	rm -rf $(VENV) .lesson-server build *.egg-info tests/js/node_modules scripts/bench/peers/node/node_modules .coverage* .*_cache .hypothesis
+	rm -rf $(VENV) .lesson-server .mutants build *.egg-info tests/js/node_modules scripts/bench/peers/node/node_modules .coverage* .*_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -76,7 +76,7 @@ class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
     # some other node to enter it.
 
     async def enter_room(self, sid: str, namespace: str, room: str, eio_sid: str | None = None) -> None:
-        await LocalRooms.enter_room(self, sid, namespace, room, eio_sid)
+        await LocalRooms.enter_room(self, sid, namespace, room)
 
     async def leave_room(self, sid: str, namespace: str, room: str) -> None:
         await LocalRooms.leave_room(self, sid, namespace, room)

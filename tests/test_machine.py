@@ -164,6 +164,12 @@ async def test_a_step_that_fails_is_observed_too(machine, observed):
     assert [step for step, _ in observed] == ["wake", "stretch"]
 
 
+def test_a_machine_knows_the_states_and_triggers_of_its_chart_and_no_others(machine):
+    """The library would add a state to begin in, and a trigger to each state from anywhere."""
+    assert list(machine.states) == list(CHART.STATES)
+    assert set(machine.events) == {row["trigger"] for row in CHART.TRANSITIONS}
+
+
 @pytest.mark.gen_test
 async def test_one_machine_moves_many_models_at_once_and_keeps_none(machine):
     bodies = [Body() for _ in range(3)]

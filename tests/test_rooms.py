@@ -3,6 +3,8 @@
 import asyncio
 
 import pytest
+from fakes import settle
+from redis.exceptions import ConnectionError as RedisConnectionError
 from test_end_to_end import SUCCESS, client, join, until
 from tornado.httpclient import AsyncHTTPClient
 
@@ -57,6 +59,27 @@ async def test_a_ping_proves_that_the_node_hears(server, redis_client):
 
 
 @pytest.mark.gen_test
+async def test_a_ping_is_sent_when_there_is_a_subscription_to_hear_it(server, monkeypatch):
+    sent = []
+
+    async def send(text):
+        sent.append(text)
+
+    await server._rooms.close()
+    server._rooms._subscribed.clear()
+    monkeypatch.setattr(server._rooms, "_send", send)
+    ping = asyncio.create_task(server._rooms.ping())
+    await settle()
+    assert sent == []
+    server._rooms._subscribed.set()
+    await settle()
+    assert len(sent) == 1
+    assert server._rooms._take_echo(sent[0])
+    assert server._rooms._take_echo(sent[0])  # once more does no harm
+    await ping
+
+
+@pytest.mark.gen_test
 async def test_a_server_that_has_just_started_is_ready_at_once(server):
     assert (await AsyncHTTPClient().fetch(server.url + "/readyz")).body == b"ready\n"
 
@@ -97,6 +120,70 @@ async def test_listening_is_stopped_although_a_cancellation_gets_lost(server, mo
     assert len(cancelled) == 2
 
 
+async def lose_subscription(server, redis_client, monkeypatch):
+    """redis-py connects again by itself; then the node finds that it has heard nothing for too long.
+
+    Returns:
+        the subscriptions from now on.
+    """
+    await server._rooms.ping()
+    subscriptions = []
+    server._rooms.on_subscribed = lambda: subscriptions.append("one")
+    monkeypatch.setattr(rooms_module, "DEAF_AFTER", -1.0)
+    assert redis_client.execute_command("CLIENT", "KILL", "TYPE", "pubsub") == 1
+    return subscriptions
+
+
+@pytest.mark.gen_test
+async def test_a_redis_that_is_away_is_no_error_of_the_subscription(server, redis_client, monkeypatch, caplog):
+    """The library would log a traceback, and try again at once and without end."""
+    errors = [RedisConnectionError("refused"), StoreUnavailable("Redis", "away")]
+    pubsub = server._rooms._store.client.pubsub
+
+    def away():
+        if errors:
+            raise errors.pop()
+        monkeypatch.setattr(rooms_module, "DEAF_AFTER", 12.0)
+        return pubsub()
+
+    monkeypatch.setattr(server._rooms._store.client, "pubsub", away)
+    monkeypatch.setattr(rooms_module, "RESUBSCRIBE_INTERVAL", 0.01)
+    await lose_subscription(server, redis_client, monkeypatch)
+    await until(lambda: not errors)
+    await until_heard(server)
+    assert "Unexpected" not in caplog.text
+
+
+@pytest.mark.gen_test
+async def test_a_lost_subscription_is_made_again_after_a_pause_and_counts_as_none_till_then(
+    server, redis_client, monkeypatch
+):
+    monkeypatch.setattr(rooms_module, "RESUBSCRIBE_INTERVAL", 60.0)
+    subscriptions = await lose_subscription(server, redis_client, monkeypatch)
+    await until(lambda: subscriptions and not server._rooms._subscribed.is_set())
+    for _ in range(50):  # longer than a subscription takes
+        await server._rooms._store.ping()
+    assert len(subscriptions) == 1  # that of redis-py
+
+
+@pytest.mark.gen_test
+async def test_a_silent_subscription_proves_itself_by_echoes_and_stays(server, redis_client, monkeypatch):
+    """The server is made before the times are short: its subscription is renewed once."""
+    monkeypatch.setattr(rooms_module, "RESUBSCRIBE_INTERVAL", 0.01)
+    monkeypatch.setattr(rooms_module, "ECHO_INTERVAL", 0.05)
+    monkeypatch.setattr(rooms_module, "DEAF_AFTER", 5.0)
+    subscriptions = []
+    await server._rooms.ping()
+    server._rooms.on_subscribed = lambda: subscriptions.append("renewed")
+    redis_client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    await until(lambda: subscriptions)
+    with redis_client.pubsub(ignore_subscribe_messages=True) as onlooker:
+        onlooker.subscribe("lesson_node_rooms")
+        echoes = []
+        await until(lambda: echoes.append(onlooker.get_message()) or sum(map(bool, echoes)) == 3)
+    assert subscriptions == ["renewed"]
+
+
 @pytest.mark.gen_test
 async def test_a_subscription_that_hears_nothing_is_replaced(server, redis_client, monkeypatch):
     """As when a firewall has forgotten the connection: both ends believe in it."""
@@ -132,7 +219,7 @@ async def test_rooms_are_entered_and_left_on_this_node_only(server, redis_client
     [b"", b"nonsense", b"\xff\xfe", b"[]", b"7", b'"method"', b'{"method": 7}', b'{"method": "emit"}', b"echo:unknown"],
     ids=repr,
 )
-def test_a_foreign_message_does_no_harm(io_loop, server, redis_client, monkeypatch, message):
+def test_a_foreign_message_does_no_harm(io_loop, server, redis_client, monkeypatch, caplog, message):
     monkeypatch.setattr(rooms_module, "RESUBSCRIBE_INTERVAL", 0.01)
 
     async def story():
@@ -141,6 +228,7 @@ def test_a_foreign_message_does_no_harm(io_loop, server, redis_client, monkeypat
         await until_heard(server)
         async with client(server, client="participant", lesson_id="1") as sio:
             assert await join(sio) == SUCCESS
+        assert "Unexpected" not in caplog.text  # as the library logs what ends the subscription
 
     io_loop.run_sync(story)
 

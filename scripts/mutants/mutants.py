@@ -1,0 +1,322 @@
+"""Plants small defects into the server, one at a time, and tells which of them no test sees: ``make mutants``.
+
+A defect is tried on the tests that run its lines, the quickest first, until one fails. What is known is kept in
+``.mutants/``, so that a run goes on where an earlier one was interrupted, and tries again only what may have changed.
+
+The exit status is 1 when a defect was not seen that ``docs/testing.md`` does not list, or when one that it lists is
+seen; 2 when the tests fail without any defect.
+"""
+
+import argparse
+import difflib
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import accumulate
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from defects import Defect, defects
+from worker import ROOT, Outcome, Survey, Trial, work
+
+MODULES = [
+    f"lesson_server/{name}.py"
+    for name in (
+        "admission", "connection", "engine", "gateway", "health", "http_server", "identity", "lesson_query", "lessons",
+        "local_rooms", "machine", "nodes", "presence", "protocol", "rds", "records", "redis_shard", "redis_store",
+        "rooms", "seats", "sessions", "transport", "websocket",
+    )
+]  # fmt: skip
+KEPT = ROOT / ".mutants"
+ACCEPTED = ROOT / "docs/testing.md"
+SEEN, HUNG, NOT_SEEN, NOT_RUN = "seen", "hung", "not seen", "not run by any test"
+STATES = (SEEN, HUNG, NOT_SEEN, NOT_RUN)
+# Seconds up to which a module's own test goes before quicker ones of other modules.
+OWN = 1.0
+# Seconds of tests on which a defect is tried.
+BUDGET = 30.0
+PROGRESS_INTERVAL = 10.0
+
+Key = TypeVar("Key")
+Surveyed = dict[str, tuple[float, dict[str, list[int]]]]  # the id of a test → its seconds, and the lines it runs
+
+
+def main() -> int:
+    options = parse_options()
+    KEPT.mkdir(exist_ok=True)
+    planted = [defect for module in options.modules for defect in defects(module, (ROOT / module).read_text("utf-8"))]
+    if options.sample:
+        planted = random.Random(options.seed).sample(planted, min(options.sample, len(planted)))
+    results = Results()
+    with workers(options.workers) as pipes:
+        surveyed, failing = survey(pipes)
+        saw = try_defects(planted, surveyed, results, pipes)
+        failing += check(saw, surveyed, results, pipes)
+    status = report(planted, results)
+    for test in failing:
+        print(f"fails without any defect: {test}")
+    return 2 if failing else status
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("modules", nargs="*", default=MODULES, help="all of the core when none is given")
+    parser.add_argument("--sample", type=int, metavar="N", help="try that many, drawn at random")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that run tests at once")
+    return parser.parse_args()
+
+
+# Workers
+
+
+@contextmanager
+def workers(count: int) -> Iterator[list[Connection]]:
+    """Processes that run tests, each at the other end of a pipe."""
+    context = multiprocessing.get_context("fork")
+    pipes, processes = [], []
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        os.chmod(folder, 0o755)  # PostgreSQL does not run as root, and has to come by
+        for number in range(count):
+            ours, theirs = context.Pipe()
+            path = Path(folder, str(number))
+            path.mkdir()
+            process = context.Process(target=work, args=(theirs, path))
+            process.start()
+            theirs.close()
+            pipes.append(ours)
+            processes.append(process)
+        try:
+            yield pipes
+        finally:
+            for pipe in pipes:
+                with suppress(BrokenPipeError):
+                    pipe.send(None)
+            for process in processes:
+                process.join()
+
+
+def distribute(jobs: Iterable[tuple[Key, Survey | Trial]], pipes: list[Connection]) -> Iterator[tuple[Key, Outcome]]:
+    """Has each job done by the next worker that is free."""
+    left = iter(jobs)
+    free, busy = list(pipes), {}
+    while True:
+        for pipe, (key, job) in zip(free, left, strict=False):
+            pipe.send(job)
+            busy[pipe] = key
+        if not busy:
+            return
+        free = cast(list[Connection], wait(busy))
+        for pipe in free:
+            yield busy.pop(pipe), pipe.recv()
+
+
+# Which tests run which lines
+
+
+def survey(pipes: list[Connection]) -> tuple[Surveyed, list[str]]:
+    """Runs every test file of which this is not known from an earlier run.
+
+    Returns:
+        what is known of the tests that pass, and those that fail.
+    """
+    path = KEPT / "survey.json"
+    known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+    files = sorted(f"tests/{file.name}" for file in ROOT.glob("tests/test_*.py"))
+    helpers = sorted(f"tests/{file.name}" for file in ROOT.glob("tests/*.py") if f"tests/{file.name}" not in files)
+
+    def read_by(file: str, tests: Surveyed) -> str:
+        modules = {module for _, lines in tests.values() for module in lines}
+        return digest(*(ROOT / name for name in {file, *helpers, *modules}))
+
+    stale = [file for file in files if file not in known or known[file]["read"] != read_by(file, known[file]["tests"])]
+    surveyed: Surveyed = {
+        test: facts for file in set(files) - set(stale) for test, facts in known[file]["tests"].items()
+    }
+    failing = []
+    for done, (file, outcome) in enumerate(distribute(((file, Survey(file)) for file in stale), pipes), 1):
+        print(f"surveyed {done}/{len(stale)}: {file}, {len(outcome.surveyed)} tests", flush=True)
+        if outcome.failed:
+            print(outcome.text)
+            failing += outcome.failed
+        else:
+            known[file] = {"read": read_by(file, outcome.surveyed), "tests": outcome.surveyed}
+            path.write_text(json.dumps(known))
+        surveyed |= {test: facts for test, facts in outcome.surveyed.items() if test not in outcome.failed}
+    return surveyed, failing
+
+
+def tests_of(defect: Defect, surveyed: Surveyed) -> dict[str, float]:
+    """The tests that run a line of the defect and their seconds: the module's own first, then the quickest.
+
+    Tests of other modules are left out when together they take more than BUDGET: a defect in the core is for the tests
+    of its module to see.
+    """
+    own = defect.module.replace("lesson_server/", "tests/test_")
+    running = sorted(
+        (seconds > OWN or test.partition("::")[0] != own, seconds, test)
+        for test, (seconds, lines) in surveyed.items()
+        if defect.lines & set(lines.get(defect.module, ()))
+    )
+    chosen = zip(running, accumulate(seconds for _, seconds, _ in running), strict=True)
+    return {test: seconds for (_, seconds, test), total in chosen if total < BUDGET or test.partition("::")[0] == own}
+
+
+# Trials
+
+
+class Results:
+    """What is known of each defect, kept in a file."""
+
+    def __init__(self) -> None:
+        self._path = KEPT / "results.jsonl"
+        self._everything = digest(*ROOT.glob("lesson_server/*.py"), *ROOT.glob("tests/*.py"))
+        rows = map(json.loads, self._path.read_text("utf-8").splitlines()) if self._path.exists() else ()
+        self._rows: dict[str, dict[str, str]] = {row["name"]: row for row in rows}
+
+    def state(self, defect: Defect) -> str | None:
+        """How the defect fared; None when that may have changed since, or was never tried."""
+        row = self._rows.get(defect.name)
+        if row is None or row["source"] != digest_of(defect.source) or row["tests"] != self._digest(row["test"]):
+            return None
+        return row["state"]
+
+    def test(self, defect: Defect) -> str:
+        """The test that saw it."""
+        return self._rows[defect.name]["test"]
+
+    def add(self, defect: Defect, state: str, failed: Sequence[str] = ()) -> None:
+        test = failed[0] if failed else ""
+        row = {"name": defect.name, "state": state, "test": test, "source": digest_of(defect.source)}
+        self._keep(row | {"tests": self._digest(test)})
+
+    def forget(self, test: str) -> None:
+        """Nothing that this test has seen is known any more."""
+        for row in list(self._rows.values()):
+            if row["test"] == test:
+                self._keep(row | {"state": "", "tests": ""})
+
+    def _keep(self, row: dict[str, str]) -> None:
+        self._rows[row["name"]] = row
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _digest(self, test: str) -> str:
+        """What is seen stays seen while the test that saw it stays as it is."""
+        return digest(ROOT / test.partition("::")[0]) if test else self._everything
+
+
+def try_defects(planted: list[Defect], surveyed: Surveyed, results: Results, pipes: list[Connection]) -> set[str]:
+    """Tries every defect that is not known yet; those that hang once more, alone.
+
+    Returns:
+        the tests that saw one.
+    """
+    left = [defect for defect in planted if results.state(defect) is None]
+    print(f"{len(planted)} defects, {len(planted) - len(left)} known from an earlier run", flush=True)
+    counts: Counter[str] = Counter()
+    hung: list[Defect] = []
+    saw: set[str] = set()
+    started = told = time.monotonic()
+
+    def trials(defects: Iterable[Defect]) -> Iterator[tuple[Defect, Trial]]:
+        for defect in defects:
+            if tests := tests_of(defect, surveyed):
+                yield defect, Trial(defect.module, defect.source, tests)
+            else:
+                counts[NOT_RUN] += 1
+                results.add(defect, NOT_RUN)
+
+    for defect, outcome in distribute(trials(left), pipes):
+        if outcome.hung:
+            hung.append(defect)
+            continue
+        state = SEEN if outcome.failed else NOT_SEEN
+        results.add(defect, state, outcome.failed)
+        saw |= surveyed.keys() & outcome.failed  # an import that fails is no test
+        counts[state] += 1
+        if time.monotonic() > told + PROGRESS_INTERVAL:
+            told = time.monotonic()
+            done = counts.total() + len(hung)
+            minutes = (told - started) / done * (len(left) - done) / 60
+            so_far = ", ".join(f"{count} {state}" for state, count in counts.items())
+            print(f"{done}/{len(left)}: {so_far}; {minutes:.0f} min left", flush=True)
+    for defect, outcome in distribute(trials(hung), pipes[:1]):
+        results.add(defect, HUNG if outcome.hung else SEEN if outcome.failed else NOT_SEEN, outcome.failed)
+        saw |= surveyed.keys() & outcome.failed
+    return saw
+
+
+def check(saw: set[str], surveyed: Surveyed, results: Results, pipes: list[Connection]) -> list[str]:
+    """Runs the tests that saw a defect once more without one, in the same place.
+
+    Returns:
+        the one that fails even so, if any; what it saw is not known any more.
+    """
+    control = Trial(None, "", {test: surveyed[test][0] for test in sorted(saw)})
+    failing = []
+    for _, outcome in distribute([("control", control)] if saw else [], pipes[:1]):
+        failing = outcome.failed
+        for test in failing:
+            results.forget(test)
+    return failing
+
+
+# What is said
+
+
+def report(planted: list[Defect], results: Results) -> int:
+    """Prints the counts of each module, and the defects that should have been seen.
+
+    Returns:
+        the exit status.
+    """
+    equivalent, unseen = accepted("equivalent"), accepted("unseen")
+    alive = [defect for defect in planted if results.state(defect) in (NOT_SEEN, NOT_RUN)]
+    new = [defect for defect in alive if defect.name not in equivalent | unseen]
+    for defect in new:
+        print(f"\n{defect.name}\n    {results.state(defect)}")
+        original = (ROOT / defect.module).read_text("utf-8")
+        diff = difflib.unified_diff(original.splitlines(), defect.source.splitlines(), lineterm="", n=2)
+        print("\n".join(f"    {line}" for line in list(diff)[2:]))
+    print(f"\n{'':36}" + "".join(f"{state:>24}" for state in STATES))
+    for module in sorted({defect.module for defect in planted}):
+        counts = Counter(results.state(defect) for defect in planted if defect.module == module)
+        print(f"{module:36}" + "".join(f"{counts[state]:>24}" for state in STATES))
+    changing = [defect for defect in planted if defect.name not in equivalent]
+    seen = sum(results.state(defect) in (SEEN, HUNG) for defect in changing)
+    print(f"{seen} of the {len(changing)} that change behaviour are seen: {seen / max(len(changing), 1):.1%}")
+    outdated = {defect.name for defect in planted if defect not in alive} & (equivalent | unseen)
+    for name in sorted(outdated):
+        print(f"{ACCEPTED.name} lists what is seen: {name}")
+    if new:
+        print(f"{len(new)} should be seen, or be listed in {ACCEPTED.relative_to(ROOT)} with the reason")
+    return 1 if new or outdated else 0
+
+
+def accepted(kind: str) -> set[str]:
+    """The names in the blocks of that kind in the list of what no test sees."""
+    text = ACCEPTED.read_text("utf-8") if ACCEPTED.exists() else ""
+    return {name for block in re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for name in block.splitlines()}
+
+
+def digest(*paths: Path) -> str:
+    return digest_of("".join(f"{path}\n{path.read_text('utf-8') if path.exists() else ''}" for path in sorted(paths)))
+
+
+def digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
