@@ -887,7 +887,7 @@ def test_every_time_of_the_matrix_is_what_its_constants_make_of_it():
         **{f"{module.__name__.rpartition('.')[2]}.{name}": value for module in (nodes, presence)
            for name, value in constants_of(module).items()},
         **{name: constants_of(module)[name] for module, name in (
-            (gateway, "JOIN_DEADLINE"), (presence, "REMOVAL_PATIENCE"),
+            (gateway, "JOIN_DEADLINE"), (presence, "REMOVAL_PATIENCE"), (presence, "LATE_WRITE"),
             (health, "PROBE_INTERVAL"), (health, "PROBE_TIMEOUT"),
             (server_module, "PRESENCE_DEADLINE"), (server_module, "ANALYTICS_DEADLINE"))},
     }  # fmt: skip

@@ -33,8 +33,8 @@ MODULES = [
     f"lesson_server/{name}.py"
     for name in (
         "admission", "connection", "engine", "gateway", "health", "http_server", "identity", "lesson_query", "lessons",
-        "local_rooms", "machine", "nodes", "presence", "presence_scripts", "protocol", "rds", "records", "redis_shard", "redis_store",
-        "rooms", "seats", "sessions", "transport", "websocket",
+        "local_rooms", "machine", "nodes", "presence", "presence_scripts", "protocol", "rds", "records", "redis_shard",
+        "redis_store", "rooms", "seats", "sessions", "transport", "websocket",
     )
 ]  # fmt: skip
 KEPT = ROOT / ".mutants"
