@@ -185,7 +185,7 @@ HTTP = b" HTTP/1.1\r\nHost: here\r\n"
 LENGTH = b"Content-Length: %d\r\n" % MAX_MESSAGE_SIZE
 MANY_HEADERS = b"".join(b"%x:1\r\n" % number for number in range(1_100))
 LONG_HEADERS = b"".join(b"%x: %b\r\n" % (number, b"x" * 64) for number in range(MAX_HEADER_LINES - 4))
-MANY_PARAMETERS = b"".join(b"&%x" % number for number in range(990))
+MANY_PARAMETERS = b"".join(b"&%x" % number for number in range(480))
 LONG_PARAMETERS = b"".join(b"&%x%b" % (number, b"x" * 32) for number in range(MAX_PARAMETERS - 4))
 HALF_A_BODY = bytes(MAX_MESSAGE_SIZE - 1)
 assert len(GET + LONG_PARAMETERS + HTTP + LONG_HEADERS) in range(MAX_HEAD_SIZE - 512, MAX_HEAD_SIZE - 32)

@@ -158,7 +158,7 @@ async def test_abort_closes_what_is_left(edge: Edge) -> None:
     await until(lambda: len(edge.server.places) == 2)
     await edge.server.abort()
     assert not edge.sio.eio.websockets
-    await until(lambda: len(edge.server.places) == 0)
+    assert len(edge.server.places) == 0
     assert await silent.is_ended() == b""
     assert await websocket.is_ended() == b"\x88\x02\x03\xe8"
 
