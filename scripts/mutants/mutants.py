@@ -8,6 +8,7 @@ seen; 2 when the tests fail without any defect.
 """
 
 import argparse
+import ast
 import difflib
 import hashlib
 import json
@@ -21,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from itertools import accumulate
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -213,7 +215,7 @@ class Results:
 
     def _digest(self, test: str) -> str:
         """What is seen stays seen while the test that saw it stays as it is."""
-        return digest(ROOT / test.partition("::")[0]) if test else self._everything
+        return digest_of(text_of(test)) if test else self._everything
 
 
 def try_defects(planted: list[Defect], surveyed: Surveyed, results: Results, pipes: list[Connection]) -> set[str]:
@@ -308,6 +310,16 @@ def accepted(kind: str) -> set[str]:
     """The names in the blocks of that kind in the list of what no test sees."""
     text = ACCEPTED.read_text("utf-8") if ACCEPTED.exists() else ""
     return {name for block in re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for name in block.splitlines()}
+
+
+@cache
+def text_of(test: str) -> str:
+    """The text of the function that a test is, by its id; empty when there is none of that name."""
+    file, _, name = test.partition("::")
+    path = ROOT / file
+    tree = ast.parse(path.read_text("utf-8") if path.is_file() else "")
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return next((ast.unparse(node) for node in functions if node.name == name.partition("[")[0]), "")
 
 
 def digest(*paths: Path) -> str:
