@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from lesson_server.errors import StoreUnavailable
+from lesson_server.tasks import end
 
 logger = logging.getLogger(__name__)
 
@@ -78,16 +79,9 @@ class Availability:
             self._outage_logged = False
             self._outage_logged_at = time.monotonic()
 
-    def close(self) -> "asyncio.Future[list[None]]":
-        """Stops probing.
-
-        Returns:
-            done when the probe that was under way has ended, for who closes next what it used.
-        """
-        tasks = [] if self._probing is None else [self._probing]
-        for task in tasks:
-            task.cancel()
-        return asyncio.gather(*tasks, return_exceptions=True)  # type: ignore[return-value]
+    async def close(self) -> None:
+        """Stops probing. When this returns, the probe that was under way has ended."""
+        await end(self._probing)
 
     async def _probe_until_it_answers(self) -> None:
         try:

@@ -29,6 +29,7 @@ from lesson_server.errors import StoreRefused, StoreUnavailable
 from lesson_server.presence import BATCH_SIZE, REMOVAL_PATIENCE, Presence
 from lesson_server.redis_store import RedisStore
 from lesson_server.seats import Seats
+from lesson_server.tasks import end
 
 logger = logging.getLogger(__name__)
 
@@ -103,10 +104,7 @@ class Node:
         """Leaves. While its index has something in it, the node stays known, so that the others will sweep it."""
         if not self._tasks:
             return
-        tasks = [*self._tasks, *self._sweeps.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+        await asyncio.gather(*map(end, [*self._tasks, *self._sweeps.values()]))
         node_id = self._presence.incarnation.node_id
         with contextlib.suppress(StoreUnavailable, TimeoutError):
             async with asyncio.timeout(REMOVAL_PATIENCE):

@@ -15,6 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from lesson_server.errors import StoreUnavailable
 from lesson_server.redis_shard import FAILURES, Command, Part, Redis, Shard, Step
 from lesson_server.settings import SettingsError
+from lesson_server.tasks import end
 
 logger = logging.getLogger(__name__)
 
@@ -150,9 +151,7 @@ class RedisStore:
 
     async def close(self) -> None:
         """Closes the connections; round trips under way are cancelled."""
-        if self._refresh is not None:
-            self._refresh.cancel()
-            await asyncio.wait([self._refresh])
+        await end(self._refresh)
         for shard in list(self._shards.values()):
             await shard.close()
         await self.client.aclose()

@@ -18,14 +18,13 @@ from lesson_server.errors import StoreUnavailable
 from lesson_server.local_rooms import LocalRooms
 from lesson_server.redis_shard import FAILURES
 from lesson_server.redis_store import RedisStore
+from lesson_server.tasks import end
 
 # Seconds before a lost subscription is tried again.
 RESUBSCRIBE_INTERVAL = 1.0
 # Seconds of silence after which the node sends itself an echo, and after which it takes the subscription for deaf.
 ECHO_INTERVAL = 5.0
 DEAF_AFTER = 12.0
-# Seconds before the subscription is cancelled once more.
-CANCEL_INTERVAL = 0.1
 # How an echo begins; no message of python-socketio does.
 ECHO = "echo:"
 
@@ -66,11 +65,8 @@ class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
             del self._echoes[echo]
 
     async def close(self) -> None:
-        """Stops listening. One cancellation may have no effect: redis-py waits for each write by ``asyncio.wait_for``,
-        which on Python 3.11 drops a cancellation that arrives together with its result."""
-        while self.thread is not None and not self.thread.done():
-            self.thread.cancel()
-            await asyncio.wait([self.thread], timeout=CANCEL_INTERVAL)
+        """Stops listening."""
+        await end(self.thread)
 
     # A connection is in rooms of its own node only. The library would publish the wish of one that is just ending, for
     # some other node to enter it.

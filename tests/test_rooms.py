@@ -98,28 +98,6 @@ async def test_a_killed_subscription_is_renewed_and_hears_again(nodes, redis_cli
             await until(lambda times=times: len(received) == times)
 
 
-@pytest.mark.gen_test
-async def test_listening_is_stopped_although_a_cancellation_gets_lost(server, monkeypatch):
-    """As in ``asyncio.wait_for`` of Python 3.11, when its result arrives in the same turn of the loop."""
-    cancelled = []
-
-    async def deaf_to_the_first_cancellation():
-        while True:
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                cancelled.append(True)
-                if len(cancelled) == 2:
-                    raise
-
-    await server._rooms.close()
-    monkeypatch.setattr(rooms_module, "CANCEL_INTERVAL", 0.01)
-    server._rooms.thread = asyncio.create_task(deaf_to_the_first_cancellation())
-    await asyncio.sleep(0)
-    await server._rooms.close()
-    assert len(cancelled) == 2
-
-
 async def lose_subscription(server, redis_client, monkeypatch):
     """redis-py connects again by itself; then the node finds that it has heard nothing for too long.
 
