@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 from fakes import Faults, Hold, World, run, settle, store_down
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lesson_server.connection import Connection
@@ -203,7 +203,13 @@ class Play:
         assert {key: fields for key, fields in hashes.items() if not key.startswith("lesson_seat_")} == expected
 
 
+# Who comes back while its other connection, which has ended since, is known; the join fails.
+TWICE = [{"client": "participant", "lesson_id": "1", "access_token": "student:p-1"}] * 2
+COMES_BACK_AND_FAILS = [Join(0), Join(1), Proceed(1, 7), Disconnect(1), Proceed(0, 8), Fail(0)]
+
+
 @settings(max_examples=500, deadline=None)
 @given(casts, schedules)
+@example(TWICE, COMES_BACK_AND_FAILS)
 def test_any_interleaving_ends_in_a_state_that_the_chart_allows_with_redis_agreeing(cast, schedule):
     run(Play().act(cast, schedule))
