@@ -42,12 +42,12 @@ class EngineHandler(RequestHandler):
         origin = self.request.headers.get("Origin")
         if origin is None:
             return  # not a browser
-        if not self._engine.allows(origin, self.request.headers.get("Host", "")):
+        if self._engine.allows(origin, self.request.headers.get("Host", "")):
+            self.set_header("Access-Control-Allow-Origin", origin)
+            self.set_header("Access-Control-Allow-Credentials", "true")  # sticky-session cookies of a load balancer
+            self.set_header("Vary", "Origin")
+        else:
             self._refuse(RequestRefused(4, "origin not allowed", 403))
-            return
-        self.set_header("Access-Control-Allow-Origin", origin)
-        self.set_header("Access-Control-Allow-Credentials", "true")  # sticky-session cookies of a load balancer
-        self.set_header("Vary", "Origin")
 
     # Polling
 
@@ -202,7 +202,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
     sockets: dict[str, Session]
 
     def __init__(self, *, session_places: Places, allowed_origins: tuple[str, ...] = (), **kwargs: Any) -> None:
-        super().__init__(async_mode="tornado", monitor_clients=False, **kwargs)
+        super().__init__(async_mode="tornado", **kwargs)
         self._session_places = session_places
         self._allowed_origins = frozenset(allowed_origins)
         self._farewells: dict[str, list[str]] = {}
@@ -262,7 +262,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         try:
             await self.handlers["disconnect"](session.sid, reason)
         finally:
-            self.sockets.pop(session.sid, None)
+            del self.sockets[session.sid]
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Runs ``work`` beside the caller, and keeps it from being collected before it is done."""
@@ -276,7 +276,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
     def keep_farewell(self, sid: str, payloads: list[str]) -> None:
         if payloads:
             self._farewells[sid] = payloads
-            asyncio.get_running_loop().call_later(sessions.HANDSHAKE_TIMEOUT, self._farewells.pop, sid, None)
+            asyncio.get_running_loop().call_later(sessions.HANDSHAKE_TIMEOUT, self._farewells.pop, sid)
 
     def take_farewell(self, sid: str) -> str | None:
         payloads = self._farewells.get(sid)
