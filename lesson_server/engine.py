@@ -62,7 +62,7 @@ class EngineHandler(RequestHandler):
                 return
             session = self._find_session("polling")
             if session is None:
-                session = await self._engine.open(self.request.remote_ip, "polling")
+                session = await self._engine.open("polling")
             elif session.upgraded:
                 raise RequestRefused(3, "Bad request")
             self._session = session
@@ -180,7 +180,7 @@ class EngineHandler(RequestHandler):
             self.set_header("Sec-WebSocket-Version", "13")
             raise RequestRefused(3, "Unsupported websocket version", 426)
         accepted = ACCEPTED % WebSocketProtocol13.compute_accept_value(key).encode()
-        carried = session or await self._engine.open(self.request.remote_ip, "websocket")
+        carried = session or await self._engine.open("websocket")
         websocket = Websocket(carried, self._engine, accepted, self._place)
         if session is None:
             carried.attach(websocket)
@@ -230,7 +230,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         if not self._takes_newcomers:
             raise RequestRefused(3, str(ServiceBusy()), 503)
 
-    async def open(self, remote_ip: str | None, transport: str) -> Session:
+    async def open(self, transport: str) -> Session:
         """Begins a session; its OPEN packet waits for the first poll, or for a websocket.
 
         Raises:
@@ -241,7 +241,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         except ServiceBusy as busy:
             raise RequestRefused(3, str(busy), 503) from None
         self.sockets[session.sid] = session
-        await self.handlers["connect"](session.sid, {"REMOTE_ADDR": remote_ip})
+        await self.handlers["connect"](session.sid, {})  # what WSGI would tell of the request; no handler asks for it
         opening = {
             "sid": session.sid,
             "upgrades": ["websocket"] if transport == "polling" and "websocket" in self.transports else [],
