@@ -42,12 +42,12 @@ class EngineHandler(RequestHandler):
         origin = self.request.headers.get("Origin")
         if origin is None:
             return  # not a browser
-        if not self._engine.allows(origin, self.request.headers.get("Host", "")):
+        if self._engine.allows(origin, self.request.headers.get("Host", "")):
+            self.set_header("Access-Control-Allow-Origin", origin)
+            self.set_header("Access-Control-Allow-Credentials", "true")  # sticky-session cookies of a load balancer
+            self.set_header("Vary", "Origin")
+        else:
             self._refuse(RequestRefused(4, "origin not allowed", 403))
-            return
-        self.set_header("Access-Control-Allow-Origin", origin)
-        self.set_header("Access-Control-Allow-Credentials", "true")  # sticky-session cookies of a load balancer
-        self.set_header("Vary", "Origin")
 
     # Polling
 
@@ -62,7 +62,7 @@ class EngineHandler(RequestHandler):
                 return
             session = self._find_session("polling")
             if session is None:
-                session = await self._engine.open(self.request.remote_ip, "polling")
+                session = await self._engine.open("polling")
             elif session.upgraded:
                 raise RequestRefused(3, "Bad request")
             self._session = session
@@ -180,7 +180,7 @@ class EngineHandler(RequestHandler):
             self.set_header("Sec-WebSocket-Version", "13")
             raise RequestRefused(3, "Unsupported websocket version", 426)
         accepted = ACCEPTED % WebSocketProtocol13.compute_accept_value(key).encode()
-        carried = session or await self._engine.open(self.request.remote_ip, "websocket")
+        carried = session or await self._engine.open("websocket")
         websocket = Websocket(carried, self._engine, accepted, self._place)
         if session is None:
             carried.attach(websocket)
@@ -202,7 +202,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
     sockets: dict[str, Session]
 
     def __init__(self, *, session_places: Places, allowed_origins: tuple[str, ...] = (), **kwargs: Any) -> None:
-        super().__init__(async_mode="tornado", monitor_clients=False, **kwargs)
+        super().__init__(async_mode="tornado", **kwargs)
         self._session_places = session_places
         self._allowed_origins = frozenset(allowed_origins)
         self._farewells: dict[str, list[str]] = {}
@@ -230,7 +230,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         if not self._takes_newcomers:
             raise RequestRefused(3, str(ServiceBusy()), 503)
 
-    async def open(self, remote_ip: str | None, transport: str) -> Session:
+    async def open(self, transport: str) -> Session:
         """Begins a session; its OPEN packet waits for the first poll, or for a websocket.
 
         Raises:
@@ -241,7 +241,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         except ServiceBusy as busy:
             raise RequestRefused(3, str(busy), 503) from None
         self.sockets[session.sid] = session
-        await self.handlers["connect"](session.sid, {"REMOTE_ADDR": remote_ip})
+        await self.handlers["connect"](session.sid, {})  # what WSGI would tell of the request; no handler asks for it
         opening = {
             "sid": session.sid,
             "upgrades": ["websocket"] if transport == "polling" and "websocket" in self.transports else [],
@@ -262,7 +262,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         try:
             await self.handlers["disconnect"](session.sid, reason)
         finally:
-            self.sockets.pop(session.sid, None)
+            del self.sockets[session.sid]
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Runs ``work`` beside the caller, and keeps it from being collected before it is done."""
@@ -276,7 +276,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
     def keep_farewell(self, sid: str, payloads: list[str]) -> None:
         if payloads:
             self._farewells[sid] = payloads
-            asyncio.get_running_loop().call_later(sessions.HANDSHAKE_TIMEOUT, self._farewells.pop, sid, None)
+            asyncio.get_running_loop().call_later(sessions.HANDSHAKE_TIMEOUT, self._farewells.pop, sid)
 
     def take_farewell(self, sid: str) -> str | None:
         payloads = self._farewells.get(sid)

@@ -100,7 +100,6 @@ def make_http_server(application: Application) -> ClientServer:
         application,
         max_header_size=MAX_HEAD_SIZE,
         max_body_size=MAX_MESSAGE_SIZE,
-        chunk_size=READ_CHUNK_SIZE,
         # A client that connects and says nothing, or says it by the byte. Node's default for the first is 5 s.
         idle_connection_timeout=sessions.HANDSHAKE_TIMEOUT,
         body_timeout=sessions.HANDSHAKE_TIMEOUT,

@@ -47,6 +47,7 @@ from lesson_server.websocket import Websocket
 
 impatient = pytest.mark.usefixtures("impatient")
 FOREIGN = "https://elsewhere.example"
+WEBSOCKET = websocket_query()
 
 
 def join_of_size(size: int) -> str:
@@ -232,7 +233,47 @@ async def test_large_messages_count_more_than_small_ones(edge: Edge) -> None:
     assert edge.application.reasons == ["transport error"]
 
 
+@pytest.mark.gen_test
+async def test_a_defect_is_logged_without_what_the_client_sent(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
+    async def defective_connect(*args: object) -> None:
+        raise LookupError
+
+    edge.sio.on("connect", defective_connect)
+    client = await edge.polling()
+    assert (await edge.request("POST", f"{client.query}&access_token={SECRET}", b"40{}")).status == 500
+    [record] = caplog.records
+    assert record.getMessage() == "POST request failed"
+    assert record.exc_info is not None
+    assert record.exc_info[0] is LookupError
+    assert SECRET not in caplog.text
+    caplog.clear()
+
+
 # Websocket
+
+
+@pytest.mark.gen_test
+async def test_a_websocket_is_offered_no_upgrade(edge: Edge) -> None:
+    connection = await edge.connection()
+    assert (await connection.request("GET", WEBSOCKET, **UPGRADE_HEADERS)).status == 101
+    opening = await connection.receive()
+    assert isinstance(opening, str)
+    assert orjson.loads(opening[1:])["upgrades"] == []
+
+
+@pytest.mark.parametrize("options", ["upgrade", "keep-alive, Upgrade", "Upgrade,keep-alive"])
+@pytest.mark.gen_test
+async def test_an_upgrade_may_stand_among_other_options_of_the_connection(edge: Edge, options: str) -> None:
+    """Firefox sends the second."""
+    client = await edge.connected(Connection=options)
+    await client.send(JOIN_WITH_ACK)
+    assert await client.receive() == ACK
+
+
+@pytest.mark.gen_test
+async def test_a_websocket_of_another_version_is_told_which_one_is_spoken(edge: Edge) -> None:
+    response = await edge.request("GET", WEBSOCKET, **UPGRADE_HEADERS | {"Sec-WebSocket-Version": "8"})
+    assert (response.status, response.headers["sec-websocket-version"]) == (426, "13")
 
 
 @pytest.mark.gen_test
@@ -302,6 +343,15 @@ async def test_a_client_that_does_not_answer_the_close_frame_is_closed(
     await edge.sio.eio.disconnect()
     assert await client.is_ended() == b"\x88\x02\x03\xe8"
     assert not edge.sio.eio.websockets
+
+
+@pytest.mark.gen_test
+async def test_a_server_that_has_stopped_closes_the_websockets_that_are_left(edge: Edge) -> None:
+    """Whatever their clients do: these have not even been told."""
+    clients = [await edge.connected() for _ in range(3)]
+    await edge.server.abort()
+    assert [await client.is_ended() for client in clients] == [b""] * 3
+    await until(lambda: edge.application.reasons == ["transport close"] * 3)
 
 
 @pytest.mark.gen_test
@@ -746,7 +796,16 @@ async def test_a_refused_handshake_is_answered_and_its_polling_ended(edge: Edge)
 
 # Refused requests
 
-WEBSOCKET = websocket_query()
+# By their codes. All but one are those of the reference implementation.
+MESSAGES = {
+    0: "Transport unknown",
+    1: "Session ID unknown",
+    2: "Bad handshake method",
+    3: "Bad request",
+    4: "origin not allowed",
+    5: "Unsupported protocol version",
+}
+WITHOUT_CONNECTION = {name: value for name, value in UPGRADE_HEADERS.items() if name != "Connection"}
 REFUSED_REQUESTS = [
     pytest.param("GET", POLLING + "&sid=nobody", {}, 400, 1, id="polling: unknown sid"),
     pytest.param("POST", POLLING + "&sid=nobody", {}, 400, 1, id="POST: unknown sid"),
@@ -760,6 +819,8 @@ REFUSED_REQUESTS = [
     pytest.param("GET", WEBSOCKET, {}, 400, 0, id="transport=websocket without an upgrade"),
     pytest.param("GET", POLLING, UPGRADE_HEADERS, 400, 0, id="transport=polling with an upgrade"),
     pytest.param("GET", WEBSOCKET, UPGRADE_HEADERS | {"Connection": "keep-alive"}, 400, None, id="half an upgrade"),
+    pytest.param("GET", WEBSOCKET, UPGRADE_HEADERS | {"Connection": ""}, 400, None, id="websocket: empty Connection"),
+    pytest.param("GET", WEBSOCKET, WITHOUT_CONNECTION, 400, None, id="websocket: no Connection"),
     pytest.param("GET", WEBSOCKET, UPGRADE_HEADERS | {"Sec-WebSocket-Key": ""}, 400, None, id="websocket: no key"),
     pytest.param("GET", WEBSOCKET, UPGRADE_HEADERS | {"Sec-WebSocket-Version": "8"}, 426, None, id="websocket: old"),
     pytest.param("GET", POLLING, {"Origin": FOREIGN}, 403, 4, id="polling: foreign origin"),
@@ -781,8 +842,9 @@ async def test_a_refused_request_is_answered_and_its_socket_closed(
     connection = await edge.connection()
     response = await connection.request(method, f"{query}&access_token={SECRET}", **headers)
     assert response.status == status
+    assert response.headers["content-type"] == "application/json"
     if code is not None:
-        assert orjson.loads(response.body)["code"] == code
+        assert orjson.loads(response.body) == {"code": code, "message": MESSAGES[code]}
     assert SECRET.encode() not in response.body
     assert response.headers["connection"] == "close"
     assert await connection.is_ended() == b""
@@ -831,6 +893,15 @@ def test_allowed_origins_reach_the_engine() -> None:
     assert eio.allows(FOREIGN, "here.example")
     assert not eio.allows("https://other.example", "here.example")
     assert not eio.allows("null", "")
+
+
+@pytest.mark.parametrize("origin", ["http://here.example", "http://", "null"])
+@pytest.mark.gen_test
+async def test_without_a_host_no_origin_is_the_server_s_own(edge: Edge, origin: str) -> None:
+    """HTTP/1.0 may leave the host out."""
+    connection = await edge.connection()
+    await connection.write(f"GET /socket.io/?{POLLING} HTTP/1.0\r\nOrigin: {origin}\r\n\r\n".encode())
+    assert (await connection.response()).status == 403
 
 
 @pytest.mark.gen_test
@@ -911,6 +982,10 @@ async def test_a_socket_that_is_kept_alive_for_nothing_is_closed(edge: Edge) -> 
 
 
 # The engine for those that embed it
+
+
+def test_what_python_socketio_passes_on_reaches_the_engine() -> None:
+    assert Engine(session_places=Places(1), transports=["polling"]).transports == ["polling"]
 
 
 @pytest.mark.gen_test
