@@ -28,7 +28,7 @@ explore: $(VENV)/dev.installed  ## every order of commands in small scenarios, w
 	$(BIN)/python tests/explore.py $(ARGS)
 
 clean:  ## what the targets above made, the embedded stores too
-	rm -rf $(VENV) .lesson-server .mutants build *.egg-info tests/js/node_modules scripts/bench/peers/node/node_modules .coverage* .*_cache .hypothesis
+	rm -rf $(VENV) .lesson-server .mutants build *.egg-info tests/js/node_modules scripts/bench/peers/*/node_modules .coverage* .*_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,18 +1,26 @@
 """The benchmark measures what it says: the load generator is understood, and its peers leave the keys that we leave."""
 
+import base64
+import hmac
+import json
 import secrets
 import shutil
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import contestants
 import page
 import pytest
 import redis
-from contestants import CONTESTANTS, OURS, PEERS
-from load_generator import LESSON_SIZE
-from measuring import Stores
-from workloads import LESSONS, SEATS, LoadProcess, Scale, Workloads, load_generator
+from contestants import BUN_COMMAND, CONTESTANTS, NODE, OURS, BenchError
+from load_generator import LESSON_SIZE, Load, frame
+from measuring import Process, Stores
+from workloads import LESSONS, SEATS, LoadProcess, Scale, Workloads, is_warm, load_generator, not_kept_up
 
 from lesson_server.embedded import EmbeddedStores
 
@@ -22,8 +30,11 @@ HOUR = 60 * 60
 Run = Callable[[str, Callable[[Workloads, LoadProcess], None]], None]
 
 needs_node = pytest.mark.skipif(
-    shutil.which("node") is None or not (PEERS / "node/node_modules").exists(), reason="needs the peer on Node"
+    shutil.which("node") is None or not (NODE / "node_modules").exists(), reason="needs the peer on Node"
 )
+needs_bun = pytest.mark.skipif(not BUN_COMMAND.exists(), reason="needs the peer on Bun")
+
+NODE_AND_BUN = (pytest.param("node", marks=needs_node), pytest.param("bun", marks=needs_bun))
 
 
 @pytest.fixture
@@ -36,7 +47,7 @@ def bench_stores(stores: EmbeddedStores) -> Stores:
 @pytest.fixture
 def run(bench_stores: Stores, tmp_path: Path) -> Run:
     """Starts a contestant and its load generator, and calls with them."""
-    scale = Scale(clients=CLASS, seconds=0.5, levels=(5, CLASS), visitors=5, visits=2)
+    scale = Scale(clients=CLASS, warm_ups=1, rates=(20, 40), seconds=0.5, levels=(5, CLASS), visitors=5, visits=2)
 
     def run(name: str, what: Callable[[Workloads, LoadProcess], None]) -> None:
         key = secrets.token_urlsafe(32)
@@ -75,7 +86,7 @@ def left_in_redis(run: Run, redis_client: "redis.Redis") -> Callable[[str], obje
     return left_in_redis
 
 
-@pytest.mark.parametrize("peer", ["plain_tornado", pytest.param("node", marks=needs_node)])
+@pytest.mark.parametrize("peer", ["plain_tornado", *NODE_AND_BUN])
 def test_a_peer_leaves_the_same_keys_as_we_do(left_in_redis: Callable[[str], object], peer: str) -> None:
     ours = left_in_redis(OURS)
     assert len(ours) == 1 + 1 + CLASS + 1  # the seat map, the teachers, everybody, the students
@@ -90,10 +101,11 @@ def test_every_workload_has_figures_and_the_page_shows_them(run: Run, tmp_path: 
         for name, measure in (
             ("class_start", workloads.class_start),
             ("phases", workloads.phases),
-            ("steady", lambda: workloads.steady(rate=20)),
             ("storm", workloads.storm),
+            ("warm_ups", workloads.warm_up),
         ):
             figures[name] = [measure()]
+        figures["steady"] = {"20": [workloads.steady(20)], "40": [not_kept_up(40)]}
         figures["hold"] = workloads.hold(lambda what: None)
 
     run(OURS, work)
@@ -101,12 +113,17 @@ def test_every_workload_has_figures_and_the_page_shows_them(run: Run, tmp_path: 
     assert 1 <= figures["counts"]["queries_join"] <= CLASS
     assert figures["counts"]["redis_reads_join"] >= 1
     assert 0 < figures["class_start"][0]["join_us"] < figures["class_start"][0]["life_us"]
+    assert figures["steady"]["20"][0]["kept_up"]
 
     about = {"date": "", "revision": "", "cpu": "", "cores": 2, "memory_gb": 1, "kernel": "", "others_percent": 0.0}
     about |= {"versions": {}, "rounds": 1, "clients": CLASS, "visitors": 5, "window": 100}
+    about |= {"rates": (20, 40), "seconds": 0.5, "warm_ups": 1}
     results = {"about": about, "titles": {OURS: "lesson-server"}, "contestants": {OURS: figures}}
     page.write(results, tmp_path / "figures.json")
     written = (tmp_path / "figures.md").read_text()
+    assert "| rounds in which it kept up | 1 of 1 |" in written
+    assert "| rounds in which it kept up | 0 of 1 |\n| CPU µs: connection + join + end | can't keep up |" in written
+    assert "\n".join(page.summary(results)).count("can't keep up") == 1
     for plot in ("cpu", "held", "ack"):
         assert f"(figures-{plot}.png)" in written
         assert (tmp_path / f"figures-{plot}.png").stat().st_size > 0
@@ -118,3 +135,99 @@ def test_a_client_that_fails_stops_the_bench(run: Run) -> None:
             load("connect", first=LESSONS * LESSON_SIZE, count=1)
 
     run(OURS, join_nowhere)
+
+
+INVALID, EXPIRED = "access token is invalid", "access token has expired"
+CLAIMS = {"sub": "student-1", "role": "student"}
+
+
+def token(key: str, alg: str = "HS256", life: float = 60, **claims: Any) -> str:
+    """A token with the HMAC-SHA256 of ``key``, whatever its header says."""
+    claims = {**CLAIMS, "exp": int(time.time() + life), **claims}
+    parts = (base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in ({"alg": alg}, claims))
+    text = b".".join(parts)
+    signature = base64.urlsafe_b64encode(hmac.digest(key.encode(), text, "sha256")).rstrip(b"=")
+    return f"{text.decode()}.{signature.decode()}"
+
+
+@pytest.mark.parametrize("name", [OURS, "plain_tornado", *NODE_AND_BUN])
+def test_a_peer_refuses_the_tokens_that_we_refuse(
+    monkeypatch: pytest.MonkeyPatch, bench_stores: Stores, tmp_path: Path, name: str
+) -> None:
+    key = secrets.token_urlsafe(32)
+    with contestants.running(CONTESTANTS[name], bench_stores, key, None, tmp_path / "log") as server:
+        load = Load("127.0.0.1", server.port, key)
+
+        def failures(access_token: str) -> list[str]:
+            auth = {"client": "participant", "lesson_id": "bench-0", "access_token": access_token}
+            monkeypatch.setattr("load_generator.handshake", lambda *_: frame(b"40" + json.dumps(auth).encode()))
+            answer = load.connect(first=1, count=1)
+            load.drop()
+            return answer["failures"]
+
+        assert failures(token(key)) == []
+        assert EXPIRED in failures(token(key, life=-1))[0]
+        for wrong in (
+            token(key[::-1]),
+            token(key, alg="HS512"),
+            token(key, alg="none"),
+            token(key).rpartition(".")[0] + ".",
+            token(key) + ".more",
+            token(key, role=None),
+            token(key, sub=None),
+            token(key, exp=None),
+            "none at all",
+        ):
+            assert INVALID in failures(wrong)[0], wrong
+
+
+def test_a_server_that_does_not_keep_up_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        load = Load(*deaf.getsockname(), secrets.token_urlsafe(32))
+        phase = load.steady(first=0, rate=20, seconds=1.0, stay=0.1)
+    assert not phase["kept_up"]
+    assert phase["seconds"] < 2.0
+    assert load.connect(first=0, count=0)["clients"] == 0  # and nothing is left of it
+
+
+def test_warm_is_what_gets_no_cheaper() -> None:
+    falling = [900.0, 700.0, 500.0]
+    assert not is_warm([])
+    assert not is_warm([500.0] * 5)  # too few to say
+    assert is_warm([500.0] * 6)
+    assert not is_warm([*falling, 450.0, 430.0, 420.0])
+    assert is_warm([*falling, 500.0, 490.0, 510.0, 480.0, 490.0, 495.0])
+    assert is_warm([500.0, 500.0, 500.0, 900.0, 490.0, 490.0])  # one that was disturbed says nothing
+    assert is_warm([500.0, 500.0, 500.0, 600.0, 600.0, 600.0])
+
+
+THREAD_THAT_ENDS = """
+import threading, time
+
+def work():
+    while time.thread_time() < 0.3:
+        pass
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print(flush=True)
+input()
+"""
+
+
+def test_the_cpu_of_threads_that_have_ended_counts() -> None:
+    with subprocess.Popen(
+        (sys.executable, "-c", THREAD_THAT_ENDS), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert Process(child.pid).cpu() >= 0.3
+        child.communicate(b"\n")
+
+
+def test_a_peer_whose_runtime_is_missing_says_how_to_leave_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    for name, runtime in (("node", "Node"), ("bun", "Bun")):
+        with pytest.raises(BenchError, match=f"the peer on {runtime} needs node and npm; --only leaves it out"):
+            CONTESTANTS[name].prepare()

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,17 +37,65 @@ class Contestant:
         title: for people.
         command: the words that start it.
         environ: what it wants besides the common environment.
-        warm_ups: class starts before anything counts.
+        prepare: installs what it needs, if that is not there.
     """
 
     name: str
     title: str
     command: tuple[str, ...]
     environ: Mapping[str, str] = field(default_factory=dict)
-    warm_ups: int = 1
+    prepare: Callable[[], None] = lambda: None
 
 
 OURS = "lesson_server"
+
+NODE, BUN = PEERS / "node", PEERS / "bun"
+BUN_COMMAND = BUN / "node_modules/.bin/bun"
+
+
+def prepare_node() -> None:
+    """Installs what the peer on Node needs, if it is not there.
+
+    Raises:
+        BenchError: there is no Node, or npm failed.
+    """
+    _require_npm("Node")
+    if not (NODE / "node_modules/socket.io").exists() and not _npm_install(NODE):
+        raise BenchError("npm could not install what the peer on Node needs; --only leaves it out")
+
+
+def prepare_bun() -> None:
+    """Installs what the peer on Bun needs, Bun itself too, if it is not there.
+
+    Raises:
+        BenchError: there is no Node, which npm runs on, or npm failed, or Bun does not run here.
+    """
+    _require_npm("Bun")
+    if _succeeds(str(BUN_COMMAND), "--version"):
+        return
+    # Whether npm runs the script that puts Bun in its place depends on npm's version and settings: so we run it. The
+    # engine's one peer dependency is TypeScript, which a server in JavaScript does not need.
+    package = BUN / "node_modules/bun"
+    installed = _npm_install(BUN, "--ignore-scripts", "--omit=peer") and _succeeds("node", "install.js", cwd=package)
+    if not installed or not _succeeds(str(BUN_COMMAND), "--version"):
+        raise BenchError("npm could not install what the peer on Bun needs; --only leaves it out")
+
+
+def _require_npm(runtime: str) -> None:
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        raise BenchError(f"the peer on {runtime} needs node and npm; --only leaves it out")
+
+
+def _npm_install(folder: Path, *options: str) -> bool:
+    return _succeeds("npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--silent", *options, cwd=folder)
+
+
+def _succeeds(*command: str, cwd: Path | None = None) -> bool:
+    try:
+        return subprocess.run(command, cwd=cwd, stdout=subprocess.DEVNULL).returncode == 0
+    except OSError:
+        return False
+
 
 CONTESTANTS = {
     contestant.name: contestant
@@ -55,8 +103,8 @@ CONTESTANTS = {
         Contestant(OURS, "lesson-server", (sys.executable, "-m", "lesson_server.cli", "run")),
         Contestant("plain_tornado", "plain, Tornado", (sys.executable, str(PEERS / "plain_tornado.py"))),
         Contestant("plain_asgi", "plain, uvicorn", (sys.executable, str(PEERS / "plain_asgi.py"))),
-        # V8 goes on compiling for thousands of joins: after one warm-up a join costs half as much again as after five.
-        Contestant("node", "Node socket.io", ("node", str(PEERS / "node/server.js")), warm_ups=5),
+        Contestant("node", "Node socket.io", ("node", str(NODE / "server.js")), prepare=prepare_node),
+        Contestant("bun", "Bun socket.io", (str(BUN_COMMAND), str(BUN / "server.js")), prepare=prepare_bun),
         # Not in the usual run: how much of the difference is the event loop.
         Contestant(
             "plain_uvloop",
@@ -66,21 +114,7 @@ CONTESTANTS = {
         ),
     )
 }
-USUAL = (OURS, "plain_tornado", "plain_asgi", "node")
-
-
-def prepare_node() -> None:
-    """Installs what the peer on Node needs, if it is not there.
-
-    Raises:
-        BenchError: there is no Node, or npm failed.
-    """
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        raise BenchError("the peer on Node needs node and npm; --only leaves it out")
-    if not (PEERS / "node/node_modules/socket.io").exists():
-        words = ("npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--silent")
-        if subprocess.run(words, cwd=PEERS / "node").returncode != 0:
-            raise BenchError("npm could not install what the peer on Node needs; --only leaves it out")
+USUAL = (OURS, "plain_tornado", "plain_asgi", "node", "bun")
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ TOKEN_TTL = 24 * 60 * 60
 WINDOW = 100
 # Seconds that a phase may take before its clients are given up.
 PATIENCE = 120.0
+# A server keeps up with a rate when, as the last client comes, no more wait than come in this many seconds.
+BACKLOG = 0.5
 # Clients for one source address: the kernel has 28,000 ports for each.
 CLIENTS_PER_ADDRESS = 10_000
 
@@ -176,28 +178,40 @@ class Load:
     def steady(self, first: int, rate: float, seconds: float, stay: float) -> dict[str, Any]:
         """Clients come at a fixed rate, whatever the server does; each joins, stays for a time, and leaves.
 
+        When the last one comes, the server may be so far behind that it does not keep up with the rate: then all
+        clients vanish, because there would be no end to it.
+
         Args:
             first: number of the first client.
             rate: clients a second.
             seconds: for how long they come.
             stay: seconds from a client's arrival to its leaving.
+
+        Returns:
+            besides what came of it, ``kept_up``.
         """
         count = int(rate * seconds)
         started = time.perf_counter()
         came = left = 0
         here: list[Client] = []
+        kept_up: bool | None = None
 
         def begin() -> None:
-            nonlocal came, left
+            nonlocal came, left, kept_up
             elapsed = time.perf_counter() - started
             while came < count and came < elapsed * rate:
                 here.append(self._open(first + came, GONE))
                 came += 1
+            if came == count and kept_up is None:
+                kept_up = sum(client.state < JOINED for client in here) <= rate * BACKLOG
+                if not kept_up:
+                    self._end_all(here)
             while left < came and left < (elapsed - stay) * rate and here[left].state in (JOINED, GONE):
                 self._leave(here[left])
                 left += 1
 
-        return self._phase(count, begin, tick=0.001)
+        phase = self._phase(count, begin, tick=0.001)
+        return {**phase, "kept_up": kept_up}
 
     def idle(self, seconds: float) -> dict[str, Any]:
         """Nothing but answers to pings."""
@@ -356,11 +370,16 @@ class Load:
     def _lose(self, client: Client, why: str) -> None:
         if client.state != LEAVING:
             self._failed.append(why)
-            if client.state < CONNECTED:
-                self._shaking -= 1
         self._end(client)
 
+    def _end_all(self, clients: Iterable[Client]) -> None:
+        for client in clients:
+            if client.state != GONE:
+                self._end(client)
+
     def _end(self, client: Client) -> None:
+        if client.state < CONNECTED:
+            self._shaking -= 1
         del self._clients[client.socket.fileno()]
         client.socket.close()
         self._reach(client, GONE)

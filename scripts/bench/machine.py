@@ -10,9 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from contestants import BUN, BUN_COMMAND, NODE
+
 PACKAGES = ("tornado", "python-socketio", "python-engineio", "uvicorn", "uvloop", "redis", "hiredis", "aiopg")
-NODE_PACKAGES = ("socket.io", "pg", "redis", "jsonwebtoken")
-NODE_MODULES = Path(__file__).parent / "peers/node/node_modules"
+NPM_PACKAGES = {"socket.io": NODE, "pg": NODE, "redis": NODE, "@socket.io/bun-engine": BUN}
 
 
 def about(stores: Mapping[str, str]) -> dict[str, Any]:
@@ -31,7 +32,8 @@ def about(stores: Mapping[str, str]) -> dict[str, Any]:
             **dict(stores),
             **{name: _version(name) for name in PACKAGES},
             "Node": _output("node", "--version").removeprefix("v"),
-            **{f"{name} (npm)": _npm_version(name) for name in NODE_PACKAGES},
+            "Bun": _output(str(BUN_COMMAND), "--version"),
+            **{f"{name} (npm)": _npm_version(peer / "node_modules" / name) for name, peer in NPM_PACKAGES.items()},
         },
     }
 
@@ -63,9 +65,9 @@ def _version(package: str) -> str:
         return "none"
 
 
-def _npm_version(package: str) -> str:
+def _npm_version(package: Path) -> str:
     try:
-        described = (NODE_MODULES / package / "package.json").read_text("utf-8")
+        described = (package / "package.json").read_text("utf-8")
     except FileNotFoundError:
         return "none"
     found = re.search(r'"version": "([^"]+)"', described)

@@ -2,16 +2,20 @@
 
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from contestants import OURS
+from load_generator import BACKLOG
+from workloads import WARM_SHARE, WARM_WINDOW
 
 Results = dict[str, Any]
+# The figures of each round, by contestant.
+Rounds = Mapping[str, Sequence[dict[str, float]]]
 
 TIMES = "\N{MULTIPLICATION SIGN}"
-COLORS = ("#1f6feb", "#d29922", "#a371f7", "#3fb950", "#8b949e")
+COLORS = ("#1f6feb", "#d29922", "#a371f7", "#3fb950", "#f778ba", "#8b949e")
 STEPS = (("connect_us", "connect"), ("join_us", "join"), ("end_us", "end"))
 
 
@@ -58,17 +62,6 @@ TABLES: dict[str, tuple[str, str, tuple[Row, ...]]] = {
             *ACKS,
         ),
     ),
-    "steady": (
-        "Steady",
-        "Clients come at half of the rate at which each server can take them; each joins, stays for a second, leaves."
-        " The rates differ: the latencies are those of equal utilisation, not of equal work.",
-        (
-            Row("rate", "clients a second", compared=False),
-            Row("life_us", "CPU µs: connection + join + end"),
-            ARRIVAL,
-            *ACKS,
-        ),
-    ),
     "storm": (
         "Reconnect storm",
         "{clients} clients that have joined vanish at once, and at once connect and join again.",
@@ -80,6 +73,16 @@ TABLES: dict[str, tuple[str, str, tuple[Row, ...]]] = {
         ),
     ),
 }
+
+STEADY = """\
+## Steady
+
+Clients come at a fixed rate, the same for all, for {seconds:g} seconds; each joins, stays for a second, leaves. A
+server can't keep up with a rate if, as the last client comes, more wait for their acknowledgement than come in
+{backlog:g} s. A higher rate is then not tried in that round. The figures are of the rounds in which it kept up.
+"""
+STEADY_ROWS = (Row("life_us", "CPU µs: connection + join + end"), ARRIVAL, *ACKS)
+TOO_FAST = "can't keep up"
 
 HOLD_FIGURES = {
     "life_us": "CPU µs: connection + join + end",
@@ -98,18 +101,21 @@ COUNTS = (
 INTRODUCTION = """\
 # Benchmarks
 
-lesson-server beside three other ways to write the same join. Made by `make bench` from one run; the figures of every
+lesson-server beside four other ways to write the same join. Made by `make bench` from one run; the figures of every
 round are in [{json}]({json}). What is compared:
 
 * **lesson-server**, as `lesson-server run` starts it: one process, its defaults.
 * **plain, Tornado**: the two diagrams written down as one handler on python-socketio, Tornado, aiopg and redis-py, an
   `await` for each arrow ([plain.py](../scripts/bench/peers/plain.py)); asyncio's own event loop.
 * **plain, uvicorn**: the same handler on ASGI: uvicorn with uvloop and httptools.
-* **Node socket.io**: the same diagrams on socket.io, pg and redis ([server.js](../scripts/bench/peers/node/server.js)).
+* **Node socket.io**: the same diagrams ([join.mjs](../scripts/bench/peers/join.mjs)) on socket.io, pg and redis
+  ([server.js](../scripts/bench/peers/node/server.js)); access tokens are verified by Node's own crypto.
+* **Bun socket.io**: the same file on Bun: socket.io with its engine for Bun, and Bun's own clients of PostgreSQL and
+  Redis ([server.js](../scripts/bench/peers/bun/server.js)).
 
-All have the same PostgreSQL and Valkey, by unix sockets, and leave the same keys. The three peers do the diagrams and
-no more. lesson-server does what else its contract asks for: it gives back its presence in Redis when a connection
-ends (the peers leave it to expire: compare *end*), bounds what clients may send, keeps metrics, survives a store that
+All have the same PostgreSQL and Valkey, by unix sockets, and leave the same keys. The peers do the diagrams and no
+more. lesson-server does what else its contract asks for: it gives back its presence in Redis when a connection ends
+(the peers leave it to expire: compare *end*), bounds what clients may send, keeps metrics, survives a store that
 fails. The comparison is to that extent unfair to lesson-server, and nothing is taken off for it.
 """
 
@@ -135,12 +141,15 @@ checking tokens, 4 % in python-socketio, 3 % each in the metrics and in transiti
 METHOD = """\
 ## How it is measured
 
-* **In turn.** In each of {rounds} rounds every server is started anew, in the order of the tables, warmed up by a class
-  start that does not count (Node by five: V8 compiles for longer), and goes through the workloads. A figure is the
-  median of the rounds, and in brackets the least and the most. *hold* is one pass of each server; its figures are
-  medians of {visits} visits.
-* **CPU** is what the kernel ran the server's threads, in user and in kernel mode (`/proc/<pid>/task/*/schedstat`), from
-  the first byte of a phase until the server is at rest again, divided by the clients. The stores' is not in it.
+* **In turn.** In each of {rounds} rounds every server is started anew, in the order of the tables, warmed up, and goes
+  through the workloads. A figure is the median of the rounds, and in brackets the least and the most. *hold* is one
+  pass of each server; its figures are medians of {visits} visits.
+* **Warm-up**, by one rule for all: class starts that do not count, until the median cost of the last {warm_window} is
+  no longer more than {warm_share} % below that of the {warm_window} before them, {most_warm_ups} at most. It took:
+  {warm_ups}.
+* **CPU** is what the kernel ran the server's process, in user and in kernel mode (its CPU clock), from the first byte
+  of a phase until the server is at rest again, divided by the clients. Compilers and garbage collectors in threads of
+  their own are in it; the stores are not.
 * **The server has a core of its own**, the load generator and the stores share another. It is one process; its threads
   share the core, too.
 * **The load generator** speaks raw Engine.IO frames from an epoll loop: websocket only, no polling, no compression
@@ -149,8 +158,8 @@ METHOD = """\
   process; the cheapest server takes {cheapest} µs.
 * **RDS queries** are the statements that PostgreSQL logs with `log_statement = all`, in a class start of its own that
   is not timed. **Redis round trips** are Valkey's `total_reads_processed`: what a client writes at once, be it a
-  command or a pipeline, is read at once. Node's client writes what many joins ask for in one go, so it has less than
-  one.
+  command or a pipeline, is read at once. The clients of Node and of Bun write what many joins ask for in one go, so
+  these have less than one.
 * **Memory** is `Rss` of `/proc/<pid>/smaps_rollup`, less that of the server before the first client, divided by the
   clients held. It includes what earlier visitors have left in the allocator.
 * **hold**: pings to held clients that fall into a visit are taken off at what a ping costs in an idle time.
@@ -164,6 +173,15 @@ def summary(results: Results) -> Iterator[str]:
         for name, title in results["titles"].items():
             rounds = results["contestants"][name]["class_start"]
             yield f"  {title:26}{_spread(rounds, row)}"
+    for rate in results["about"]["rates"]:
+        yield f"{rate} clients a second, CPU µs; ack p95, ms"
+        kept = _kept_up(results, rate)
+        for name, title in results["titles"].items():
+            cells = [_spread(kept[name], row) for row in (STEADY_ROWS[0], PERCENTILES[1]) if kept[name]]
+            yield f"  {title:26}{'; '.join(cells) or TOO_FAST}"
+    yield "warm-up, class starts"
+    for title, count in _warm_ups(results).items():
+        yield f"  {title:26}{count}"
 
 
 def write(results: Results, output: Path) -> None:
@@ -185,7 +203,9 @@ def _page(results: Results, json_name: str, plots: Sequence[tuple[Path, str]]) -
     for workload, (title, text, rows) in TABLES.items():
         yield f"## {title}\n"
         yield text.format(clients=f"{about['clients']:,}") + "\n"
-        yield from _table(results, workload, rows)
+        yield from _table(results["titles"], _rounds(results, workload), rows)
+    yield STEADY.format(seconds=about["seconds"], backlog=BACKLOG)
+    yield from _steady(results)
     yield "## Hold\n"
     yield from _hold(results)
     yield "## What the stores have to do\n"
@@ -196,22 +216,29 @@ def _page(results: Results, json_name: str, plots: Sequence[tuple[Path, str]]) -
         rounds=about["rounds"],
         visits=len(next(iter(contestants.values()))["hold"][0]["visits"]),
         window=about["window"],
+        warm_window=WARM_WINDOW,
+        warm_share=f"{WARM_SHARE * 100:g}",
+        most_warm_ups=about["warm_ups"],
+        warm_ups="; ".join(f"{title}: {count}" for title, count in _warm_ups(results).items()),
         generator=f"{_lowest(results, 'generator_us')} to {_highest(results, 'generator_us')}",
         cheapest=_lowest(results, "life_us"),
     )
     yield from _about(about)
 
 
-def _table(results: Results, workload: str, rows: Sequence[Row]) -> Iterator[str]:
-    titles = results["titles"]
-    rounds = {name: results["contestants"][name][workload] for name in titles}
+def _table(
+    titles: Mapping[str, str], rounds: Rounds, rows: Sequence[Row], first: tuple[str, ...] | None = None
+) -> Iterator[str]:
+    """A table, under its header the cells of ``first``, and then the rows of figures."""
     yield "| | " + " | ".join(titles.values()) + " |"
     yield "|---" + "|---:" * len(titles) + "|"
+    if first is not None:
+        yield "| " + " | ".join(first) + " |"
     for row in rows:
         cells = []
         for name in titles:
-            cell = _spread(rounds[name], row)
-            if name != OURS and OURS in titles and row.compared:
+            cell = _cell(rounds[name], row)
+            if name != OURS and row.compared and rounds[name] and rounds.get(OURS):
                 ratio = _median(rounds[name], row.figure) / _median(rounds[OURS], row.figure)
                 cell += f" **{ratio:.2f}{TIMES}**"
             cells.append(cell)
@@ -219,6 +246,35 @@ def _table(results: Results, workload: str, rows: Sequence[Row]) -> Iterator[str
     yield ""
     if OURS in titles:
         yield f"**{TIMES}**: how many times lesson-server's figure.\n"
+
+
+def _steady(results: Results) -> Iterator[str]:
+    titles = results["titles"]
+    for rate in results["about"]["rates"]:
+        kept = _kept_up(results, rate)
+        of = results["about"]["rounds"]
+        yield f"### {rate} clients a second\n"
+        first = ("rounds in which it kept up", *(f"{len(kept[name])} of {of}" for name in titles))
+        yield from _table(titles, kept, STEADY_ROWS, first)
+
+
+def _rounds(results: Results, workload: str) -> Rounds:
+    return {name: results["contestants"][name][workload] for name in results["titles"]}
+
+
+def _kept_up(results: Results, rate: int) -> Rounds:
+    """The rounds in which a server kept up with a rate."""
+    steady = {name: results["contestants"][name]["steady"][str(rate)] for name in results["titles"]}
+    return {name: [figures for figures in rounds if figures["kept_up"]] for name, rounds in steady.items()}
+
+
+def _warm_ups(results: Results) -> dict[str, str]:
+    """How many there were, by title."""
+    counts = {
+        title: [len(costs) for costs in results["contestants"][name]["warm_ups"]]
+        for name, title in results["titles"].items()
+    }
+    return {title: _range(min(of), max(of)) for title, of in counts.items()}
 
 
 def _hold(results: Results) -> Iterator[str]:
@@ -279,7 +335,15 @@ def _spread(rounds: Sequence[dict[str, float]], row: Row) -> str:
     middle, least, most = (
         f"{value:,.{row.digits}f}" for value in (statistics.median(values), min(values), max(values))
     )
-    return f"{middle} ({least}–{most})" if least != most else middle  # noqa: RUF001 (a range)
+    return f"{middle} ({_range(least, most)})" if least != most else middle
+
+
+def _cell(rounds: Sequence[dict[str, float]], row: Row) -> str:
+    return _spread(rounds, row) if rounds else TOO_FAST
+
+
+def _range(least: object, most: object) -> str:
+    return f"{least}–{most}" if least != most else str(least)  # noqa: RUF001 (a range)
 
 
 def _medians(results: Results, figure: str) -> list[float]:
@@ -379,21 +443,29 @@ def _draw_held(results: Results) -> Any:
 
 
 def _draw_acks(results: Results) -> Any:
-    figure, all_axes = _figure(3, 3.2)
-    for axes, (workload, title) in zip(
-        all_axes,
-        (("class_start", "class start"), ("steady", "steady, at half of its own capacity"), ("storm", "storm")),
-        strict=True,
-    ):
-        width = 0.8 / len(results["titles"])
-        for number, (color, (name, who)) in enumerate(zip(COLORS, results["titles"].items(), strict=False)):
-            rounds = results["contestants"][name][workload]
-            heights = [_median(rounds, row.figure) for row in PERCENTILES]
+    rates = results["about"]["rates"]
+    panels = [
+        ("class start", _rounds(results, "class_start")),
+        *((f"{rate} a second", _kept_up(results, rate)) for rate in rates),
+        ("storm", _rounds(results, "storm")),
+    ]
+    figure, all_axes = _figure(len(panels), 3.2)
+    titles = results["titles"]
+    width = 0.8 / len(titles)
+    for axes, (panel, rounds) in zip(all_axes, panels, strict=True):
+        for number, (color, (name, who)) in enumerate(zip(COLORS, titles.items(), strict=False)):
             places = [place + number * width for place in range(len(PERCENTILES))]
-            axes.bar(places, heights, width, color=color, label=who)
+            if rounds[name]:
+                heights = [_median(rounds[name], row.figure) for row in PERCENTILES]
+                axes.bar(places, heights, width, color=color, label=who)
+            else:
+                where = (places[0], 0.02)
+                axes.annotate(
+                    TOO_FAST, where, xycoords=axes.get_xaxis_transform(), rotation=90, ha="center", size=7, color=color
+                )
         middle = 0.4 - width / 2
         axes.set_xticks([place + middle for place in range(len(PERCENTILES))], ["p50", "p95", "p99"])
-        axes.set_title(title)
+        axes.set_title(panel)
         axes.grid(visible=False, axis="x")
     all_axes[0].set_ylabel("join_lesson to acknowledgement, ms")
     _legend(figure, all_axes[0])

@@ -23,15 +23,23 @@ from typing import Any
 
 import machine
 import page
-from contestants import CONTESTANTS, ROOT, USUAL, BenchError, Contestant, prepare_node, running
+from contestants import CONTESTANTS, ROOT, USUAL, BenchError, Contestant, running
 from load_generator import WINDOW
 from measuring import Stores
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from workloads import LESSONS, SEATS, Scale, Workloads, load_generator
+from workloads import LESSONS, SEATS, Scale, Workloads, load_generator, not_kept_up
 
-USUAL_SCALE = Scale(clients=1_000, seconds=4.0, levels=(100, 1_000, 5_000, 20_000), visitors=200, visits=7)
-QUICK_SCALE = Scale(clients=300, seconds=1.5, levels=(100, 1_000), visitors=100, visits=3)
+USUAL_SCALE = Scale(
+    clients=1_000,
+    warm_ups=20,
+    rates=(50, 250, 500),
+    seconds=5.0,
+    levels=(100, 1_000, 5_000, 20_000),
+    visitors=200,
+    visits=7,
+)
+QUICK_SCALE = Scale(clients=300, warm_ups=3, rates=(50, 250), seconds=1.5, levels=(100, 1_000), visitors=100, visits=3)
 ROUNDS, QUICK_ROUNDS = 5, 1
 
 # File descriptors that a server needs besides those of the clients it holds, and of the visitors.
@@ -45,15 +53,24 @@ Results = dict[str, Any]
 
 @contextmanager
 def running_stores(directory: Path) -> Iterator[Stores]:
-    """Starts a PostgreSQL and a Valkey: those of an idle lesson-server in its default set-up, which keeps them."""
+    """Starts a PostgreSQL and a Valkey: those of an idle lesson-server in its default set-up, which keeps them.
+
+    Args:
+        directory: what they write goes there, and the log of that server, which complains when Redis is emptied.
+    """
     environ = {name: value for name, value in os.environ.items() if not name.startswith("LESSON_")}
-    with subprocess.Popen(
-        (sys.executable, "-m", "lesson_server.cli", "run", "--port", "0"),
-        env=environ | {"PYTHONPATH": str(ROOT), "LESSON_SERVER_DATA_DIR": str(directory)},
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as keeper:
+    data, log = directory / "stores", directory / "stores.log"
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            (sys.executable, "-m", "lesson_server.cli", "run", "--port", "0"),
+            env=environ | {"PYTHONPATH": str(ROOT), "LESSON_SERVER_DATA_DIR": str(data)},
+            stdout=subprocess.PIPE,
+            stderr=output,
+            text=True,
+            start_new_session=True,
+        ) as keeper,
+    ):
         try:
             assert keeper.stdout is not None
             said = ""
@@ -64,8 +81,8 @@ def running_stores(directory: Path) -> Iterator[Stores]:
             dsn = re.search(r"^PostgreSQL: (.+)$", said, re.MULTILINE)
             redis_url = re.search(r"^Redis: (.+)$", said, re.MULTILINE)
             if dsn is None or redis_url is None:
-                raise BenchError(f"the stores did not start: {said}")
-            yield Stores(dsn[1], redis_url[1], directory / "postgresql.log")
+                raise BenchError(f"the stores did not start: {said}{_tail(log)}")
+            yield Stores(dsn[1], redis_url[1], data / "postgresql.log")
         finally:
             keeper.terminate()
 
@@ -99,38 +116,53 @@ class Bench:
         self._key = secrets.token_urlsafe(32)
         self._core = min(os.sched_getaffinity(0)) if len(os.sched_getaffinity(0)) > 1 else None
         self._progress = progress
-        # Of each contestant: four workloads in a round, the counts and the levels once.
-        steps = len(contestants) * (4 * rounds + 1 + len(scale.levels))
+        # Of each contestant: three workloads and the rates in a round, the counts and the levels once.
+        steps = len(contestants) * (rounds * (3 + len(scale.rates)) + 1 + len(scale.levels))
         self._bar = progress.add_task("", total=steps)
+        self._results: Results = {
+            contestant.name: {
+                "warm_ups": [],
+                "class_start": [],
+                "phases": [],
+                "storm": [],
+                "steady": {str(rate): [] for rate in scale.rates},
+            }
+            for contestant in contestants
+        }
 
     def run(self) -> Results:
         """The results, by contestant."""
         if self._core is not None:
             os.sched_setaffinity(0, os.sched_getaffinity(0) - {self._core})
-        names = [contestant.name for contestant in self._contestants]
-        results: Results = {name: {"class_start": [], "phases": [], "steady": [], "storm": []} for name in names}
-        rates: dict[str, float] = {}
         for contestant in self._contestants:
             with self._contending(contestant) as workloads:
                 self._step(contestant, "counts")
-                results[contestant.name]["counts"] = workloads.counted_class_start()
-                rates[contestant.name] = workloads.class_start()["lives_per_s"] / 2
+                self._results[contestant.name]["counts"] = workloads.counted_class_start()
         for number in range(1, self._rounds + 1):
             for contestant in self._contestants:
-                into = results[contestant.name]
                 with self._contending(contestant) as workloads:
-                    self._step(contestant, f"round {number}, class start")
-                    into["class_start"].append(workloads.class_start())
-                    self._step(contestant, f"round {number}, phases")
-                    into["phases"].append(workloads.phases())
-                    self._step(contestant, f"round {number}, steady")
-                    into["steady"].append(workloads.steady(rates[contestant.name]))
-                    self._step(contestant, f"round {number}, storm")
-                    into["storm"].append(workloads.storm())
+                    self._round(f"round {number}", contestant, workloads)
         for contestant in self._contestants:
             with self._contending(contestant) as workloads:
-                results[contestant.name]["hold"] = workloads.hold(partial(self._step, contestant))
-        return results
+                self._results[contestant.name]["hold"] = workloads.hold(partial(self._step, contestant))
+        return self._results
+
+    def _round(self, number: str, contestant: Contestant, workloads: Workloads) -> None:
+        results = self._results[contestant.name]
+        self._step(contestant, f"{number}, class start")
+        results["class_start"].append(workloads.class_start())
+        self._step(contestant, f"{number}, phases")
+        results["phases"].append(workloads.phases())
+        self._step(contestant, f"{number}, storm")
+        results["storm"].append(workloads.storm())
+        # The last, and in ascending order: a server that does not keep up is left with work undone. A higher rate is
+        # not tried then.
+        kept_up = True
+        for rate in self._scale.rates:
+            self._step(contestant, f"{number}, {rate} a second")
+            figures = workloads.steady(rate) if kept_up else not_kept_up(rate)
+            kept_up = bool(figures["kept_up"])
+            results["steady"][str(rate)].append(figures)
 
     def _step(self, contestant: Contestant, what: str) -> None:
         self._progress.update(self._bar, description=f"{contestant.title}: {what}", advance=1)
@@ -143,12 +175,15 @@ class Bench:
             load = stack.enter_context(load_generator(server.port, self._key))
             try:
                 workloads = Workloads(server, load, self._stores, self._scale)
-                for _ in range(contestant.warm_ups):
-                    workloads.class_start()
+                self._progress.update(self._bar, description=f"{contestant.title}: warm-up")
+                self._results[contestant.name]["warm_ups"].append(workloads.warm_up())
                 yield workloads
             except BenchError as error:
-                said = log.read_text(errors="replace")[-2_000:]
-                raise BenchError(f"{contestant.title}: {error}\n{said}") from None
+                raise BenchError(f"{contestant.title}: {error}\n{_tail(log)}") from None
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-2_000:]
 
 
 def fitting(levels: tuple[int, ...], visitors: int) -> tuple[int, ...]:
@@ -165,13 +200,14 @@ def measure(contestants: list[Contestant], scale: Scale, rounds: int, console: C
     others = machine.Others()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lesson-bench-")))
-        stores = stack.enter_context(running_stores(directory / "stores"))
+        stores = stack.enter_context(running_stores(directory))
         stores.add_lessons(LESSONS, SEATS)
         about = machine.about(stores.versions())
         progress = stack.enter_context(Progress(*columns, console=console))
         bench = Bench(stores, contestants, scale, rounds, directory, progress)
         results = bench.run()
     about |= {"rounds": rounds, "clients": scale.clients, "visitors": scale.visitors, "window": WINDOW}
+    about |= {"rates": scale.rates, "seconds": scale.seconds, "warm_ups": scale.warm_ups}
     return {
         "about": {**about, "others_percent": others.percent()},
         "titles": {contestant.name: contestant.title for contestant in contestants},
@@ -198,8 +234,8 @@ def main() -> int:
         if args.redraw:
             page.write(json.loads(output.read_text("utf-8")), output)
             return 0
-        if "node" in names:
-            prepare_node()
+        for name in names:
+            CONTESTANTS[name].prepare()
         scale = QUICK_SCALE if args.quick else USUAL_SCALE
         scale = Scale(**{**vars(scale), "levels": fitting(scale.levels, scale.visitors)})
         rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)

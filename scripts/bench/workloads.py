@@ -4,10 +4,10 @@ class start
     Lessons of 30 begin at once: all clients connect, join as soon as they are connected, and at the end all leave.
 phases
     The same in three steps, each begun when the server has come to rest: all connect, all join, all leave.
-steady
-    Clients come at a fixed rate, half of what the server can take; each joins, stays for a second, and leaves.
 storm
     All clients of a running class vanish at once, and return and join at once.
+steady
+    Clients come at a fixed rate, the same for all servers; each joins, stays for a second, and leaves.
 hold
     Ever more clients are held; at each level a few hundred others connect, join and leave.
 
@@ -19,7 +19,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,11 @@ IDLE_SECONDS = 2.0
 # Fewer pings than this in an idle time tell nothing about what one costs.
 ENOUGH_PINGS = 100
 
+# A server is warm when the median cost of its last class starts is no longer lower, by more than a share, than that of
+# as many before them.
+WARM_WINDOW = 3
+WARM_SHARE = 0.03
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -48,13 +53,17 @@ class Scale:
 
     Attributes:
         clients: of class start, phases and storm.
-        seconds: of steady.
+        warm_ups: the most class starts that do not count, before anything counts.
+        rates: of steady, clients a second, ascending.
+        seconds: for which clients come at each rate of steady.
         levels: of hold.
         visitors: who come and go at each level of hold.
         visits: how often they do.
     """
 
     clients: int
+    warm_ups: int
+    rates: tuple[int, ...]
     seconds: float
     levels: tuple[int, ...]
     visitors: int
@@ -121,6 +130,17 @@ class Workloads:
         self._load("prepare", first=0, count=scale.clients)
         self._process.cpu_at_rest()  # as after every phase
 
+    def warm_up(self) -> list[float]:
+        """Class starts that do not count, until they get no cheaper: compilers and allocators need that, each its time.
+
+        Returns:
+            the cost of each.
+        """
+        costs: list[float] = []
+        while len(costs) < self._scale.warm_ups and not is_warm(costs):
+            costs.append(self.class_start()["life_us"])
+        return costs
+
     def class_start(self) -> Figures:
         clients = self._scale.clients
         self._stores.empty_redis()
@@ -160,11 +180,6 @@ class Workloads:
             **_answers(joined),
         }
 
-    def steady(self, rate: float) -> Figures:
-        self._stores.empty_redis()
-        phase, cpu = self._cpu_of("steady", first=0, rate=rate, seconds=self._scale.seconds, stay=STAY)
-        return {"rate": rate, "life_us": cpu / phase["clients"], **_answers(phase)}
-
     def storm(self) -> Figures:
         clients = self._scale.clients
         self._stores.empty_redis()
@@ -179,6 +194,15 @@ class Workloads:
             "seconds": dropped["seconds"] + came["seconds"],
             **_answers(came),
         }
+
+    def steady(self, rate: float) -> Figures:
+        """The figures, or that the server did not keep up, which leaves it with work undone."""
+        self._stores.empty_redis()
+        self._load("prepare", first=0, count=int(rate * self._scale.seconds))
+        phase, cpu = self._cpu_of("steady", first=0, rate=rate, seconds=self._scale.seconds, stay=STAY)
+        if not phase["kept_up"]:
+            return not_kept_up(rate)
+        return {"rate": rate, "kept_up": True, "life_us": cpu / phase["clients"], **_answers(phase)}
 
     def hold(self, advance: Callable[[str], None]) -> list[dict[str, Any]]:
         """Figures for each level."""
@@ -238,6 +262,23 @@ class Workloads:
         before = self._process.cpu()
         phase = self._load(command, **arguments)
         return phase, (self._process.cpu_at_rest() - before) * 1e6
+
+
+def is_warm(costs: Sequence[float]) -> bool:
+    """Whether class starts get no cheaper any more.
+
+    Args:
+        costs: of each so far.
+    """
+    if len(costs) < 2 * WARM_WINDOW:
+        return False
+    before, last = costs[-2 * WARM_WINDOW : -WARM_WINDOW], costs[-WARM_WINDOW:]
+    return statistics.median(last) >= (1 - WARM_SHARE) * statistics.median(before)
+
+
+def not_kept_up(rate: float) -> Figures:
+    """What there is to say of a steady rate that was too high."""
+    return {"rate": rate, "kept_up": False}
 
 
 def _take_pings_off(levels: list[dict[str, Any]], visitors: int) -> None:
