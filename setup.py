@@ -62,6 +62,7 @@ setup(
         "aiopg>=1.4,<1.5",  # lessons.py replaces one call in the error path of 1.4
         "mixpanel>=5.1,<6",
         "orjson>=3.10",
+        "picows>=2.3.1,<2.4",  # websocket.py makes the protocol object of 2.3 by itself
         "prometheus-client>=0.20",
         "psycopg2-binary>=2.9.9",
         "pydantic>=2.10",
@@ -69,10 +70,9 @@ setup(
         "python-engineio>=4.15,<4.16",  # transport.py builds on private parts of these two; the test of
         "python-socketio>=5.18,<5.19",  # those parts says what to look at before the bounds move
         "redis[hiredis]>=8.0.1,<9",  # 8.0.0 breaks its pub/sub listener every 5 s
-        "tornado>=6.6,<6.7",  # websocket.py takes over what a stream of 6.6 has read
+        "tornado>=6.6,<6.7",  # http_server.py
         "transitions>=0.9.3,<0.10",  # machine.py overrides how 0.9 runs callbacks
         "uvloop>=0.21; platform_system != 'Windows'",
-        "websockets>=15,<18",
     ],
     extras_require={"embedded": EMBEDDED, "simulate": SIMULATE, "bench": BENCH, "test": TEST, "dev": DEV},
     entry_points={"console_scripts": ["lesson-server = lesson_server.cli:main"]},

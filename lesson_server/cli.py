@@ -26,6 +26,7 @@ from lesson_server.lessons import LESSON_ID, MAX_SEATS
 from lesson_server.log_limit import LimitedHandler
 from lesson_server.settings import Settings, SettingsError
 from lesson_server.shared_folder import SharedFolder
+from lesson_server.worker import Worker, make_inboxes
 from lesson_server.workers import SIGNALS, Supervisor
 
 # Seconds that a token of `lesson-server token` is good for: a day at school.
@@ -136,10 +137,12 @@ def _supervise(settings: Settings, metrics: SharedFolder) -> int:
     from lesson_server.server import open_port, url_of
 
     sockets = open_port(settings)
+    inboxes = make_inboxes(settings.server.workers)
 
-    def serve(ready: Callable[[], object], parent_gone: int) -> int:
+    def serve(number: int, ready: Callable[[], object], parent_gone: int) -> int:
+        birth = _Birth(Worker(number, inboxes), sockets, ready, parent_gone)
         try:
-            return _status_of(lambda: uvloop.run(_serve_until_signal(settings, _Worker(sockets, ready, parent_gone))))
+            return _status_of(lambda: uvloop.run(_serve_until_signal(settings, birth)))
         finally:
             metrics.leave()  # the parent may have been killed
 
@@ -148,21 +151,22 @@ def _supervise(settings: Settings, metrics: SharedFolder) -> int:
 
 
 @dataclass(frozen=True)
-class _Worker:
-    """What a worker was given by its parent: its listening sockets, what it calls once it serves, and a descriptor that
-    can be read once the parent is gone."""
+class _Birth:
+    """What a worker is given by its parent: which one it is, its listening sockets, what it calls once it serves, and a
+    descriptor that can be read once the parent is gone."""
 
+    worker: Worker
     sockets: list[socket.socket]
     ready: Callable[[], object]
     parent_gone: int
 
 
-async def _serve_until_signal(settings: Settings, worker: _Worker | None = None) -> None:
+async def _serve_until_signal(settings: Settings, birth: _Birth | None = None) -> None:
     """Serves until the first signal, then sends the clients away; a second signal stops at once.
 
     Args:
         settings: with the stores and the key.
-        worker: what makes this one of several workers; None for a server alone.
+        birth: what makes this one of several workers; None for a server alone.
     """
     from lesson_server.server import LessonServer
 
@@ -170,17 +174,17 @@ async def _serve_until_signal(settings: Settings, worker: _Worker | None = None)
     signals: asyncio.Queue[None] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, None)
-    if worker is not None:
+    if birth is not None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # one that has come meanwhile is handled now
-        loop.add_reader(worker.parent_gone, _stop_as_orphan, worker.parent_gone, signals)
-    server = LessonServer(settings)
+        loop.add_reader(birth.parent_gone, _stop_as_orphan, birth.parent_gone, signals)
+    server = LessonServer(settings, birth.worker if birth else None)
     try:
-        await server.start(worker.sockets if worker else None)
+        await server.start(birth.sockets if birth else None)
         _spare_the_collector()
-        if worker is None:
+        if birth is None:
             _say(f"lesson-server listening on {server.url}")
         else:
-            worker.ready()
+            birth.ready()
         await signals.get()
         drain = asyncio.create_task(server.drain())
         second = asyncio.create_task(signals.get())

@@ -6,28 +6,33 @@ refused clients open for ever. Tornado serves the requests; what becomes a webso
 """
 
 import asyncio
+import base64
 import logging
-from collections.abc import Awaitable, Coroutine
+import secrets
+from collections.abc import Coroutine, Mapping
 from typing import Any
+from urllib.parse import parse_qsl
 
 import engineio
 import orjson
+from picows import WSUpgradeRequest
 from tornado.http1connection import HTTP1Connection
 from tornado.web import HTTPError, RequestHandler
-from tornado.websocket import WebSocketProtocol13
 
 from lesson_server import sessions
 from lesson_server.admission import Place, Places
 from lesson_server.errors import ServiceBusy
-from lesson_server.http_server import ClientStream
+from lesson_server.http_server import MAX_HEADER_LINES, MAX_PARAMETERS, MAX_URL_SIZE, ClientStream
 from lesson_server.sessions import OPEN, ProtocolError, RequestRefused, Session
-from lesson_server.websocket import READ_SIZE, Websocket
+from lesson_server.websocket import Websocket
+from lesson_server.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-ACCEPTED = (
-    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
-)
+# Bytes of an id, a multiple of 3 for base64; how many ids are drawn at once.
+ID_BYTES = 15
+IDS_AT_ONCE = 256
+PATHS = ("/socket.io/", "/socket.io")
 
 
 class EngineHandler(RequestHandler):
@@ -53,16 +58,14 @@ class EngineHandler(RequestHandler):
 
     async def get(self, *args: str, **kwargs: str) -> None:
         try:
-            if self.request.headers.get("Upgrade", "").lower() == "websocket":
-                await self._begin_websocket()
-                return
-            farewell = self._engine.take_farewell(self._query("sid"))
+            query = self._query()
+            farewell = self._engine.take_farewell(query.get("sid", ""))
             if farewell is not None:
                 self._answer(farewell)
                 return
-            session = self._find_session("polling")
+            session = self._engine.find_session(query, "polling")
             if session is None:
-                session = await self._engine.open("polling")
+                session = self._engine.open("polling")
             elif session.upgraded:
                 raise RequestRefused(3, "Bad request")
             self._session = session
@@ -70,18 +73,16 @@ class EngineHandler(RequestHandler):
         except RequestRefused as refusal:
             self._refuse(refusal)
 
-    async def post(self) -> None:
+    def post(self) -> None:
         try:
-            session = self._find_session("polling")
+            session = self._engine.find_session(self._query(), "polling")
             if session is None:
                 raise RequestRefused(2, "Bad handshake method")
             if session.upgraded:
                 raise RequestRefused(3, "Bad request")
             try:
                 for packet in session.receive_post(self.request.body):
-                    handled = session.receive(packet)
-                    if handled is not None:
-                        await handled
+                    session.receive(packet)
             except ProtocolError as error:
                 session.drop(str(error))
                 raise RequestRefused(3, "Bad request") from None
@@ -94,25 +95,9 @@ class EngineHandler(RequestHandler):
         self.set_header("Access-Control-Allow-Headers", "Content-Type")
         self.set_status(204)
 
-    def _query(self, name: str) -> str:
-        """The last value of a parameter, or "". Tornado's own way cleans each value by a regular expression."""
-        values = self.request.query_arguments.get(name)
-        return values[-1].decode("latin-1") if values else ""
-
-    def _find_session(self, transport: str) -> Session | None:
-        """The session that the request names; None when it asks for a new one."""
-        sid = self._query("sid")
-        if self._query("transport") != transport or transport not in self._engine.transports:
-            raise RequestRefused(0, "Transport unknown")
-        if self._query("EIO") != "4":
-            raise RequestRefused(5, "Unsupported protocol version")
-        if not sid:
-            self._engine.admit()
-            return None
-        session: Session | None = self._engine.sockets.get(sid)
-        if session is None or session.closed:
-            raise RequestRefused(1, "Session ID unknown")
-        return session
+    def _query(self) -> dict[str, str]:
+        """The last value of each parameter. Tornado's own way cleans each value by a regular expression."""
+        return {name: values[-1].decode("latin-1") for name, values in self.request.query_arguments.items()}
 
     async def _poll(self, session: Session) -> str:
         """Waits for what is to be sent. Meanwhile the socket carries the session, and gives way to no other."""
@@ -164,31 +149,6 @@ class EngineHandler(RequestHandler):
         if self._session is not None:
             self._session.lost(self)
 
-    # The websocket
-
-    async def _begin_websocket(self) -> None:
-        """Answers the handshake of RFC 6455, section 4.2, and lets the socket go."""
-        session = self._find_session("websocket")
-        if session is not None and (session.upgraded or session.upgrading):
-            raise RequestRefused(3, "Bad request")
-        headers = self.request.headers
-        key = headers.get("Sec-WebSocket-Key")
-        options = headers.get("Connection", "").lower().split(",")
-        if not key or "upgrade" not in map(str.strip, options):
-            raise RequestRefused(3, "Bad request")
-        if headers.get("Sec-WebSocket-Version") != "13":
-            self.set_header("Sec-WebSocket-Version", "13")
-            raise RequestRefused(3, "Unsupported websocket version", 426)
-        accepted = ACCEPTED % WebSocketProtocol13.compute_accept_value(key).encode()
-        carried = session or await self._engine.open("websocket")
-        websocket = Websocket(carried, self._engine, accepted, self._place)
-        if session is None:
-            carried.attach(websocket)
-        else:
-            carried.begin_upgrade(websocket)
-        await websocket.take_over(self.detach())
-        self._break_cycles()
-
 
 class Engine(engineio.AsyncServer):  # type: ignore[misc]
     """The Engine.IO server that python-socketio drives. It takes its sessions from :class:`EngineHandler`.
@@ -196,19 +156,28 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
     Args:
         session_places: one for each session.
         allowed_origins: what ``Origin`` browsers may send besides the server's own; ``*`` allows all.
+        worker: which of several workers this is; None for a server alone.
         kwargs: what python-socketio passes on to every Engine.IO server.
     """
 
     sockets: dict[str, Session]
 
-    def __init__(self, *, session_places: Places, allowed_origins: tuple[str, ...] = (), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        session_places: Places,
+        allowed_origins: tuple[str, ...] = (),
+        worker: Worker | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(async_mode="tornado", **kwargs)
         self._session_places = session_places
         self._allowed_origins = frozenset(allowed_origins)
         self._farewells: dict[str, list[str]] = {}
         self._takes_newcomers = True
+        self._worker = worker
+        self._ids: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self.read_buffer = memoryview(bytearray(READ_SIZE))
         self.websockets: set[Websocket] = set()
 
     def refuse_newcomers(self) -> None:
@@ -221,27 +190,76 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         same = authority == host.lower() and authority != ""  # of the origin "null" nothing is left
         return same or "*" in self._allowed_origins or origin.lower() in self._allowed_origins
 
-    def admit(self) -> None:
-        """Lets a session begin.
+    def find_session(self, query: Mapping[str, str], transport: str) -> Session | None:
+        """The session that a request names; None when it asks for a new one.
 
         Raises:
-            RequestRefused: the server is about to stop; another one will take the client.
+            RequestRefused: there is none of that name, or a new one can't begin.
         """
-        if not self._takes_newcomers:
-            raise RequestRefused(3, str(ServiceBusy()), 503)
+        if query.get("transport") != transport or transport not in self.transports:
+            raise RequestRefused(0, "Transport unknown")
+        if query.get("EIO") != "4":
+            raise RequestRefused(5, "Unsupported protocol version")
+        sid = query.get("sid")
+        if not sid:
+            if not self._takes_newcomers:  # the server is about to stop; another one will take the client
+                raise RequestRefused(3, str(ServiceBusy()), 503)
+            return None
+        session = self.sockets.get(sid)
+        if session is None or session.closed:
+            raise RequestRefused(1, "Session ID unknown")
+        return session
 
-    async def open(self, transport: str) -> Session:
+    def accept(self, websocket: Websocket, request: WSUpgradeRequest) -> Session:
+        """Gives a websocket the session that its handshake asks for: a new one, or one that is to be upgraded.
+
+        Raises:
+            RequestRefused: it gets none.
+        """
+        path, _, query = request.path.decode("latin-1").partition("?")
+        if path not in PATHS:
+            raise RequestRefused(3, "Not found", 404)
+        if len(request.path) > MAX_URL_SIZE or len(request.headers) > MAX_HEADER_LINES:
+            raise RequestRefused(3, "Bad request")
+        origin = request.headers.get("Origin")
+        if origin is not None and not self.allows(origin, request.headers.get("Host", "")):
+            raise RequestRefused(4, "origin not allowed", 403)
+        try:
+            parameters = dict(parse_qsl(query, encoding="latin-1", max_num_fields=MAX_PARAMETERS))
+        except ValueError:
+            raise RequestRefused(3, "Bad request") from None
+        session = self.find_session(parameters, "websocket")
+        if session is None:
+            session = self.open("websocket")
+            session.attach(websocket)
+        elif session.upgraded or session.upgrading:
+            raise RequestRefused(3, "Bad request")
+        else:
+            session.begin_upgrade(websocket)
+        return session
+
+    def generate_id(self) -> str:
+        """An id of 15 random bytes, of Engine.IO or Socket.IO. They are drawn many at a time: a system call for each id
+        is up to a twentieth of a class start."""
+        if not self._ids:
+            text = base64.urlsafe_b64encode(secrets.token_bytes(IDS_AT_ONCE * ID_BYTES)).decode()
+            size = len(text) // IDS_AT_ONCE
+            self._ids = [text[start : start + size] for start in range(0, len(text), size)]
+        return self._ids.pop()
+
+    def open(self, transport: str) -> Session:
         """Begins a session; its OPEN packet waits for the first poll, or for a websocket.
 
         Raises:
             RequestRefused: there is no place for one more.
         """
         try:
-            session = Session(self, self.generate_id(), self._session_places)
+            sid = self.generate_id() if self._worker is None else self._worker.sid(self.generate_id())
+            session = Session(self, sid, self._session_places)
         except ServiceBusy as busy:
             raise RequestRefused(3, str(busy), 503) from None
         self.sockets[session.sid] = session
-        await self.handlers["connect"](session.sid, {})  # what WSGI would tell of the request; no handler asks for it
+        self.handlers["connect"](session.sid, {})  # what WSGI would tell of the request; no handler asks for it
         opening = {
             "sid": session.sid,
             "upgrades": ["websocket"] if transport == "polling" and "websocket" in self.transports else [],
@@ -252,10 +270,9 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         session._write(OPEN + orjson.dumps(opening).decode())
         return session
 
-    def on_message(self, session: Session, data: str) -> Awaitable[None] | None:
+    def on_message(self, session: Session, data: str) -> None:
         """Hands a message to python-socketio."""
-        handled: Awaitable[None] | None = self.handlers["message"](session.sid, data)
-        return handled
+        self.handlers["message"](session.sid, data)
 
     async def on_close(self, session: Session, reason: str) -> None:
         """Tells python-socketio, and through it the application, that a session has ended."""

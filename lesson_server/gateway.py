@@ -116,7 +116,7 @@ class Gateway:
 
     # Handlers. python-socketio tries other signatures when one of these raises TypeError, so none may raise it.
 
-    async def connect(self, sid: str, environ: dict[str, Any], auth: object) -> None:
+    def connect(self, sid: str, environ: dict[str, Any], auth: object) -> None:
         """Takes a client in, in the state that its chart begins with.
 
         Raises:

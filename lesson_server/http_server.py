@@ -22,7 +22,7 @@ from tornado.iostream import IOStream
 from tornado.web import Application
 
 from lesson_server import sessions
-from lesson_server.admission import Places
+from lesson_server.admission import Place
 from lesson_server.sessions import MAX_MESSAGE_SIZE
 
 # Bytes of the head of a request, and of its URL. nginx and Apache take 8 kB for a line; our URLs have about 100 bytes.
@@ -34,6 +34,8 @@ MAX_PARAMETERS = 32
 # Bytes read at once, and held unread for one connection: what a client sends before it has had its answer.
 READ_CHUNK_SIZE = 2 * 1024
 READ_BUFFER_SIZE = MAX_MESSAGE_SIZE
+# What Tornado is told of a client's address, which nobody uses. The system has none for a client that has just gone.
+NO_ADDRESS = ("", 0)
 
 
 class ClientStream(IOStream):
@@ -41,15 +43,13 @@ class ClientStream(IOStream):
 
     Args:
         connection: the accepted socket.
-        places: one of these is the stream's until the socket closes.
-
-    Raises:
-        ServiceBusy: there is no place.
+        place: that of the socket, until it closes.
     """
 
-    def __init__(self, connection: socket.socket, places: Places) -> None:
+    def __init__(self, connection: socket.socket, place: Place) -> None:
         super().__init__(connection, max_buffer_size=READ_BUFFER_SIZE, read_chunk_size=READ_CHUNK_SIZE)
-        self.place = places.take(self.close)
+        self.place = place
+        place.hand_over(self.close)
 
     def write(self, data: bytes | memoryview) -> "asyncio.Future[None]":
         written = super().write(data)
@@ -90,6 +90,10 @@ class _BoundedRequest(HTTPMessageDelegate):
 class ClientServer(HTTPServer):
     """The HTTP server of clients: bounds what Tornado parses."""
 
+    def serve(self, connection: socket.socket, place: Place) -> None:
+        """Serves an accepted socket."""
+        self.handle_stream(ClientStream(connection, place), NO_ADDRESS)
+
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         return _BoundedRequest(super().start_request(server_conn, request_conn))
 
@@ -98,6 +102,7 @@ def make_http_server(application: Application) -> ClientServer:
     """An HTTP server for streams of :class:`ClientStream`."""
     return ClientServer(
         application,
+        no_keep_alive=True,  # the first request of a socket decides who serves it; see acceptor.py
         max_header_size=MAX_HEAD_SIZE,
         max_body_size=MAX_MESSAGE_SIZE,
         # A client that connects and says nothing, or says it by the byte. Node's default for the first is 5 s.

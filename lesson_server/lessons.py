@@ -43,11 +43,6 @@ MAX_LESSONS = 48
 PATIENCE = 1 / 8
 # Lessons that are remembered as slow: more than an hour has, fewer than a guest who makes them up could fill.
 MAX_SLOW_LESSONS = 1_000
-# Seconds from the beginning of a query to that of the next one at least, while lessons gather for it. One for each join
-# would cost a third of the server's time.
-QUERY_INTERVAL = 0.005
-# Seconds that a query may take before the next one goes by another connection.
-NEXT_CONNECTION_AFTER = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +189,6 @@ class Lessons:
             batch = [self._unasked.popleft() for _ in range(min(len(self._unasked), self._lessons_in_query))]
             query = self._spawn(self._ask(batch))
             query.add_done_callback(lambda _: self._turns.release())
-            await asyncio.sleep(QUERY_INTERVAL)
-            await asyncio.wait((query,), timeout=NEXT_CONNECTION_AFTER - QUERY_INTERVAL)
         self._dispatcher = None
 
     async def _look_up_alone(self, lookup: _Lookup) -> None:

@@ -26,7 +26,6 @@ class LocalRooms(AsyncManager):  # type: ignore[misc]
         self._sids: dict[str, str] = {}
         self._members: dict[str, set[str]] = {}
         self._rooms_of: dict[str, set[str]] = {}
-        self._connecting: set[str] = set()
         self._ending: set[str] = set()
 
     # Connections
@@ -40,18 +39,16 @@ class LocalRooms(AsyncManager):  # type: ignore[misc]
         sid: str = self.server.eio.generate_id()
         self._eio_sids[sid] = eio_sid
         self._sids[eio_sid] = sid
-        self._connecting.add(sid)
         return sid
 
     async def connect(self, sid: str, namespace: str) -> str:
-        self._connecting.discard(sid)
         return sid
 
     def is_pre_connected(self, sid: str, namespace: str) -> bool:
-        return sid in self._connecting
+        return False  # a handshake is one step; see transport.py
 
     def is_connected(self, sid: str, namespace: str) -> bool:
-        return sid in self._eio_sids and sid not in self._connecting and sid not in self._ending
+        return sid in self._eio_sids and sid not in self._ending
 
     def sid_from_eio_sid(self, eio_sid: str, namespace: str) -> str | None:
         return self._sids.get(eio_sid)
@@ -69,7 +66,6 @@ class LocalRooms(AsyncManager):  # type: ignore[misc]
         eio_sid = self._eio_sids.pop(sid, None)
         if eio_sid is not None:
             del self._sids[eio_sid]
-        self._connecting.discard(sid)
         self._ending.discard(sid)
         self.callbacks.pop(sid, None)
 

@@ -9,13 +9,15 @@ from typing import Any
 
 from tornado.web import Application
 
-from lesson_server.admission import Places
-from lesson_server.door import Door
+from lesson_server.acceptor import Acceptor
+from lesson_server.admission import Place, Places
 from lesson_server.engine import EngineHandler
 from lesson_server.http_server import make_http_server
 from lesson_server.rooms import Rooms
 from lesson_server.transport import SocketServer
 from lesson_server.web import NotFoundHandler
+from lesson_server.websocket import Websocket
+from lesson_server.worker import Worker
 
 # Sockets beyond `max_connections`: for probes and metrics, and for those who are told that the server is busy.
 EXTRA_SOCKETS = 64
@@ -38,7 +40,7 @@ class ProtocolServer:
         pages: further routes of HTTP.
         max_connections: clients that may be connected at the same time.
         allowed_origins: see :class:`~lesson_server.engine.Engine`.
-        transports: those of Engine.IO that clients may use.
+        worker: which of several workers this is; None for a server alone.
     """
 
     def __init__(
@@ -48,13 +50,13 @@ class ProtocolServer:
         *,
         max_connections: int,
         allowed_origins: tuple[str, ...] = (),
-        transports: Sequence[str] = ("polling", "websocket"),
+        worker: Worker | None = None,
     ) -> None:
         self.sio = SocketServer(
             client_manager=rooms,
             session_places=Places(max_connections + EXTRA_SESSIONS),
             allowed_origins=allowed_origins,
-            transports=list(transports),
+            worker=worker,
         )
         self.places = Places(max_connections + EXTRA_SOCKETS)
         self._http = make_http_server(
@@ -64,19 +66,23 @@ class ProtocolServer:
                 log_function=lambda handler: None,  # an access log would hold what clients put into URLs
             )
         )
-        self._door = Door(self._http, self.places)
+        self._acceptor = Acceptor(self.places, self._serve_websocket, self._http.serve, worker)
 
     def open(self, sockets: list[socket.socket]) -> None:
         """Takes clients in at listening sockets."""
         self.sio.start_rooms()
-        self._door.open(sockets)
+        self._acceptor.open(sockets)
 
     def close(self) -> None:
         """Takes nobody in any more, and begins no session for those that are here."""
-        self._door.close()
+        self._acceptor.close()
         self.sio.eio.refuse_newcomers()
 
     async def abort(self) -> None:
         """Closes the connections that are left."""
+        self._acceptor.abort()
         await self.sio.eio.abort()
         await self._http.close_all_connections()
+
+    def _serve_websocket(self, connection: socket.socket, place: Place) -> None:
+        Websocket(connection, place, self.sio.eio)

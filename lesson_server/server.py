@@ -26,6 +26,7 @@ from lesson_server.rooms import Rooms
 from lesson_server.seats import Seats
 from lesson_server.settings import Settings
 from lesson_server.web import Readiness, routes
+from lesson_server.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -74,15 +75,17 @@ class LessonServer:
 
     Args:
         settings: with both stores and the key set.
+        worker: which of several workers this is; None for a server alone.
 
     Raises:
         SettingsError: the key does not fit the algorithm.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, worker: Worker | None = None) -> None:
         assert settings.rds.dsn is not None
         assert settings.redis.url is not None
         self._settings = settings
+        self._worker = worker
         self._metrics = Metrics()
         self._analytics = make_analytics(settings.mixpanel, self._metrics.observe_mixpanel)
         self._lessons = Lessons(
@@ -106,8 +109,7 @@ class LessonServer:
             routes(self._readiness, self._metrics_text),
             max_connections=_room_for(settings),
             allowed_origins=settings.server.allowed_origins,
-            # A polling client's requests would reach any of the workers.
-            transports=["websocket"] if settings.server.workers > 1 else ["polling", "websocket"],
+            worker=worker,
         )
         self._sio = self._protocol.sio
         identities = Identities(settings.auth)
@@ -160,7 +162,7 @@ class LessonServer:
         self._sockets = sockets or open_port(self._settings)
         self._analytics.start()
         self._protocol.open(self._sockets)
-        if self._settings.server.workers > 1:
+        if self._worker is not None:
             self._counting.start()
 
     async def drain(self) -> None:

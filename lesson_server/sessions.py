@@ -6,7 +6,7 @@ Every message, buffer and wait of a session has a bound. How requests and websoc
 import asyncio
 import base64
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 import orjson
@@ -28,7 +28,6 @@ HANDSHAKE_TIMEOUT = 10
 PING_INTERVAL = 25
 PING_TIMEOUT = 20
 
-TEXT_FRAME, BINARY_FRAME = 0x1, 0x2
 OPEN, CLOSE, PING, PONG, MESSAGE, UPGRADE, NOOP = "0123456"
 SEPARATOR = "\x1e"
 
@@ -47,10 +46,15 @@ class RequestRefused(Exception):
 
 
 class Carrier(Protocol):
-    """A websocket, seen from its session."""
+    """A websocket, seen from its session.
 
-    def carry(self) -> None: ...
-    def write_frame(self, opcode: int, data: bytes) -> None: ...
+    Attributes:
+        is_writable: whether the system takes what is written. When that is so again, :meth:`Session.flush` is called.
+    """
+
+    is_writable: bool
+
+    def write(self, packet: str | bytes) -> None: ...
     def disconnect(self, *, abort: bool) -> None: ...
 
 
@@ -59,7 +63,7 @@ class Keeper(Protocol):
 
     reason: Any
 
-    def on_message(self, session: "Session", data: str) -> Awaitable[None] | None: ...
+    def on_message(self, session: "Session", data: str) -> None: ...
     async def on_close(self, session: "Session", reason: str) -> None: ...
     def spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]": ...
     def keep_farewell(self, sid: str, payloads: list[str]) -> None: ...
@@ -104,7 +108,7 @@ class Session:
         self._websocket: Carrier | None = None
         self._upgrading: Carrier | None = None  # a websocket that wants to take over from polling
         self._probed = False  # and has been told that it may
-        self._outbox: list[str] = []
+        self._outbox: list[str | bytes] = []
         self._poller: asyncio.Future[None] | None = None
         self._poll_request: object = None  # the HTTP request that waits for packets
         self._pinged = False
@@ -127,25 +131,20 @@ class Session:
 
     def establish(self) -> None:
         """The handshake is complete: from now on the client is pinged."""
-        self._place.keep()
-        self._wait(PING_INTERVAL, self._ping)
+        if not self.closed:
+            self._place.keep()
+            self._wait(PING_INTERVAL, self._ping)
 
     # Sending
 
     def send(self, message: str | bytes) -> None:
         """Sends a message, or drops the client if it has left too much unread."""
-        if self.closed:
-            return
-        if isinstance(message, str):
-            self._write(MESSAGE + message)
-        elif self._websocket is not None:
-            self._websocket.write_frame(BINARY_FRAME, message)
-        else:
-            self._write("b" + base64.b64encode(message).decode())
+        if not self.closed:
+            self._write(MESSAGE + message if isinstance(message, str) else message)
 
-    def _write(self, packet: str) -> None:
-        if self._websocket is not None:
-            self._websocket.write_frame(TEXT_FRAME, packet.encode())
+    def _write(self, packet: str | bytes) -> None:
+        if self._websocket is not None and self._websocket.is_writable:
+            self._websocket.write(packet)
             return
         self._outbox.append(packet)
         if len(self._outbox) > MAX_UNREAD_PACKETS or sum(map(len, self._outbox)) > MAX_UNREAD_BYTES:
@@ -153,33 +152,34 @@ class Session:
         else:
             self._release_poller()
 
+    def flush(self) -> None:
+        """The websocket is writable again: sends what has waited for that."""
+        while self._outbox and self._websocket is not None and self._websocket.is_writable:
+            self._websocket.write(self._outbox.pop(0))
+
     # Receiving
 
-    def receive(self, packet: str | bytes) -> Awaitable[None] | None:
+    def receive(self, packet: str | bytes) -> None:
         """Takes a packet in.
 
-        Returns:
-            what to wait for before the next packet may be taken in, if anything.
-
         Raises:
-            ProtocolError: the packet is none of a client's in this state. What is returned may raise it too.
+            ProtocolError: the packet is none of a client's in this state.
         """
         if self.closed:
-            return None
+            return
         if isinstance(packet, bytes):
             raise ProtocolError("binary message")
         kind, data = packet[:1], packet[1:]
         if kind == MESSAGE:
-            return self._keeper.on_message(self, data)
-        if kind == PONG:
+            self._keeper.on_message(self, data)
+        elif kind == PONG:
             if self._pinged:  # one that nobody asked for must not put a deadline off
                 self._pinged = False
                 self._wait(PING_INTERVAL, self._ping)
-            return None
-        if kind == CLOSE:
+        elif kind == CLOSE:
             self.end(self._keeper.reason.CLIENT_DISCONNECT)
-            return None
-        raise ProtocolError("unknown packet")
+        else:
+            raise ProtocolError("unknown packet")
 
     def receive_post(self, body: bytes) -> list[str]:
         """The packets of a polling request's body.
@@ -220,7 +220,8 @@ class Session:
             self._poller.set_result(None)
 
     def _take_outbox(self) -> str:
-        payload = SEPARATOR.join(self._outbox) or NOOP
+        packets = (p if isinstance(p, str) else "b" + base64.b64encode(p).decode() for p in self._outbox)
+        payload = SEPARATOR.join(packets) or NOOP
         self._outbox.clear()
         return payload
 
@@ -231,10 +232,7 @@ class Session:
         self._websocket = websocket
         self._upgrading = None
         self._probed = False
-        websocket.carry()
-        for packet in self._outbox:
-            websocket.write_frame(TEXT_FRAME, packet.encode())
-        self._outbox = []
+        self.flush()
         self._release_poller()
 
     def begin_upgrade(self, websocket: Carrier) -> None:
@@ -246,26 +244,26 @@ class Session:
         if websocket is self._upgrading:
             websocket.disconnect(abort=True)
 
-    def receive_from(self, websocket: Carrier, packet: str | bytes) -> Awaitable[None] | None:
+    def receive_from(self, websocket: Carrier, packet: str | bytes) -> None:
         """Takes a packet in from a websocket: its own, or one that would take the place of polling."""
         if self.closed:
             websocket.disconnect(abort=True)
-            return None
+            return
         try:
             if websocket is self._websocket:
-                return self.receive(packet)
-            self._probe(websocket, packet)
+                self.receive(packet)
+            else:
+                self._probe(websocket, packet)
         except ProtocolError as error:
             if websocket is self._websocket:
                 self.drop(str(error))
             else:
                 websocket.disconnect(abort=True)
-        return None
 
     def _probe(self, websocket: Carrier, packet: str | bytes) -> None:
         if packet == PING + "probe" and not self._probed:
             self._probed = True
-            websocket.write_frame(TEXT_FRAME, (PONG + "probe").encode())
+            websocket.write(PONG + "probe")
             self._release_poller()
         elif packet == UPGRADE and self._probed:
             self.attach(websocket)
@@ -278,7 +276,7 @@ class Session:
             self._upgrading = None  # polling goes on
             self._probed = False
         elif carrier is self._websocket or carrier is self._poll_request:
-            self.end(self._keeper.reason.TRANSPORT_CLOSE)
+            self.end(self._keeper.reason.TRANSPORT_CLOSE, abort=True)
 
     # The end
 
@@ -311,7 +309,7 @@ class Session:
 
         Args:
             reason: one of ``engineio.Server.reason``.
-            abort: don't wait for the client to read what was sent to it.
+            abort: the client is not to get what it has not been sent, or can't.
 
         Returns:
             what ends the rest.
@@ -326,12 +324,14 @@ class Session:
     def _end_transport(self, abort: bool) -> None:
         if self._upgrading is not None:
             self._upgrading.disconnect(abort=True)
+        if abort:
+            self._outbox.clear()
         if self._websocket is not None:
+            for packet in self._outbox:
+                self._websocket.write(packet)
             self._websocket.disconnect(abort=abort)
             self._websocket = None  # else the two would wait for the garbage collector
             return
-        if abort:
-            self._outbox.clear()
         # CLOSE comes by itself: the JavaScript client would take it before the message that it came with.
         farewell = [self._take_outbox(), CLOSE] if self._outbox else [CLOSE]
         if self._poller is not None:

@@ -11,7 +11,7 @@ Leans on private parts of python-socketio 5.18; ``tests/test_transport.py`` name
 """
 
 import logging
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from typing import Any
 
 import orjson
@@ -21,6 +21,9 @@ from socketio.packet import ACK, CONNECT, CONNECT_ERROR, DISCONNECT, EVENT, Pack
 from lesson_server.admission import Places
 from lesson_server.engine import Engine
 from lesson_server.sessions import ProtocolError, Session
+from lesson_server.worker import Worker
+
+logger = logging.getLogger(__name__)
 
 NAMESPACE = "/"
 
@@ -74,15 +77,24 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
     Args:
         session_places: see :class:`~lesson_server.engine.Engine`.
         allowed_origins: likewise.
+        worker: likewise.
     """
 
     eio: Engine
 
-    def __init__(self, *, session_places: Places, allowed_origins: tuple[str, ...] = (), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        session_places: Places,
+        allowed_origins: tuple[str, ...] = (),
+        worker: Worker | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             serializer=StrictPacket,
             session_places=session_places,
             allowed_origins=allowed_origins,
+            worker=worker,
             logger=_quiet("socketio.server"),
             engineio_logger=_quiet("engineio.server"),
             **kwargs,
@@ -96,22 +108,25 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
     def _engineio_server_class(self) -> type[Engine]:
         return Engine
 
-    def _handle_eio_message(self, eio_sid: str, data: str) -> Awaitable[None] | None:
-        """Takes a message in; returns what must be done before the next one may be taken in.
+    def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> None:
+        self.environ[eio_sid] = environ
+
+    def _handle_eio_message(self, eio_sid: str, data: str) -> None:
+        """Takes a message in.
 
         Raises:
-            ProtocolError: it is none that a client may send now. What is returned may raise it too.
+            ProtocolError: it is none that a client may send now.
         """
-        if data[:1] == str(CONNECT):
-            return self._connect(eio_sid, data)
         packet = self._decode(data)
-        if packet.namespace not in (None, NAMESPACE):
+        if packet.packet_type == CONNECT:
+            self._connect(self.eio.sockets[eio_sid], packet)
+        elif packet.namespace not in (None, NAMESPACE):
             raise ProtocolError("unknown namespace")
-        if packet.packet_type == DISCONNECT:
+        elif packet.packet_type == DISCONNECT:
             self.eio.sockets[eio_sid].end(self.reason.CLIENT_DISCONNECT)
         elif packet.packet_type == EVENT:
             self._begin_event(self.eio.sockets[eio_sid], packet)
-        return None  # acknowledgements: we ask for none
+        # acknowledgements: we ask for none
 
     @staticmethod
     def _decode(data: str) -> StrictPacket:
@@ -124,14 +139,6 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         except Exception as error:  # whatever a foreign byte makes of the decoder
             raise ProtocolError(f"malformed packet ({type(error).__name__})") from None
 
-    async def _connect(self, eio_sid: str, data: str) -> None:
-        """Takes a handshake in. It is parsed here, and not before it is its turn: nothing then holds the objects of the
-        handshakes that arrive in the same moment."""
-        packet = self._decode(data)
-        if self.manager.sid_from_eio_sid(eio_sid, NAMESPACE) is not None:
-            raise ProtocolError("connected twice")
-        await self._handle_connect(eio_sid, packet.namespace, packet.data)
-
     def _connected_sid(self, eio_sid: str) -> str:
         """The Socket.IO id of a session whose handshake is complete."""
         sid: str | None = self.manager.sid_from_eio_sid(eio_sid, NAMESPACE)
@@ -140,40 +147,37 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         assert sid is not None
         return sid
 
-    async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
+    def _connect(self, session: Session, packet: StrictPacket) -> None:
         """Answers a handshake, and closes the transport of a refused one."""
-        session = self.eio.sockets[eio_sid]
-        if namespace not in (None, NAMESPACE):
+        if self.manager.sid_from_eio_sid(session.sid, NAMESPACE) is not None:
+            raise ProtocolError("connected twice")
+        if packet.namespace not in (None, NAMESPACE):
             # The library would send a bare text, where the JavaScript client looks for a message.
-            refusal = StrictPacket(CONNECT_ERROR, {"message": "no such namespace"}, namespace)
-            await self._send_packet(eio_sid, refusal)
-            await session.close(self.reason.SERVER_DISCONNECT)
+            refusal = StrictPacket(CONNECT_ERROR, {"message": "no such namespace"}, packet.namespace)
+            session.send(refusal.encode())
+            session.end(self.reason.SERVER_DISCONNECT)
             return
         try:
-            await super()._handle_connect(eio_sid, namespace, data)
+            run(self._handle_connect(session.sid, packet.namespace, packet.data))
         except Exception:
-            await self._forget(eio_sid)
-            raise
-        if session.closed:  # while the handler ran
-            await self._handle_eio_disconnect(eio_sid, self.reason.TRANSPORT_CLOSE)
-        elif self.manager.sid_from_eio_sid(eio_sid, NAMESPACE) is None:
-            await session.close(self.reason.SERVER_DISCONNECT)
+            logger.exception("the handler of a handshake failed")
+            self._forget(session.sid)
+        if self.manager.sid_from_eio_sid(session.sid, NAMESPACE) is None:
+            session.end(self.reason.SERVER_DISCONNECT)
         else:
             session.establish()
 
     async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
         """Ends what the library holds for a session, whatever its handler raises."""
-        if self.manager.is_pre_connected(self.manager.sid_from_eio_sid(eio_sid, NAMESPACE), NAMESPACE):
-            return  # the connect handler is running; what comes after it must find the session as it was
         try:
             await super()._handle_eio_disconnect(eio_sid, reason)
         finally:
-            await self._forget(eio_sid)
+            self._forget(eio_sid)
 
-    async def _forget(self, eio_sid: str) -> None:
+    def _forget(self, eio_sid: str) -> None:
         sid = self.manager.sid_from_eio_sid(eio_sid, NAMESPACE)
         if sid is not None:
-            await self.manager.disconnect(sid, NAMESPACE, ignore_queue=True)
+            self.manager.basic_disconnect(sid, NAMESPACE)
         self.environ.pop(eio_sid, None)
 
     def _begin_event(self, session: Session, packet: StrictPacket) -> None:
@@ -191,6 +195,19 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
             await self._handle_event_internal(self, sid, session.sid, packet.data, NAMESPACE, packet.id)
         finally:
             session.waiting_events -= 1
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Runs what the library has made a coroutine though it waits for nothing: not even the handler of ``connect`` does.
+
+    So a handshake is one step, and no other packet, and no end of the connection, can come into the middle of it.
+    """
+    try:
+        work.send(None)
+    except StopIteration:
+        return
+    work.close()
+    raise RuntimeError("the handler of a handshake must not wait")
 
 
 def _quiet(name: str) -> logging.Logger:

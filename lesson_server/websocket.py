@@ -1,240 +1,279 @@
-"""A websocket on a transport of asyncio, with the frames of the ``websockets`` library.
+"""A websocket of Engine.IO: the handshake and the frames of ``picows``, and the bounds that it does not have.
 
-Tornado reads the request, and then the socket leaves it: its own websockets take a future for each part of a frame, and
-a turn of the loop for each future.
+What picows lacks, and is done here: the sizes of messages of several frames, texts that are no UTF-8, reserved bits,
+clients that read nothing, clients that send much at once.
+
+Leans on the class that picows makes for each connection of a server (``picows.picows.WSProtocol``), for it opens its
+listening sockets itself otherwise; ``tests/test_websocket.py`` fails when that changes.
 """
 
 import asyncio
+import base64
 import logging
+import socket
 import typing
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Coroutine
+from http import HTTPStatus
 from typing import Any
 
-from tornado.iostream import IOStream
-from websockets.frames import CloseCode, Frame, Opcode
-from websockets.protocol import OPEN, SEND_EOF, Protocol, Side
+from picows import (
+    WSAutoPingStrategy,
+    WSCloseCode,
+    WSFrame,
+    WSListener,
+    WSMsgType,
+    WSProtocolError,
+    WSTransport,
+    WSUpgradeRequest,
+    WSUpgradeResponse,
+    WSUpgradeResponseWithListener,
+)
+from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
-from lesson_server import sessions
 from lesson_server.admission import Place
-from lesson_server.sessions import TEXT_FRAME, ProtocolError, Session
+from lesson_server.sessions import MAX_MESSAGE_SIZE, RequestRefused, Session
 
 logger = logging.getLogger(__name__)
 
 # Bytes that are taken in at once: who sends more goes on when others have had their turn. Of the smallest frames, these
 # are 50 kB of objects.
 READ_SIZE = 2 * 1024
-# Seconds for a client to answer the close frame.
+# Bytes of its buffer that picows does not read to.
+UNUSED = 256
+# Bytes of a key of RFC 6455.
+KEY_SIZE = 16
+# Seconds for a client to answer the close frame, or to read what is left after its own.
 CLOSE_TIMEOUT = 5.0
 
-CONTROL = (Opcode.PING, Opcode.PONG, Opcode.CLOSE)
-
-# What the library tells of frames at DEBUG, access tokens among it, goes nowhere.
-_silent = logging.getLogger(f"{__name__}.frames")
-_silent.setLevel(logging.WARNING)
+DATA = (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION)
 
 
-class Keeper(typing.Protocol):
+class _DefectsOnly:
+    """A logger for picows. Of what it says only tracebacks of defects are logged; the rest holds what clients send,
+    access tokens among it."""
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 (the name of the standard library)
+        return False
+
+    def exception(self, *args: object) -> None:
+        logger.exception("a message could not be handled")
+
+    def debug(self, *args: object) -> None: ...
+
+    log = info = warning = error = debug
+
+
+class Engine(typing.Protocol):
     """Where the websockets of one loop are kept.
 
     Attributes:
-        read_buffer: where each reads :data:`READ_SIZE` bytes to. Nothing stays there, so they can share it.
         websockets: those that are open.
     """
 
-    read_buffer: memoryview
     websockets: set["Websocket"]
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> object: ...
 
+    def accept(self, websocket: "Websocket", request: WSUpgradeRequest) -> Session:
+        """Gives a websocket the session that its handshake asks for.
 
-class Websocket(asyncio.BufferedProtocol):
-    """What carries a session, or wants to take it over from polling.
+        Raises:
+            RequestRefused: it gets none.
+        """
+
+
+class Websocket(WSListener):
+    """The transport of a session, or one that is going to take the place of polling.
 
     Args:
-        session: that session.
-        keeper: where the websocket is kept.
-        greeting: the bytes that go before the first frame.
+        connection: a socket on which the request can be read.
         place: that of the socket.
+        engine: where the websocket is kept.
     """
 
-    __slots__ = (
-        "_close_timer",
-        "_fragments",
-        "_frames",
-        "_keeper",
-        "_kind",
-        "_place",
-        "_protocol",
-        "_session",
-        "_transport",
-        "_unsent",
-    )
-
-    def __init__(self, session: Session, keeper: Keeper, greeting: bytes, place: Place) -> None:
-        self._session = session
-        self._keeper = keeper
-        self._unsent = bytearray(greeting)  # what the transport does not take yet
+    def __init__(self, connection: socket.socket, place: Place, engine: Engine) -> None:
+        self._engine = engine
         self._place = place
-        place.hand_over(self.abort)
-        self._protocol = Protocol(Side.SERVER, max_size=sessions.MAX_MESSAGE_SIZE, logger=_silent)
-        self._transport: asyncio.Transport | None = None
-        self._frames: list[Frame] = []  # have arrived, and wait for the end of what an earlier one has begun
-        self._fragments = b""
-        self._kind = Opcode.TEXT  # of the message that the fragments are of
+        place.keep()
+        self._session: Session | None = None  # until its handshake has been accepted
+        self._transport: WSTransport | None = None  # until the handshake has been answered
+        self._underlying: asyncio.Transport
+        self._is_text = True  # the message that has begun
+        self._fragments: bytes | None = None  # of that message; None: no message has begun
         self._close_timer: asyncio.TimerHandle | None = None
+        self.is_writable = False
+        engine.spawn(self._begin(connection))
 
-    async def take_over(self, stream: IOStream) -> None:
-        """Takes the socket of a stream that Tornado has let go, with what it has read already."""
-        if stream.closed():
-            self._session.lost(self)
-            return
-        stream.io_loop.remove_handler(stream.fileno())
-        self._take_in(bytes(stream._read_buffer))
-        await asyncio.get_running_loop().connect_accepted_socket(lambda: self, stream.socket)
+    async def _begin(self, connection: socket.socket) -> None:
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: _Protocol(self), connection)
 
-    # What a session asks of its carrier
+    def opened(self, transport: asyncio.Transport) -> None:
+        """The connection is open; the handshake has not been read."""
+        self._underlying = transport
+        self._engine.websockets.add(self)
 
-    def carry(self) -> None:
-        """From now on the session is carried: the socket gives way to no other."""
-        self._place.keep()
+    def answer(self, request: WSUpgradeRequest) -> WSListener | WSUpgradeResponseWithListener:
+        """Accepts a handshake, or refuses it.
 
-    def write_frame(self, opcode: int, data: bytes) -> None:
-        """Sends a message, unless the websocket is closing."""
-        if self._protocol.state is OPEN:
-            (self._protocol.send_text if opcode == TEXT_FRAME else self._protocol.send_binary)(data)
-            self._send()
+        Source: RFC 6455, section 4.2; the protocol of Engine.IO.
+        """
+        try:
+            options = request.headers.get("Connection", "").lower().split(",")
+            if "upgrade" not in map(str.strip, options) or not _is_key(request.headers.get("Sec-WebSocket-Key", "")):
+                raise RequestRefused(3, "Bad request")
+            if request.headers.get("Sec-WebSocket-Version") != "13":
+                raise RequestRefused(3, "Unsupported websocket version", 426)
+            request.headers["Connection"] = "Upgrade"  # picows takes no other option beside it, as Firefox sends
+            self._session = self._engine.accept(self, request)
+        except Exception as error:
+            if not isinstance(error, RequestRefused):  # picows would tell the client what it says
+                logger.exception("a handshake failed")
+            refusal = error if isinstance(error, RequestRefused) else RequestRefused(3, "Internal error", 500)
+            headers = {"Content-Type": "application/json", "Content-Length": str(len(refusal.body))}
+            if refusal.status == HTTPStatus.UPGRADE_REQUIRED:
+                headers["Sec-WebSocket-Version"] = "13"
+            refused = WSUpgradeResponse.create_error_response(refusal.status, refusal.body, headers)
+            return WSUpgradeResponseWithListener(refused, None)
+        return self
+
+    # What a session asks of its websocket
+
+    def write(self, packet: str | bytes) -> None:
+        """Sends a packet. Nothing is sent after the close frame."""
+        assert self._transport is not None
+        self._transport.send(WSMsgType.TEXT if isinstance(packet, str) else WSMsgType.BINARY, packet)
 
     def disconnect(self, *, abort: bool) -> None:
         """Closes the websocket; with ``abort``, without waiting for what the client has not read."""
-        if abort:
+        if abort or self._transport is None:
             self.abort()
-        elif self._protocol.state is OPEN:
-            self._protocol.send_close(CloseCode.NORMAL_CLOSURE)
-            self._send()
+        else:
+            self._transport.send_close(WSCloseCode.OK)
             self._close_in_time()
 
     def abort(self) -> None:
         """Closes the connection at once."""
-        self._frames.clear()
-        if self._transport is not None:
-            self._transport.abort()
-        else:
-            self._protocol.fail(CloseCode.GOING_AWAY)  # goes out, and ends it, as soon as there is a transport
+        self._underlying.abort()
 
     def _close_in_time(self) -> None:
-        """The client has a few seconds to read what is left, and to answer the close frame."""
         if self._close_timer is None:
             self._close_timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.abort)
 
-    # What asyncio calls
+    # What picows calls
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
-        self._keeper.websockets.add(self)
-        # What the system does not take waits here, where a frame costs its bytes. Each write that waits in the
-        # transport is an object of half a kB, and each ping of a client asks for a frame of two bytes.
-        transport.set_write_buffer_limits(0)
-        self._send()
+        del transport.request.headers, transport.response.headers  # kilobytes, if the client likes
+        self.resume_writing()
+        # From here on the session keeps what the system does not take. In the transport, a frame of a few bytes would
+        # be an object of half a kB.
+        self._underlying.set_write_buffer_limits(0)
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._keeper.read_buffer
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        if frame.rsv1 or frame.rsv2 or frame.rsv3:
+            raise WSProtocolError(WSCloseCode.PROTOCOL_ERROR, "")
+        if frame.msg_type in DATA:
+            if not transport.is_close_frame_sent:
+                self._take_in(frame)
+        elif frame.msg_type == WSMsgType.PING:
+            if self.is_writable:  # else the client has a pong to read already
+                transport.send_pong(frame.get_payload_as_bytes())
+        elif frame.msg_type == WSMsgType.CLOSE:
+            transport.send_close(WSCloseCode.OK)
+            transport.disconnect()
+            self._close_in_time()
 
-    def buffer_updated(self, nbytes: int) -> None:
-        assert self._transport is not None
-        if nbytes == READ_SIZE:  # there may be more
-            self._transport.pause_reading()
-            asyncio.get_running_loop().call_soon(self._resume_reading)
-        self._take_in(bytes(self._keeper.read_buffer[:nbytes]))
+    def pause_writing(self) -> None:
+        self.is_writable = False
 
     def resume_writing(self) -> None:
-        """The system has taken what the transport had."""
-        assert self._transport is not None
-        if self._unsent:
-            unsent, self._unsent = self._unsent, bytearray()
-            self._transport.write(unsent)
+        self.is_writable = True
+        if self._session is not None:
+            self._session.flush()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._frames.clear()
-        self._keeper.websockets.discard(self)
+    def closed(self) -> None:
+        """The connection has ended."""
+        self._engine.websockets.discard(self)
         self._place.leave()
-        self._protocol.parser.close()  # it holds the protocol, which would wait for the garbage collector
-        self._session.lost(self)
+        if self._session is not None:
+            self._session.lost(self)
         if self._close_timer is not None:
             self._close_timer.cancel()
 
-    # Frames
-
-    def _send(self) -> None:
-        """Sends what the protocol has to send, or drops a client that has left too much unread."""
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            return
-        chunks = self._protocol.data_to_send()
-        self._unsent += b"".join(chunks)
-        ends = SEND_EOF in chunks
-        if ends or not transport.get_write_buffer_size():
-            self.resume_writing()
-        if len(self._unsent) + transport.get_write_buffer_size() > sessions.MAX_UNREAD_BYTES:
-            self._session.drop("slow reader")
-            self.abort()  # also when the session has ended before
-        elif ends:
-            transport.close()
-            self._close_in_time()
-
-    def _take_in(self, data: bytes) -> None:
-        waiting = bool(self._frames)
-        self._protocol.receive_data(data)
-        self._frames += [frame for frame in self._protocol.events_received() if isinstance(frame, Frame)]
-        self._send()  # the answers to pings, and to a close frame
-        if not waiting:
-            self._handle_frames()
-        elif self._transport is not None:
-            self._transport.pause_reading()
-
-    def _handle_frames(self) -> None:
-        while self._frames:
-            handled = self._handle(self._frames[0])
-            if handled is not None:
-                self._keeper.spawn(self._go_on_after(handled))
-                return
-            del self._frames[:1]
-
-    async def _go_on_after(self, handled: Awaitable[None]) -> None:
-        try:
-            await handled
-        except ProtocolError as error:
-            self._session.drop(str(error))
-        except Exception:
-            logger.exception("a message could not be handled")
-            self.abort()
-        del self._frames[:1]
-        self._handle_frames()
-        self._resume_reading()
-
-    def _resume_reading(self) -> None:
-        if self._transport is not None and not self._frames:
-            self._transport.resume_reading()
-
-    def _handle(self, frame: Frame) -> Awaitable[None] | None:
-        """Hands a message on when its last frame is there; returns what to wait for before the next one."""
-        if frame.opcode in CONTROL:
-            return None
-        data = bytes(frame.data)
-        if frame.opcode is Opcode.CONT:
-            data = self._fragments + data
+    def _take_in(self, frame: WSFrame) -> None:
+        """Hands a message on when its last frame has arrived."""
+        assert self._session is not None
+        data = frame.get_payload_as_bytes()
+        if frame.msg_type != WSMsgType.CONTINUATION:
+            if self._fragments is not None:
+                raise WSProtocolError(WSCloseCode.PROTOCOL_ERROR, "")
+            self._is_text = frame.msg_type == WSMsgType.TEXT
+        elif self._fragments is None:
+            raise WSProtocolError(WSCloseCode.PROTOCOL_ERROR, "")
         else:
-            self._kind = frame.opcode
+            data = self._fragments + data
+            if len(data) > MAX_MESSAGE_SIZE:
+                raise WSProtocolError(WSCloseCode.MESSAGE_TOO_BIG, "")
         if not frame.fin:
-            self._fragments = data  # no longer than a message may be: the library counts it
-            return None
-        self._fragments = b""
-        message: str | bytes = data
-        if self._kind is Opcode.TEXT:
-            try:
-                message = data.decode()
-            except UnicodeDecodeError:
-                self._protocol.fail(CloseCode.INVALID_DATA)
-                self._send()
-                self._frames.clear()
-                return None
-        return self._session.receive_from(self, message)
+            self._fragments = data
+            return
+        self._fragments = None
+        try:
+            self._session.receive_from(self, data.decode() if self._is_text else data)
+        except UnicodeDecodeError:
+            raise WSProtocolError(WSCloseCode.INVALID_TEXT, "") from None
+
+
+def _is_key(key: str) -> bool:
+    """Whether that is the base64 of 16 bytes, which picows would find out too late: when the session has begun."""
+    try:
+        return len(base64.b64decode(key, validate=True)) == KEY_SIZE
+    except ValueError:
+        return False
+
+
+class _Protocol(WSProtocol):  # type: ignore[misc]
+    """The connection of a websocket, as picows makes it for a server, with bounds on what is read at once."""
+
+    __slots__ = ("_room", "_underlying", "_websocket")
+
+    def __init__(self, websocket: Websocket) -> None:
+        super().__init__(
+            None,  # host and path: a client's
+            None,
+            False,  # is_client_side
+            websocket.answer,
+            _DefectsOnly(),
+            True,  # disconnect_on_exception
+            None,  # handshake timeout: the request has arrived
+            False,  # auto ping: Engine.IO has its own
+            1,
+            1,
+            WSAutoPingStrategy.PING_WHEN_IDLE,
+            False,  # auto pong: see on_ws_frame
+            MAX_MESSAGE_SIZE,
+            None,  # extra headers
+            READ_SIZE + UNUSED,
+        )
+        self._websocket = websocket
+        self._underlying: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self._underlying = transport
+        self._websocket.opened(transport)
+        super().connection_made(transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        buffer: memoryview = super().get_buffer(sizehint)[:READ_SIZE]
+        self._room = len(buffer)
+        return buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if nbytes == self._room:  # there may be more
+            self._underlying.pause_reading()
+            asyncio.get_running_loop().call_soon(self._underlying.resume_reading)
+        super().buffer_updated(nbytes)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._websocket.closed()

@@ -24,6 +24,7 @@ SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
 class _Slot:
     """The place of one worker: its process now, or when the next one is due."""
 
+    number: int
     pid: int | None = None
     started: float = 0.0
     due: float | None = None
@@ -36,17 +37,18 @@ class Supervisor:
 
     Args:
         count: how many.
-        serve: runs one worker, in a new process. Called with a function that it calls once it serves, and a descriptor
-            that can be read, to its end, once the parent is gone. Returns the exit status of the process. SIGNALS are
-            blocked when it is called: one that arrives while the worker starts waits until it unblocks them.
+        serve: runs one worker, in a new process. Called with the number of the worker, a function that it calls once it
+            serves, and a descriptor that can be read, to its end, once the parent is gone. Returns the exit status of
+            the process. SIGNALS are blocked when it is called: one that arrives while the worker starts waits until it
+            unblocks them.
         buried: called with the pid of each worker that has ended.
     """
 
     def __init__(
-        self, count: int, serve: Callable[[Callable[[], object], int], int], buried: Callable[[int], None]
+        self, count: int, serve: Callable[[int, Callable[[], object], int], int], buried: Callable[[int], None]
     ) -> None:
         self._buried = buried
-        self._slots = [_Slot() for _ in range(count)]
+        self._slots = [_Slot(number) for number in range(count)]
         self._serve = serve
         self._stopping = False
 
@@ -108,7 +110,7 @@ class Supervisor:
                 os.setpgid(0, 0)  # a Ctrl-C is for the parent, which passes it on; two would stop us at once
                 os.close(self._ready_end)
                 os.close(self._parent_lives)
-                status = self._serve(self._tell_ready, self._parent_gone)
+                status = self._serve(slot.number, self._tell_ready, self._parent_gone)
             except Exception:
                 logger.exception("a worker failed")
             finally:

@@ -59,7 +59,7 @@ class FakeApplication:
         sio.on("join_lesson", self.join_lesson)
         sio.on("disconnect", self.disconnect)
 
-    async def connect(self, sid: str, environ: dict[str, Any], auth: object) -> None:
+    def connect(self, sid: str, environ: dict[str, Any], auth: object) -> None:
         if isinstance(auth, dict) and "refuse" in auth:
             raise ConnectionRefusedError(REFUSAL)
         self.connected.append(sid)
@@ -224,7 +224,7 @@ def left_of(sio: SocketServer) -> dict[str, object]:
             (sio.eio, ("sockets", "websockets", "_tasks")),
             (
                 sio.manager,
-                ("_sids", "_eio_sids", "_members", "_rooms_of", "_connecting", "_ending", "callbacks"),
+                ("_sids", "_eio_sids", "_members", "_rooms_of", "_ending", "callbacks"),
             ),
         )
         for name in names

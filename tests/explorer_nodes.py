@@ -156,7 +156,7 @@ class Member:
     async def join(self, tab: Tab) -> Answer | None:
         if tab.sid not in self.gateway.connections:
             self.sockets.open(tab.sid)
-            await self.gateway.connect(tab.sid, {}, tab.auth)
+            self.gateway.connect(tab.sid, {}, tab.auth)
         return await self.gateway.join_lesson(tab.sid)
 
     async def leave(self, tab: Tab) -> None:

@@ -367,7 +367,7 @@ class World:
 
     async def connect(self, sid: str, auth: object) -> Connection:
         self.sockets.open(sid)
-        await self.sockets.handlers["connect"](sid, {}, auth)
+        self.sockets.handlers["connect"](sid, {}, auth)
         return self.gateway.connections[sid]
 
     async def join(self, sid: str, *data: object) -> Answer | None:

@@ -31,7 +31,6 @@ from edge import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tornado.ioloop import IOLoop
-from tornado.iostream import IOStream
 
 from lesson_server import sessions
 from lesson_server.admission import Places
@@ -41,9 +40,7 @@ from lesson_server.sessions import (
     MAX_PACKETS_IN_POST,
     MAX_UNREAD_BYTES,
     MAX_UNREAD_PACKETS,
-    Session,
 )
-from lesson_server.websocket import Websocket
 
 impatient = pytest.mark.usefixtures("impatient")
 FOREIGN = "https://elsewhere.example"
@@ -234,17 +231,54 @@ async def test_large_messages_count_more_than_small_ones(edge: Edge) -> None:
 
 
 @pytest.mark.gen_test
-async def test_a_defect_is_logged_without_what_the_client_sent(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
-    async def defective_connect(*args: object) -> None:
+async def test_a_defect_is_logged_without_what_the_client_sent(
+    edge: Edge, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def defective(*args: object) -> None:
         raise LookupError
 
-    edge.sio.on("connect", defective_connect)
     client = await edge.polling()
+    monkeypatch.setattr(edge.sio.eio, "find_session", defective)
     assert (await edge.request("POST", f"{client.query}&access_token={SECRET}", b"40{}")).status == 500
     [record] = caplog.records
     assert record.getMessage() == "POST request failed"
     assert record.exc_info is not None
     assert record.exc_info[0] is LookupError
+    assert SECRET not in caplog.text
+    caplog.clear()
+
+
+@pytest.mark.gen_test
+async def test_a_defect_at_the_handshake_of_a_websocket_is_logged_and_not_told(
+    edge: Edge, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def defective(*args: object) -> None:
+        raise LookupError("for the log only")
+
+    monkeypatch.setattr(edge.sio.eio, "find_session", defective)
+    response = await edge.request("GET", f"{websocket_query()}&access_token={SECRET}", **UPGRADE_HEADERS)
+    assert (response.status, orjson.loads(response.body)) == (500, {"code": 3, "message": "Internal error"})
+    [record] = caplog.records
+    assert record.getMessage() == "a handshake failed"
+    assert "for the log only" in caplog.text
+    assert SECRET not in caplog.text
+    caplog.clear()
+
+
+@pytest.mark.gen_test
+async def test_a_defect_at_a_message_of_a_websocket_is_logged_and_ends_it(
+    edge: Edge, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def defective(*args: object) -> None:
+        raise LookupError
+
+    client = await edge.connected()
+    monkeypatch.setattr(edge.sio, "_begin_event", defective)
+    await client.send(f'42["join_lesson","{SECRET}"]')
+    assert await client.messages() == []
+    await until(lambda: not edge.sessions)
+    [record] = caplog.records
+    assert record.getMessage() == "a message could not be handled"
     assert SECRET not in caplog.text
     caplog.clear()
 
@@ -300,38 +334,24 @@ async def test_what_comes_with_the_request_is_taken_in_after_it(edge: Edge) -> N
 
 
 @pytest.mark.gen_test
-async def test_a_session_that_ends_before_its_websocket_begins_takes_it_along(
-    edge: Edge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begin = edge.sio.eio.open
-
-    async def open_and_drop(*args: str) -> Session:
-        session = await begin(*args)
-        asyncio.get_running_loop().call_soon(session.drop, "in between")
-        return session
-
-    monkeypatch.setattr(edge.sio.eio, "open", open_and_drop)
+async def test_a_request_that_arrives_in_pieces_is_waited_for(edge: Edge) -> None:
     connection = await edge.connection()
-    assert (await connection.request("GET", websocket_query(), **UPGRADE_HEADERS)).status == 101
-    await connection.messages()
+    headers = "".join(f"{name}: {value}\r\n" for name, value in ({"Host": connection.host} | UPGRADE_HEADERS).items())
+    request = f"GET /socket.io/?{websocket_query()} HTTP/1.1\r\n{headers}\r\n".encode()
+    for byte in request[:-1]:
+        await connection.write(bytes([byte]))
+        await asyncio.sleep(0)
     assert not edge.sessions
+    await connection.write(request[-1:])
+    assert (await connection.response()).status == 101
 
 
 @pytest.mark.gen_test
-async def test_a_client_that_has_gone_before_its_websocket_begins_is_missed(
-    edge: Edge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    take_over = Websocket.take_over
-
-    async def take_over_later(websocket: Websocket, stream: IOStream) -> None:
-        stream.close()
-        await take_over(websocket, stream)
-
-    monkeypatch.setattr(Websocket, "take_over", take_over_later)
+async def test_an_option_beside_the_upgrade_is_accepted(edge: Edge) -> None:
+    """Firefox sends one."""
     connection = await edge.connection()
-    await connection.send_request("GET", websocket_query(), **UPGRADE_HEADERS)
-    assert await connection.is_ended() == b""
-    await until(lambda: not edge.sessions)
+    headers = UPGRADE_HEADERS | {"Connection": "keep-alive, Upgrade"}
+    assert (await connection.request("GET", websocket_query(), **headers)).status == 101
 
 
 @pytest.mark.gen_test
@@ -456,9 +476,9 @@ async def test_a_client_that_closes_and_never_reads_is_closed_in_time(
     monkeypatch.setattr("lesson_server.websocket.CLOSE_TIMEOUT", 0.2)
     edge.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     client = await edge.connected(receive_buffer=4096)
-    await client.write(frame("x" * 125, PING) * 300)
-    transport = edge.sessions[0]._websocket._transport
-    await until(lambda: transport.get_write_buffer_size() > 0)
+    session = edge.sessions[0]
+    while session._websocket.is_writable:
+        session.send("x" * 1_000)
     await client.write(farewell)
     await until(lambda: not edge.sessions and not edge.sio.eio.websockets)
 
@@ -528,7 +548,7 @@ async def test_a_client_that_reads_late_gets_everything_in_order(edge: Edge) -> 
     [session] = edge.sessions
     messages = [f"{number:1000}" for number in range(40)]
     sent = 0
-    while len(session._websocket._unsent) < 3_000:
+    while len(session._outbox) < 3:
         session.send(messages[sent])
         sent += 1
     assert [await client.receive() for _ in range(sent)] == ["4" + message for message in messages[:sent]]
@@ -536,36 +556,44 @@ async def test_a_client_that_reads_late_gets_everything_in_order(edge: Edge) -> 
     assert await client.receive() == ACK
 
 
-async def without_room(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> Client:
-    """A client that has left unread all that it may."""
+async def behind(edge: Edge) -> Client:
+    """A client that has something left to read which the system does not take."""
     edge.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     client = await edge.connected(receive_buffer=4096)
     [session] = edge.sessions
-    while not session._websocket._transport.get_write_buffer_size():
+    while len(session._outbox) < 10:
         session.send("x" * 1_000)
-    monkeypatch.setattr(sessions, "MAX_UNREAD_BYTES", session._websocket._transport.get_write_buffer_size())
+        await asyncio.sleep(0)
     return client
 
 
-@pytest.mark.parametrize("opcode", [PING, CLOSE])
 @pytest.mark.gen_test
-async def test_a_slow_reader_without_room_for_a_control_frame_is_no_defect(
-    edge: Edge, monkeypatch: pytest.MonkeyPatch, opcode: int
-) -> None:
-    client = await without_room(edge, monkeypatch)
-    await client.write(frame(b"\x03\xe8", opcode))
-    await until(lambda: edge.application.reasons)
-    assert edge.log == ["client dropped: slow reader"]
+async def test_pings_of_a_client_that_reads_nothing_cost_nothing(edge: Edge) -> None:
+    """RFC 6455, 5.5.3: one pong is enough for several pings."""
+    client = await behind(edge)
+    [session] = edge.sessions
+    await client.write(frame("x" * 100, PING) * 1_000 + frame(JOIN))
+    await until(lambda: edge.application.joins)
+    assert session._websocket._underlying.get_write_buffer_size() <= len(frame("4" + "x" * 1_000))
+
+
+@pytest.mark.gen_test
+async def test_a_slow_reader_gets_what_it_has_left_and_then_the_end(edge: Edge) -> None:
+    client = await behind(edge)
+    sent = len(edge.sessions[0]._outbox)
+    await edge.sio.eio.disconnect()
+    messages = await client.messages()
+    assert len(messages) > sent
+    assert set(messages) == {"4" + "x" * 1_000}
+    assert edge.application.reasons == ["server disconnect"]
     await until(lambda: not edge.sio.eio.websockets)
 
 
 @pytest.mark.gen_test
-async def test_a_slow_reader_without_room_for_the_last_frame_is_closed(
-    edge: Edge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await without_room(edge, monkeypatch)
+async def test_a_slow_reader_that_never_reads_is_closed_at_the_end(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lesson_server.websocket.CLOSE_TIMEOUT", 0.05)
+    await behind(edge)
     await edge.sio.eio.disconnect()
-    assert edge.application.reasons == ["server disconnect"]
     await until(lambda: not edge.sio.eio.websockets)
 
 
@@ -592,7 +620,7 @@ async def test_an_ended_connection_leaves_nothing_to_the_garbage_collector(edge:
         gc.set_debug(0)
         gc.enable()
         gc.garbage.clear()
-    assert not left & {"Session", "Websocket", "Protocol", "EngineHandler", "HTTPServerRequest", "IOStream"}
+    assert not left & {"Session", "Websocket", "_Protocol", "WSTransport", "EngineHandler", "IOStream", "Task"}
 
 
 # The upgrade

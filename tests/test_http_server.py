@@ -2,15 +2,18 @@
 
 import asyncio
 import socket
+import struct
 
 import pytest
 from edge import (
     POLLING,
     SECRET,
+    UPGRADE_HEADERS,
     Edge,
     edge_fixture,  # noqa: F401
     impatient_fixture,  # noqa: F401
     until,
+    websocket_query,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,6 +26,10 @@ METRICS = b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"
 WAITING = b"GET /socket.io/?%b&sid=%%b HTTP/1.1\r\nHost: here\r\n\r\n" % POLLING.encode()
 NOT_FOUND = b"GET /nowhere HTTP/1.1\r\nHost: here\r\n\r\n"
 MALFORMED = b"malformed\r\n\r\n"
+UPGRADE = b"GET /socket.io/?%b HTTP/1.1\r\nHost: here\r\n%b\r\n" % (
+    websocket_query().encode(),
+    "".join(f"{name}: {value}\r\n" for name, value in UPGRADE_HEADERS.items()).encode(),
+)
 
 
 # Answers that nobody reads
@@ -61,16 +68,26 @@ async def test_a_polling_client_that_reads_no_answer_is_closed(edge: Edge) -> No
 
 
 @pytest.mark.gen_test
-async def test_the_deadline_of_an_answer_ends_with_it(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that has read a large answer in time is as good as any other."""
-    edge.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    monkeypatch.setattr("lesson_server.sessions.HANDSHAKE_TIMEOUT", 1.0)
-    client = await edge.connection(receive_buffer=4096)
-    await client.write(METRICS)
-    assert (await client.response()).status == 200
-    await asyncio.sleep(1.1)
-    await client.write(HEALTH)
-    assert (await client.response()).status == 200
+async def test_each_connection_carries_one_request(edge: Edge) -> None:
+    """The first request decides who serves the socket."""
+    client = await edge.connection()
+    await client.write(HEALTH * 2)
+    response = await client.response()
+    assert (response.status, response.headers["connection"]) == (200, "close")
+    assert await client.is_ended() == b""
+
+
+@pytest.mark.parametrize("head", [HEALTH, UPGRADE], ids=["HTTP", "websocket"])
+@pytest.mark.gen_test
+async def test_a_client_that_resets_its_connection_after_its_request_leaves_nothing(edge: Edge, head: bytes) -> None:
+    """The fixture asserts that nothing of it is logged."""
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", edge.port)) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.sendall(head)
+        await asyncio.sleep(0)
+    await edge.serves_others()
+    await until(lambda: len(edge.server.places) == 0)
 
 
 # Requests that are too large
@@ -115,6 +132,7 @@ async def test_a_head_that_is_too_large_is_not_kept(edge: Edge, allowed: bytes, 
     client = await edge.connection()
     await client.write(allowed)
     assert (await client.response()).body == b"ok\n"
+    client = await edge.connection()
     await client.write(refused)
     assert await client.is_ended() in {b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"}
 

@@ -6,6 +6,7 @@ from functools import partial
 
 import psycopg2
 import pytest
+from edge import until
 
 from lesson_server import lessons as lessons_module
 from lesson_server.errors import LessonNotFound, StoreUnavailable
@@ -108,7 +109,8 @@ def test_of_several_rows_the_first_counts_however_many_lessons_are_asked_for(io_
     assert io_loop.run_sync(lambda: ask_for(lessons, ["1", "2"])) == [Lesson("1", 1), Lesson("2", 1)]
 
 
-def test_a_query_is_no_longer_than_rds_can_plan(io_loop, lessons, asked):
+def test_a_query_is_no_longer_than_rds_can_plan(io_loop, open_lessons, asked):
+    lessons = open_lessons(pool_size=1)
     io_loop.run_sync(lambda: ask_for(lessons, ["one"]))  # not a reason for longer or shorter ones
     asked.clear()
     lesson_ids = [str(number) for number in range(150)]
@@ -128,7 +130,9 @@ def test_lessons_of_a_slow_query_do_not_time_out_together(io_loop, open_lessons,
     assert max(len(together) for together in asked) == FIRST_LESSONS
 
 
-def test_a_slow_batch_is_followed_by_shorter_ones_which_grow_again(io_loop, lessons, asked, monkeypatch):
+def test_a_slow_batch_is_followed_by_shorter_ones_which_grow_again(io_loop, open_lessons, asked, monkeypatch):
+    lessons = open_lessons(pool_size=1)
+    asked.clear()
     with monkeypatch.context() as patch:
         patch.setattr(lessons, "_patience", 0.0)
         for length in (8, 4, 2, 1):
@@ -141,18 +145,19 @@ def test_a_slow_batch_is_followed_by_shorter_ones_which_grow_again(io_loop, less
     assert [len(together) for together in asked] == [1, 2, 4, 8, 5]
 
 
-def test_lessons_that_follow_a_query_gather_for_the_next_one(io_loop, lessons, asked, monkeypatch):
-    monkeypatch.setattr(lessons_module, "QUERY_INTERVAL", 1.0)
-    monkeypatch.setattr(lessons_module, "NEXT_CONNECTION_AFTER", 10.0)
+def test_while_all_connections_have_a_query_lessons_gather_for_the_next_one(io_loop, open_lessons, asked):
+    lessons = open_lessons("SELECT 3 FROM pg_sleep(0.05) WHERE %(lesson_id)s <> ''", pool_size=2)
 
     async def ask():
-        await ask_for(lessons, ["1"])
-        second = asyncio.create_task(lessons.get("2"))
-        await asyncio.sleep(0.01)
-        await asyncio.gather(second, lessons.get("3"), return_exceptions=True)
+        first = ask_for(lessons, ["1"])
+        await until(lambda: len(asked) == 1)
+        second = ask_for(lessons, ["2"])
+        await until(lambda: len(asked) == 2)
+        await asyncio.gather(first, second, ask_for(lessons, ["3"]), ask_for(lessons, ["4", "5"]))
 
+    asked.clear()
     io_loop.run_sync(ask)
-    assert asked == [["1"], ["2", "3"]]
+    assert asked == [["1"], ["2"], ["3", "4", "5"]]
 
 
 # Lessons that are slow though RDS is well

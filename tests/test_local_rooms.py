@@ -40,7 +40,6 @@ def tables(rooms):
         rooms._eio_sids,
         rooms._members,
         rooms._rooms_of,
-        rooms._connecting,
         rooms._ending,
         rooms.callbacks,
     )
@@ -49,16 +48,10 @@ def tables(rooms):
 # Connections
 
 
-def test_a_client_is_connected_when_its_handshake_is_complete(rooms):
-    async def story():
-        sid = await rooms.pre_connect("eio-1", NAMESPACE)
-        assert rooms.is_pre_connected(sid, NAMESPACE)
-        assert not rooms.is_connected(sid, NAMESPACE)
-        assert await rooms.connect(sid, NAMESPACE) == sid
-        assert not rooms.is_pre_connected(sid, NAMESPACE)
-        assert rooms.is_connected(sid, NAMESPACE)
-
-    run(story())
+def test_a_client_is_connected_from_its_handshake_on(rooms):
+    (sid,) = connect(rooms, "eio-1")
+    assert rooms.is_connected(sid, NAMESPACE)
+    assert not rooms.is_pre_connected(sid, NAMESPACE)
 
 
 def test_a_transport_has_one_connection(rooms):

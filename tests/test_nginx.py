@@ -31,7 +31,6 @@ def test_its_numbers_are_those_of_the_server():
     silence = sessions.PING_INTERVAL + sessions.PING_TIMEOUT
     assert seconds("proxy_read_timeout") > silence
     assert seconds("proxy_send_timeout") > silence
-    assert seconds("keepalive_timeout") < sessions.HANDSHAKE_TIMEOUT  # after which Tornado closes an idle connection
     assert f"client_max_body_size {sessions.MAX_MESSAGE_SIZE // 1024}k;" in CONF
 
 

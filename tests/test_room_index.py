@@ -30,19 +30,14 @@ def participants(rooms, room):
 
 
 @pytest.mark.gen_test
-async def test_a_connection_is_preconnected_then_connected_then_ending_then_unknown(rooms):
-    def states():
-        return rooms.is_pre_connected("s1", "/"), rooms.is_connected("s1", "/")
-
-    assert states() == (False, False)
-    assert await rooms.pre_connect("e1", "/") == "s1"
-    assert states() == (True, False)
-    assert await rooms.connect("s1", "/") == "s1"
-    assert states() == (False, True)
+async def test_a_connection_is_connected_then_ending_then_unknown(rooms):
+    assert not rooms.is_connected("s1", "/")
+    await connect(rooms, "e1")
+    assert rooms.is_connected("s1", "/")
     assert rooms.pre_disconnect("s1", "/") == "e1"
-    assert states() == (False, False)
+    assert not rooms.is_connected("s1", "/")
     rooms.basic_disconnect("s1", "/")
-    assert states() == (False, False)
+    assert not rooms.is_connected("s1", "/")
     assert rooms.pre_disconnect("s1", "/") is None
 
 
@@ -131,11 +126,9 @@ async def test_a_closed_room_is_left_by_all_and_they_keep_their_others(rooms):
 
 
 @pytest.mark.gen_test
-@pytest.mark.parametrize("state", ["preconnected", "connected", "ending"])
+@pytest.mark.parametrize("state", ["connected", "ending"])
 async def test_nothing_is_kept_of_a_connection_that_has_ended(rooms, state):
-    sid = await rooms.pre_connect("e1", "/")
-    if state != "preconnected":
-        await rooms.connect(sid, "/")
+    sid = await rooms.connect(await rooms.pre_connect("e1", "/"), "/")
     for room in ("42", "7"):
         rooms.basic_enter_room(sid, "/", room)
     rooms._generate_ack_id(sid, lambda: None)  # an emit that waits for its answer

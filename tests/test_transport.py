@@ -3,7 +3,6 @@
 import asyncio
 import importlib.metadata
 import inspect
-import socket
 from typing import Any
 
 import engineio
@@ -24,9 +23,7 @@ from edge import (
 )
 from socketio.packet import Packet
 from tornado.http1connection import HTTP1Connection
-from tornado.iostream import IOStream
 from tornado.web import RequestHandler
-from websockets.protocol import Protocol, Side
 
 from lesson_server.admission import Places
 from lesson_server.sessions import MAX_MESSAGE_SIZE
@@ -76,41 +73,27 @@ async def test_nothing_is_an_event_before_the_handshake(edge: Edge, packet: str)
     assert len(edge.log) == 1
 
 
+@pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.gen_test
-async def test_a_handshake_that_is_still_being_answered_is_none_yet(edge: Edge) -> None:
-    """No event runs before it, and when its client is gone meanwhile, the application learns of both."""
-    may_connect = asyncio.Event()
-
-    async def slow_connect(sid: str, environ: dict[str, Any], auth: object) -> None:
-        await may_connect.wait()
-        await edge.application.connect(sid, environ, auth)
-
-    edge.sio.on("connect", slow_connect)
-    client = await edge.polling()
-    connecting = asyncio.create_task(client.post("40{}"))
-    await until(lambda: edge.rooms._connecting)
-    assert (await client.post(JOIN)).status == 400
-    await until(lambda: not edge.sessions)
-    may_connect.set()
-    await connecting
-    assert edge.application.joins == []
-    assert len(edge.application.connected) == len(edge.application.ended) == 1
-
-
-@pytest.mark.gen_test
-async def test_a_defect_in_a_handler_of_the_handshake_leaves_nothing(
-    edge: Edge, caplog: pytest.LogCaptureFixture
+async def test_a_defect_in_the_handler_of_the_handshake_leaves_nothing(
+    edge: Edge, caplog: pytest.LogCaptureFixture, waits: bool
 ) -> None:
-    async def defective_connect(sid: str, environ: dict[str, Any], auth: object) -> None:
+    """To wait is one: another packet of the client, or its end, could come into the middle of the handshake."""
+
+    def raising(sid: str, environ: dict[str, Any], auth: object) -> None:
         raise LookupError
 
-    edge.sio.on("connect", defective_connect)
-    client = await edge.websocket()
-    await client.send("40{}")
-    assert await client.messages() == []
+    async def waiting(sid: str, environ: dict[str, Any], auth: object) -> None:
+        await asyncio.sleep(0)
+
+    edge.sio.on("connect", waiting if waits else raising)
+    websocket, polling = await edge.websocket(), await edge.polling()
+    await websocket.send("40{}")
+    assert await websocket.messages() == []
+    assert (await polling.post("40{}")).body == b"ok"
+    assert await polling.poll() == ["1"]
     await until(lambda: not edge.sessions)
-    [record] = caplog.records
-    assert record.getMessage() == "a message could not be handled"
+    assert [record.getMessage() for record in caplog.records] == ["the handler of a handshake failed"] * 2
     caplog.clear()
 
 
@@ -386,16 +369,15 @@ PARAMETERS = {
     socketio.AsyncServer._engineio_server_class: ["self"],
     socketio.AsyncServer._handle_eio_message: ["self", "eio_sid", "data"],
     socketio.AsyncServer._handle_eio_disconnect: ["self", "eio_sid", "reason"],
-    socketio.AsyncServer._handle_connect: ["self", "eio_sid", "namespace", "data"],
+    socketio.AsyncServer._handle_eio_connect: ["self", "eio_sid", "environ"],
     Packet.decode: ["self", "encoded_packet"],
     # python-socketio: called
     socketio.AsyncServer._handle_event_internal: ["self", "server", "sid", "eio_sid", "data", "namespace", "id"],
     socketio.AsyncManager.sid_from_eio_sid: ["self", "eio_sid", "namespace"],
     socketio.AsyncManager.is_connected: ["self", "sid", "namespace"],
-    socketio.AsyncManager.is_pre_connected: ["self", "sid", "namespace"],
-    socketio.AsyncManager.disconnect: ["self", "sid", "namespace", "kwargs"],
+    socketio.AsyncManager.basic_disconnect: ["self", "sid", "namespace", "kwargs"],
+    socketio.AsyncServer._handle_connect: ["self", "eio_sid", "namespace", "data"],
     # python-socketio: calls the engine
-    socketio.AsyncServer._handle_eio_connect: ["self", "eio_sid", "environ"],
     socketio.AsyncServer._send_packet: ["self", "eio_sid", "pkt"],
     socketio.AsyncServer._send_eio_packet: ["self", "eio_sid", "eio_pkt"],
     # python-engineio: overridden
@@ -430,17 +412,9 @@ def test_the_private_attributes_that_we_lean_on_are_as_they_were() -> None:
     assert reasons <= set(vars(sio.reason))
 
 
-def test_the_parser_of_the_websockets_library_is_a_generator_that_holds_it() -> None:
-    assert inspect.isgenerator(Protocol(Side.SERVER).parser)
-
-
-def test_a_stream_of_tornado_keeps_what_it_has_read() -> None:
-    with socket.socket() as end:
-        assert IOStream(end)._read_buffer == bytearray()
-
-
 @pytest.mark.parametrize(
-    ("distribution", "version"), [("python-socketio", "5.18"), ("python-engineio", "4.15"), ("tornado", "6.6")]
+    ("distribution", "version"),
+    [("python-socketio", "5.18"), ("python-engineio", "4.15"), ("tornado", "6.6"), ("picows", "2.3")],
 )
 def test_the_libraries_are_those_that_were_read(distribution: str, version: str) -> None:
     assert importlib.metadata.version(distribution).startswith(version + ".")

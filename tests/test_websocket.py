@@ -1,208 +1,128 @@
-"""websocket.py on a transport of the test's own: when it reads, and what it keeps of what the system does not take."""
+"""websocket.py between a socket and a session of the test's own: when it reads, and what picows does for it.
+
+What clients see of websockets is in test_engine.py, what they cost in test_memory.py.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
+import importlib.metadata
+import inspect
+import socket
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
+import picows
 import pytest
-from edge import CLOSE, PING, frame
-from fakes import settle
-from websockets.frames import Frame, Opcode
+from edge import TEXT, UPGRADE_HEADERS, frame, until
+from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
-from lesson_server import sessions
 from lesson_server.admission import Places
 from lesson_server.websocket import READ_SIZE, Websocket
 
-GREETING = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
-
-
-class FakeTransport(asyncio.Transport):
-    """Takes as many bytes as there is room for; the rest waits in it."""
-
-    def __init__(self) -> None:
-        self.is_reading_ = True
-        self.room = 1_000_000
-        self.sent = b""
-        self.waiting = b""
-        self.writes = 0
-        self.is_aborted = False
-        self.is_closed = False
-        self.protocol: Websocket
-
-    def pause_reading(self) -> None:
-        self.is_reading_ = False
-
-    def resume_reading(self) -> None:
-        self.is_reading_ = True
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        assert not self.is_closed
-        self.writes += 1
-        self.waiting += bytes(data)
-        self._flush()
-
-    def give_room(self, room: int) -> None:
-        self.room += room
-        self._flush()
-        if not self.waiting:
-            self.protocol.resume_writing()
-
-    def _flush(self) -> None:
-        self.sent += self.waiting[: self.room]
-        taken = min(self.room, len(self.waiting))
-        self.waiting, self.room = self.waiting[taken:], self.room - taken
-
-    def get_write_buffer_size(self) -> int:
-        return len(self.waiting)
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        assert high == 0
-
-    def is_closing(self) -> bool:
-        return self.is_aborted or self.is_closed
-
-    def close(self) -> None:
-        self.is_closed = True
-
-    def abort(self) -> None:
-        self.is_aborted = True
+REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n%b\r\n" % b"".join(
+    f"{name}: {value}\r\n".encode() for name, value in UPGRADE_HEADERS.items()
+)
+ACCEPTED = b"HTTP/1.1 101 Switching Protocols\r\n"
+SMALLEST = len(frame(""))
 
 
 class FakeSession:
-    """Keeps what it receives; handles it at once, or when ``may_go_on``."""
+    """Counts what it receives in each turn of the loop."""
 
     def __init__(self) -> None:
-        self.received: list[str | bytes] = []
-        self.dropped: list[str] = []
-        self.may_go_on: asyncio.Event | None = None
+        self.received: list[int] = [0]
+        self.is_lost = False
 
-    def receive_from(self, websocket: Websocket, packet: str | bytes) -> Awaitable[object] | None:
-        self.received.append(packet)
-        return self.may_go_on.wait() if self.may_go_on is not None else None
+    def receive_from(self, websocket: Websocket, packet: str | bytes) -> None:
+        self.received[-1] += 1
 
-    def drop(self, why: str) -> None:
-        self.dropped.append(why)
+    def flush(self) -> None:
+        """Nothing waits."""
 
     def lost(self, websocket: Websocket) -> None:
-        """The transport has closed."""
+        self.is_lost = True
 
 
 class World:
-    """A websocket between a transport and a session of the test's own."""
+    """A websocket of the session of the test, and the client's end of it."""
 
-    read_buffer = memoryview(bytearray(READ_SIZE))
-
-    def __init__(self, room: int = 1_000_000) -> None:
+    def __init__(self) -> None:
         self.websockets: set[Websocket] = set()
         self.tasks: list[asyncio.Task[None]] = []
         self.session = FakeSession()
-        self.transport = FakeTransport()
-        self.transport.room = room
-        place = Places(1).take(lambda: None)
-        self.websocket = Websocket(self.session, self, GREETING, place)  # type: ignore[arg-type]
-        self.transport.protocol = self.websocket
-        self.websocket.connection_made(self.transport)
+        self.places = Places(1)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            self.client = socket.create_connection(listening.getsockname())
+            self.connection, _ = listening.accept()
+        self.client.setblocking(False)
+
+    def begin(self) -> None:
+        place = self.places.take(lambda: None)
+        self.websocket = Websocket(self.connection, place, self)  # type: ignore[arg-type]
+
+    def accept(self, websocket: Websocket, request: picows.WSUpgradeRequest) -> FakeSession:
+        return self.session
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self.tasks.append(asyncio.create_task(work))
 
-    def arrive(self, data: bytes) -> None:
-        """What the loop does with bytes, at most as many as there is room for."""
-        for start in range(0, len(data), READ_SIZE):
-            chunk = data[start : start + READ_SIZE]
-            self.websocket.get_buffer(-1)[: len(chunk)] = chunk
-            self.websocket.buffer_updated(len(chunk))
 
-
-# Reading
-
-
-@pytest.mark.parametrize(("size", "has_its_turn"), [(READ_SIZE - 1, True), (READ_SIZE, False)])
-@pytest.mark.gen_test
-async def test_who_may_have_sent_more_goes_on_when_others_have_had_their_turn(size: int, has_its_turn: bool) -> None:
+@asynccontextmanager
+async def world_of(data: bytes) -> AsyncIterator[World]:
+    """A client that has sent its request and these bytes before the server has looked."""
     world = World()
-    world.arrive(frame("x" * (size - 8)))
-    assert world.transport.is_reading_ is has_its_turn
-    await settle()
-    assert world.transport.is_reading_
-    assert world.session.received == ["x" * (size - 8)]
+    world.client.sendall(REQUEST + data)
+    world.begin()
+    yield world
+    world.client.close()
+    await until(lambda: world.session.is_lost)
+    assert not world.websockets
+    assert len(world.places) == 0
 
 
 @pytest.mark.gen_test
-async def test_while_a_message_is_handled_one_more_piece_is_read_and_no_more() -> None:
-    world = World()
-    world.session.may_go_on = asyncio.Event()
-    world.arrive(frame("first"))
-    assert world.transport.is_reading_  # the end of the connection must be seen
-    world.arrive(frame("second") + frame("third"))
-    assert not world.transport.is_reading_
-    await settle()
-    assert not world.transport.is_reading_
-    assert world.session.received == ["first"]
-    world.session.may_go_on.set()
-    await settle()
-    assert world.session.received == ["first", "second", "third"]
-    assert world.transport.is_reading_
+async def test_who_sends_much_goes_on_when_others_have_had_their_turn() -> None:
+    count = 20 * READ_SIZE // SMALLEST
+    async with world_of(frame("") * count) as world:
+        while sum(world.session.received) < count:
+            await asyncio.sleep(0)
+            world.session.received.append(0)
+    assert max(world.session.received) <= READ_SIZE // SMALLEST + 1
 
 
 @pytest.mark.gen_test
-async def test_a_turn_of_the_others_does_not_end_the_wait_for_a_message() -> None:
-    world = World()
-    world.session.may_go_on = asyncio.Event()
-    world.arrive(frame("x" * (READ_SIZE - 8)))
-    await settle()
-    assert not world.transport.is_reading_
-    world.session.may_go_on.set()
-    await settle()
-    assert world.transport.is_reading_
-
-
-# Writing
-
-
-def pongs(count: int) -> bytes:
-    return Frame(Opcode.PONG, b"").serialize(mask=False) * count
+async def test_also_when_a_large_message_has_made_the_buffer_large() -> None:
+    count = 20 * READ_SIZE // SMALLEST
+    async with world_of(frame("x" * 7 * READ_SIZE) + frame("") * count) as world:
+        while sum(world.session.received) < 1 + count:
+            await asyncio.sleep(0)
+            world.session.received.append(0)
+    assert max(world.session.received) <= READ_SIZE // SMALLEST + 1
 
 
 @pytest.mark.gen_test
-async def test_what_there_is_room_for_is_sent_at_once() -> None:
-    world = World()
-    world.arrive(frame("", PING) * 3)
-    assert world.transport.sent == GREETING + pongs(3)
+async def test_the_head_of_the_request_is_not_kept() -> None:
+    async with world_of(b"") as world:
+        await until(lambda: world.websocket.is_writable)
+        transport = world.websocket._transport
+        assert transport is not None
+        for message in (transport.request, transport.response):
+            assert not hasattr(message, "headers")
+        answer = await asyncio.get_running_loop().sock_recv(world.client, 1_000)
+        assert answer.startswith(ACCEPTED)
 
 
-@pytest.mark.gen_test
-async def test_what_the_system_does_not_take_is_kept_together_and_sent_in_order() -> None:
-    """Each write that the transport keeps would cost an object of half a kB."""
-    world = World(room=len(GREETING) - 1)
-    for _ in range(50):
-        world.arrive(frame("", PING))
-    assert world.transport.writes == 1
-    world.transport.give_room(2)
-    assert world.transport.writes == 2
-    world.transport.give_room(1_000)
-    world.arrive(frame("", PING))
-    assert world.transport.sent == GREETING + pongs(51)
-    assert not world.websocket._unsent
+# What this rests on
 
 
-@pytest.mark.gen_test
-async def test_who_leaves_too_much_unread_is_dropped() -> None:
-    world = World(room=0)
-    left = sessions.MAX_UNREAD_BYTES - len(GREETING)
-    world.arrive(frame("", PING) * (left // 2))
-    assert (world.session.dropped, world.transport.is_aborted) == ([], False)
-    world.arrive(frame("", PING))
-    assert (world.session.dropped, world.transport.is_aborted) == (["slow reader"], True)
+def test_the_protocol_of_picows_is_made_as_it_was() -> None:
+    """Its arguments are given by position, for it has no names for them that could be seen."""
+    assert importlib.metadata.version("picows").startswith("2.3.")
+    assert issubclass(WSProtocol, asyncio.BufferedProtocol)
+    with pytest.raises(TypeError, match="exactly 15 positional arguments"):
+        WSProtocol()
 
 
-@pytest.mark.gen_test
-async def test_what_is_kept_goes_out_before_the_end() -> None:
-    world = World(room=len(GREETING) - 1)
-    world.arrive(frame("", PING) * 3)
-    world.arrive(frame(b"\x03\xe8", CLOSE))
-    assert world.transport.is_closed
-    world.transport.give_room(1_000)
-    close = Frame(Opcode.CLOSE, b"\x03\xe8").serialize(mask=False)
-    assert world.transport.sent == GREETING + pongs(3) + close
-    world.websocket.connection_lost(None)
+def test_picows_takes_text_as_it_is() -> None:
+    assert list(inspect.signature(picows.WSTransport.send).parameters)[:3] == ["self", "msg_type", "message"]
+    assert picows.WSMsgType.TEXT == TEXT

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def supervising(work, count=2, before=""):
             signal.signal(signal.SIGTERM, handler)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, workers.SIGNALS)
 
-        def serve(ready, parent_gone):
+        def serve(number, ready, parent_gone):
         {work}
 
         {before}
@@ -292,8 +293,6 @@ def test_two_workers_are_one_server(environ, io_loop, mint):
         workers = children(server)
         assert len(workers) == 2
         assert fetch(server.url + "/readyz") == (200, "ready\n")
-        polling = fetch(server.url + "/socket.io/?EIO=4&transport=polling")
-        assert (polling[0], json.loads(polling[1])["message"]) == (400, "Transport unknown")
 
         async def class_joins():
             async with contextlib.AsyncExitStack() as stack:
@@ -317,6 +316,48 @@ def test_two_workers_are_one_server(environ, io_loop, mint):
         assert server.wait(LONG) == 0
         assert not any(psutil.pid_exists(pid) for pid in (*workers, new))
         assert "Traceback" not in server.stderr.read()
+
+
+CROWD = ROOT / "tests/js/crowd.js"
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not there")
+@pytest.mark.skipif(not (CROWD.parent / "node_modules/socket.io-client").exists(), reason="no socket.io-client")
+@pytest.mark.parametrize(
+    ("transports", "come_to"),
+    [(["polling", "websocket"], "websocket"), (["polling"], "polling"), (["websocket"], "websocket")],
+    ids=lambda value: "/".join(value) if isinstance(value, list) else "",
+)
+def test_official_clients_of_three_workers_join_and_join_again_when_one_is_killed(
+    environ, redis_client, mint, transports, come_to
+):
+    """Each request of a polling client may be accepted by any worker."""
+    count = 200 if len(transports) == 2 else 30
+    options = {"lesson_id": "1", "tokens": [mint(f"p{number}") for number in range(count)], "transports": transports}
+    with running("--workers", "3", **environ) as server:
+        workers = children(server)
+        crowd = subprocess.Popen(
+            ["node", CROWD, server.url, json.dumps(options)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            before = all_joined(crowd, come_to, count)
+            os.kill(workers[1], signal.SIGKILL)
+            after = all_joined(crowd, come_to, count)
+            assert before - after, "nobody was on the worker that was killed"
+            assert before & after, "everybody was on the worker that was killed"
+            assert set(redis_client.hgetall("lesson_student_1").values()) == after
+        finally:
+            crowd.kill()
+            crowd.communicate()
+
+
+def all_joined(crowd, transport, count):
+    """The sids of a crowd when all have joined by that transport."""
+    for line in crowd.stdout:
+        seen = json.loads(line)
+        if seen["transports"] == {transport: count}:
+            return set(seen["sids"])
+    raise AssertionError(crowd.stderr.read())
 
 
 def test_a_server_that_is_told_to_stop_while_its_workers_start_stops_cleanly(environ):

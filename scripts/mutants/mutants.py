@@ -34,9 +34,9 @@ from worker import ROOT, Outcome, Survey, Trial, work
 MODULES = [
     f"lesson_server/{name}.py"
     for name in (
-        "admission", "connection", "engine", "gateway", "health", "http_server", "identity", "lesson_query", "lessons",
-        "local_rooms", "machine", "nodes", "presence", "presence_scripts", "protocol", "rds", "records", "redis_shard",
-        "redis_store", "rooms", "seats", "sessions", "transport", "websocket",
+        "acceptor", "admission", "connection", "engine", "gateway", "health", "http_server", "identity", "lesson_query",
+        "lessons", "local_rooms", "machine", "nodes", "presence", "presence_scripts", "protocol", "rds", "records",
+        "redis_shard", "redis_store", "rooms", "seats", "sessions", "transport", "websocket", "worker",
     )
 ]  # fmt: skip
 KEPT = ROOT / ".mutants"

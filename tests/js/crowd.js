@@ -1,0 +1,30 @@
+// Many official clients that join again whenever they have lost their connection. Each time that all have joined, prints
+// as one line of JSON how many have, their sids and the transports that they have come to.
+// Usage: node crowd.js URL '{"lesson_id": …, "tokens": […], "transports": [...]}', until it is killed
+const { io } = require("socket.io-client");
+
+const [url, options] = [process.argv[2], JSON.parse(process.argv[3])];
+const joined = new Map();
+
+function report() {
+  if (joined.size < options.tokens.length) return;
+  const transports = {};
+  for (const socket of joined.values()) {
+    const name = socket.io.engine.transport.name;
+    transports[name] = (transports[name] ?? 0) + 1;
+  }
+  console.log(JSON.stringify({ sids: [...joined.values()].map((socket) => socket.id), transports }));
+}
+
+for (const access_token of options.tokens) {
+  const auth = { client: "participant", lesson_id: options.lesson_id, access_token };
+  const socket = io(url, { auth, transports: options.transports, forceNew: true, reconnectionDelay: 100 });
+  socket.on("connect", async () => {
+    const answer = await socket.timeout(10000).emitWithAck("join_lesson");
+    if (answer.status !== "SUCCESS") throw new Error(answer.message);
+    joined.set(access_token, socket);
+    report();
+  });
+  socket.on("disconnect", () => joined.delete(access_token));
+  socket.io.engine.on("upgrade", report);
+}
