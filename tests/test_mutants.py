@@ -62,6 +62,7 @@ def test_what_only_people_read_is_left_alone():
         """A docstring."""
         logger = logging.getLogger("name")
         INTERVAL = 1.0
+        LIMIT = -(2 * 1024)
         class Protocol:
             """A docstring."""
             def method(self, argument: "Type") -> None: ...
@@ -113,7 +114,7 @@ def test_equal_changes_of_one_place_have_names_of_their_own():
 
 def test_a_defect_is_seen_by_tests_that_run_its_statement_or_use_its_constant():
     source = textwrap.dedent("""
-        A = 1
+        A = True
         B = A + C
         class D:
             E = 2
@@ -127,7 +128,7 @@ def test_a_defect_is_seen_by_tests_that_run_its_statement_or_use_its_constant():
                 return 4
     """)
     lines = {defect.change: sorted(defect.lines) for defect in defects("module.py", source)}
-    assert lines["1 → 2 in A = 1"] == [8]
+    assert lines["True → False in A = True"] == [8]
     assert lines["2 → 3 in E = 2"] == [7, 8, 9, 11, 12, 13]
     assert lines["condition → (not (condition)) in if condition:"] == [11]
     assert lines["3 → 4 in return 3"] == [12]

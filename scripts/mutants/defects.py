@@ -122,8 +122,8 @@ class Planter(ast.NodeVisitor):
             match node:
                 case ast.Expr(value=ast.Constant()):
                     return  # a docstring, or the ellipsis of a protocol
-                case ast.Assign(value=ast.Constant(value=float())) if self._function is None:
-                    return  # seconds: chosen, and a test that says the same again proves nothing
+                case ast.Assign(value=value) if self._function is None and is_number(value):
+                    return  # how long, how many: chosen, and a test that says the same again proves nothing
             if isinstance(node, ast.Assign) and LUA_CALL in self._text(node.value):
                 self._plant_all(self._lua(node.value))
                 return
@@ -303,6 +303,15 @@ def is_silent(node: ast.AST) -> bool:
     if isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name) and func.value.id in LOGGERS:
         return True
     return (func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")) in SILENT_CALLS
+
+
+def is_number(node: ast.expr) -> bool:
+    """Is it a number, or a calculation of numbers alone?"""
+    parts = (ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop)
+    return all(
+        type(part.value) in (int, float) if isinstance(part, ast.Constant) else isinstance(part, parts)
+        for part in ast.walk(node)
+    )
 
 
 def functions_of(tree: ast.AST) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
