@@ -117,7 +117,7 @@ def test_a_defect_is_seen_by_tests_that_run_its_statement_or_use_its_constant():
         A = True
         B = A + C
         class D:
-            E = 2
+            E = "e"
             def f(self):
                 return (
                     B
@@ -129,6 +129,6 @@ def test_a_defect_is_seen_by_tests_that_run_its_statement_or_use_its_constant():
     """)
     lines = {defect.change: sorted(defect.lines) for defect in defects("module.py", source)}
     assert lines["True → False in A = True"] == [8]
-    assert lines["2 → 3 in E = 2"] == [7, 8, 9, 11, 12, 13]
+    assert lines['"e" → \'XX\' in E = "e"'] == [7, 8, 9, 11, 12, 13]
     assert lines["condition → (not (condition)) in if condition:"] == [11]
     assert lines["3 → 4 in return 3"] == [12]
