@@ -932,6 +932,15 @@ async def test_without_a_host_no_origin_is_the_server_s_own(edge: Edge, origin: 
     assert (await connection.response()).status == 403
 
 
+@pytest.mark.parametrize("origin", ["http://here.example", "http://", "null"])
+@pytest.mark.gen_test
+async def test_without_a_host_no_origin_is_the_server_s_own_for_a_websocket(edge: Edge, origin: str) -> None:
+    headers = "".join(f"{name}: {value}\r\n" for name, value in (UPGRADE_HEADERS | {"Origin": origin}).items())
+    connection = await edge.connection()
+    await connection.write(f"GET /socket.io/?{WEBSOCKET} HTTP/1.1\r\n{headers}\r\n".encode())
+    assert (await connection.response()).status == 403
+
+
 @pytest.mark.gen_test
 async def test_without_an_origin_no_cors_headers_are_sent(edge: Edge) -> None:
     response = await edge.request("GET", POLLING)
