@@ -219,7 +219,7 @@ class Results:
 
 
 def try_defects(planted: list[Defect], surveyed: Surveyed, results: Results, pipes: list[Connection]) -> set[str]:
-    """Tries every defect that is not known yet; those that hang once more, alone.
+    """Tries every defect that is not known yet; those that hang once more, for the machine may have had much to do.
 
     Returns:
         the tests that saw one.
@@ -253,7 +253,7 @@ def try_defects(planted: list[Defect], surveyed: Surveyed, results: Results, pip
             minutes = (told - started) / done * (len(left) - done) / 60
             so_far = ", ".join(f"{count} {state}" for state, count in counts.items())
             print(f"{done}/{len(left)}: {so_far}; {minutes:.0f} min left", flush=True)
-    for defect, outcome in distribute(trials(hung), pipes[:1]):
+    for defect, outcome in distribute(trials(hung), pipes):
         results.add(defect, HUNG if outcome.hung else SEEN if outcome.failed else NOT_SEEN, outcome.failed)
         saw |= surveyed.keys() & outcome.failed
     return saw

@@ -39,7 +39,7 @@ PR_SET_CHILD_SUBREAPER = 36  # processes that a killed child has started become 
 PYTEST = ["-q", "--tb=short", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 # A test may take this many times as long as when it was surveyed, and these seconds more.
-PATIENCE_FACTOR, PATIENCE = 5, 5.0
+PATIENCE_FACTOR, PATIENCE = 5, 3.0
 
 
 @dataclass(frozen=True)
