@@ -46,7 +46,7 @@ STATES = (SEEN, HUNG, NOT_SEEN, NOT_RUN)
 # Seconds up to which a module's own test goes before quicker ones of other modules.
 OWN = 1.0
 # Seconds of tests on which a defect is tried.
-BUDGET = 30.0
+BUDGET = 10.0
 PROGRESS_INTERVAL = 10.0
 
 Key = TypeVar("Key")
