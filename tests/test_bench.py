@@ -3,6 +3,7 @@
 import base64
 import hmac
 import json
+import re
 import secrets
 import shutil
 import socket
@@ -17,7 +18,7 @@ import contestants
 import page
 import pytest
 import redis
-from contestants import BUN_COMMAND, CONTESTANTS, NODE, OURS, BenchError
+from contestants import BUN_COMMAND, CONTESTANTS, NODE, OURS, WORKERS, BenchError, Contestant
 from load_generator import LESSON_SIZE, Load, frame
 from measuring import Process, Stores
 from workloads import LESSONS, SEATS, LoadProcess, Scale, Workloads, is_warm, load_generator, not_kept_up
@@ -27,7 +28,7 @@ from lesson_server.embedded import EmbeddedStores
 CLASS = 10
 HOUR = 60 * 60
 
-Run = Callable[[str, Callable[[Workloads, LoadProcess], None]], None]
+Run = Callable[[Contestant, Callable[[Workloads, LoadProcess], None]], None]
 
 needs_node = pytest.mark.skipif(
     shutil.which("node") is None or not (NODE / "node_modules").exists(), reason="needs the peer on Node"
@@ -49,10 +50,10 @@ def run(bench_stores: Stores, tmp_path: Path) -> Run:
     """Starts a contestant and its load generator, and calls with them."""
     scale = Scale(clients=CLASS, warm_ups=1, rates=(20, 40), seconds=0.5, levels=(5, CLASS), visitors=5, visits=2)
 
-    def run(name: str, what: Callable[[Workloads, LoadProcess], None]) -> None:
+    def run(contestant: Contestant, what: Callable[[Workloads, LoadProcess], None]) -> None:
         key = secrets.token_urlsafe(32)
         with (
-            contestants.running(CONTESTANTS[name], bench_stores, key, None, tmp_path / "log") as server,
+            contestants.running(contestant, bench_stores, key, None, tmp_path / "log") as server,
             load_generator(server.port, key) as load,
         ):
             what(Workloads(server, load, bench_stores, scale), load)
@@ -80,7 +81,7 @@ def left_in_redis(run: Run, redis_client: "redis.Redis") -> Callable[[str], obje
                     fields["sid"] = "SID"
                 left[key] = fields, round(redis_client.ttl(key) / HOUR)
 
-        run(name, look)
+        run(CONTESTANTS[name], look)
         return left
 
     return left_in_redis
@@ -108,7 +109,8 @@ def test_every_workload_has_figures_and_the_page_shows_them(run: Run, tmp_path: 
         figures["steady"] = {"20": [workloads.steady(20)], "40": [not_kept_up(40)]}
         figures["hold"] = workloads.hold(lambda what: None)
 
-    run(OURS, work)
+    run(CONTESTANTS[OURS], work)
+    workers = figures_of_workers(run)
     assert figures["counts"]["joins"] == CLASS
     assert 1 <= figures["counts"]["queries_join"] <= CLASS
     assert figures["counts"]["redis_reads_join"] >= 1
@@ -118,15 +120,45 @@ def test_every_workload_has_figures_and_the_page_shows_them(run: Run, tmp_path: 
     about = {"date": "", "revision": "", "cpu": "", "cores": 2, "memory_gb": 1, "kernel": "", "others_percent": 0.0}
     about |= {"versions": {}, "rounds": 1, "clients": CLASS, "visitors": 5, "window": 100}
     about |= {"rates": (20, 40), "seconds": 0.5, "warm_ups": 1}
-    results = {"about": about, "titles": {OURS: "lesson-server"}, "contestants": {OURS: figures}}
+    results = {"about": about, "titles": {OURS: "lesson-server"}, "contestants": {OURS: figures}, "workers": workers}
     page.write(results, tmp_path / "figures.json")
     written = (tmp_path / "figures.md").read_text()
     assert "| rounds in which it kept up | 1 of 1 |" in written
     assert "| rounds in which it kept up | 0 of 1 |\n| CPU µs: connection + join + end | can't keep up |" in written
     assert "\n".join(page.summary(results)).count("can't keep up") == 1
+    shown_of_workers = written.partition("## Workers")[2]
+    assert "| | 1 worker | 2 workers |" in shown_of_workers
+    assert re.search(r"\| CPU µs: [^|]+ \| [\d,]+ \| [\d,]+ \*\*\d+\.\d\d×\*\* \|", shown_of_workers)  # noqa: RUF001
+    assert re.search(r"busiest worker[^|]+ \| 100\.0 \| ", shown_of_workers)
+    assert "how many times 1 worker's figure" in shown_of_workers
     for plot in ("cpu", "held", "ack"):
         assert f"(figures-{plot}.png)" in written
         assert (tmp_path / f"figures-{plot}.png").stat().st_size > 0
+
+
+def figures_of_workers(run: Run) -> dict[str, Any]:
+    figures: dict[str, dict[str, Any]] = {}
+    for contestant in WORKERS:
+
+        def work(workloads: Workloads, load: LoadProcess, name: str = contestant.name) -> None:
+            figures[name] = {"warm_ups": [workloads.warm_up()], "class_start": [workloads.workers()]}
+
+        run(contestant, work)
+    one, two = (figures[contestant.name]["class_start"][0] for contestant in WORKERS)
+    assert one["busiest_percent"] == one["least_busy_percent"] == 100
+    assert two["busiest_percent"] + two["least_busy_percent"] == pytest.approx(100)
+    return {"titles": {contestant.name: contestant.title for contestant in WORKERS}, "contestants": figures}
+
+
+def test_the_clients_of_each_worker_are_counted(bench_stores: Stores, tmp_path: Path) -> None:
+    key = secrets.token_urlsafe(32)
+    with contestants.running(WORKERS[1], bench_stores, key, None, tmp_path / "log") as server:
+        load = Load("127.0.0.1", server.port, key)
+        assert server.process.connections(server.port) == [0, 0]
+        assert load.connect(first=0, count=CLASS)["failures"] == []
+        held = server.process.connections(server.port)
+        assert (len(held), sum(held)) == (2, CLASS)
+        load.drop()
 
 
 def test_a_client_that_fails_stops_the_bench(run: Run) -> None:
@@ -134,7 +166,7 @@ def test_a_client_that_fails_stops_the_bench(run: Run) -> None:
         with pytest.raises(contestants.BenchError, match=f"lesson bench-{LESSONS} not found"):
             load("connect", first=LESSONS * LESSON_SIZE, count=1)
 
-    run(OURS, join_nowhere)
+    run(CONTESTANTS[OURS], join_nowhere)
 
 
 INVALID, EXPIRED = "access token is invalid", "access token has expired"

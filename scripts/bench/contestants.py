@@ -38,6 +38,8 @@ class Contestant:
         command: the words that start it.
         environ: what it wants besides the common environment.
         prepare: installs what it needs, if that is not there.
+        ready: what it says when it serves, if its port accepts connections before that.
+        stop: the signal that ends it. Nobody waits for farewells to thousands of clients.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Contestant:
     command: tuple[str, ...]
     environ: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[], None] = lambda: None
+    ready: bytes = b""
+    stop: signal.Signals = signal.SIGKILL
 
 
 OURS = "lesson_server"
@@ -97,10 +101,12 @@ def _succeeds(*command: str, cwd: Path | None = None) -> bool:
         return False
 
 
+OUR_COMMAND = (sys.executable, "-m", "lesson_server.cli", "run")
+
 CONTESTANTS = {
     contestant.name: contestant
     for contestant in (
-        Contestant(OURS, "lesson-server", (sys.executable, "-m", "lesson_server.cli", "run")),
+        Contestant(OURS, "lesson-server", OUR_COMMAND),
         Contestant("plain_tornado", "plain, Tornado", (sys.executable, str(PEERS / "plain_tornado.py"))),
         Contestant("plain_asgi", "plain, uvicorn", (sys.executable, str(PEERS / "plain_asgi.py"))),
         Contestant("node", "Node socket.io", ("node", str(NODE / "server.js")), prepare=prepare_node),
@@ -115,6 +121,19 @@ CONTESTANTS = {
     )
 }
 USUAL = (OURS, "plain_tornado", "plain_asgi", "node", "bun")
+
+# lesson-server in several processes; the first is what the others are compared with. The parent of workers opens the
+# port before it starts them, and has to live until they have ended: killed, it would leave them to the next contestant.
+WORKERS = tuple(
+    Contestant(
+        f"workers_{count}",
+        f"{count} worker{'s' * (count > 1)}",
+        (*OUR_COMMAND, "--workers", str(count)),
+        ready=b"listening on",
+        stop=signal.SIGTERM,
+    )
+    for count in (1, 2)
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +152,7 @@ def running(contestant: Contestant, stores: Stores, key: str, core: int | None, 
         contestant: which.
         stores: the ones that it uses.
         key: verifies access tokens, by HS256.
-        core: the only one that it may run on.
+        core: the only one that it may run on; None: all that this process may run on.
         log: what it says goes there.
 
     Raises:
@@ -160,6 +179,7 @@ def running(contestant: Contestant, stores: Stores, key: str, core: int | None, 
         **contestant.environ,
     }
     with log.open("ab") as output:
+        log_start = output.tell()
         child = subprocess.Popen(
             contestant.command,
             env=environ,
@@ -170,14 +190,13 @@ def running(contestant: Contestant, stores: Stores, key: str, core: int | None, 
         )
     try:
         deadline = time.monotonic() + START_TIMEOUT
-        while not _accepts(port):
+        while contestant.ready not in log.read_bytes()[log_start:] or not _accepts(port):
             if child.poll() is not None or time.monotonic() > deadline:
                 raise BenchError(f"{contestant.title} did not start:\n{log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.05)
         yield Running(port, Process(child.pid))
     finally:
-        # Nobody waits for farewells to thousands of clients.
-        os.killpg(child.pid, signal.SIGKILL)
+        os.killpg(child.pid, contestant.stop)
         child.wait(STOP_TIMEOUT)
 
 

@@ -4,6 +4,8 @@ CPU
     The nanoseconds that the kernel ran the process and its children, in user and in kernel mode: the CPU clock of each
     process. It counts threads that have ended, too: Bun's compiler and its garbage collector end theirs after ten idle
     seconds. ``/proc/<pid>/stat`` rounds the same to hundredths of a second.
+Connections
+    The established TCP sockets of a process at the server's port.
 Memory
     ``Rss`` of ``/proc/<pid>/smaps_rollup``.
 Queries
@@ -16,11 +18,13 @@ Round trips
 
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import psycopg2
 import redis
 
@@ -76,6 +80,20 @@ class Process:
             assert found is not None
             kilobytes += int(found[1])
         return kilobytes
+
+    def connections(self, port: int) -> list[int]:
+        """How many clients each worker holds. The workers are its children; one without children is its own worker.
+
+        Args:
+            port: of the server.
+        """
+        holders = Counter(
+            connection.pid
+            for connection in psutil.net_connections("tcp4")
+            if connection.status == psutil.CONN_ESTABLISHED and connection.laddr.port == port
+        )
+        parent, *workers = self._family(self._pid)
+        return [holders[pid] for pid in workers or [parent]]
 
     def _family(self, pid: int) -> Iterator[int]:
         yield pid

@@ -91,6 +91,23 @@ HOLD_FIGURES = {
     "end_us": "CPU µs: end",
 }
 
+WORKERS = """\
+## Workers
+
+The class start again, to `lesson-server run --workers N`: N processes that share a port. CPU is that of all of them,
+and of their parent. On a machine of two cores, two workers with a core each would leave none to the load generator: so
+here server, load generator and stores share all {cores} cores, with 1 worker as with 2, and the columns can be compared
+with each other, but not with the tables above, whose servers have a core of their own.
+"""
+BUSIEST = Row("busiest_percent", "connections that the busiest worker holds when all have joined, %", 1, compared=False)
+WORKERS_ROWS = (
+    Row("life_us", "CPU µs: connection + join + end"),
+    Row("joins_per_s", "connections + joins a second"),
+    *ACKS,
+    BUSIEST,
+    Row("least_busy_percent", "connections that the least busy worker holds then, %", 1, compared=False),
+)
+
 COUNTS = (
     ("queries_join", "RDS queries per join"),
     ("redis_reads_join", "Redis round trips per join"),
@@ -179,6 +196,11 @@ def summary(results: Results) -> Iterator[str]:
         for name, title in results["titles"].items():
             cells = [_spread(kept[name], row) for row in (STEADY_ROWS[0], PERCENTILES[1]) if kept[name]]
             yield f"  {title:26}{'; '.join(cells) or TOO_FAST}"
+    if results["workers"]["titles"]:
+        yield "workers, class start, CPU µs; joins a second; connections of the busiest, %"
+    for name, title in results["workers"]["titles"].items():
+        rounds = results["workers"]["contestants"][name]["class_start"]
+        yield f"  {title:26}{'; '.join(_spread(rounds, row) for row in (*WORKERS_ROWS[:2], BUSIEST))}"
     yield "warm-up, class starts"
     for title, count in _warm_ups(results).items():
         yield f"  {title:26}{count}"
@@ -208,6 +230,7 @@ def _page(results: Results, json_name: str, plots: Sequence[tuple[Path, str]]) -
     yield from _steady(results)
     yield "## Hold\n"
     yield from _hold(results)
+    yield from _workers(results)
     yield "## What the stores have to do\n"
     yield f"For a class start of {about['clients']:,} joins in {-(-about['clients'] // 30)} lessons.\n"
     yield from _counts(results)
@@ -227,9 +250,13 @@ def _page(results: Results, json_name: str, plots: Sequence[tuple[Path, str]]) -
 
 
 def _table(
-    titles: Mapping[str, str], rounds: Rounds, rows: Sequence[Row], first: tuple[str, ...] | None = None
+    titles: Mapping[str, str],
+    rounds: Rounds,
+    rows: Sequence[Row],
+    first: tuple[str, ...] | None = None,
+    base: str = OURS,
 ) -> Iterator[str]:
-    """A table, under its header the cells of ``first``, and then the rows of figures."""
+    """A table, under its header the cells of ``first``, and then the rows of figures, as compared to ``base``'s."""
     yield "| | " + " | ".join(titles.values()) + " |"
     yield "|---" + "|---:" * len(titles) + "|"
     if first is not None:
@@ -238,14 +265,14 @@ def _table(
         cells = []
         for name in titles:
             cell = _cell(rounds[name], row)
-            if name != OURS and row.compared and rounds[name] and rounds.get(OURS):
-                ratio = _median(rounds[name], row.figure) / _median(rounds[OURS], row.figure)
+            if name != base and row.compared and rounds[name] and rounds.get(base):
+                ratio = _median(rounds[name], row.figure) / _median(rounds[base], row.figure)
                 cell += f" **{ratio:.2f}{TIMES}**"
             cells.append(cell)
         yield f"| {row.title} | " + " | ".join(cells) + " |"
     yield ""
-    if OURS in titles:
-        yield f"**{TIMES}**: how many times lesson-server's figure.\n"
+    if base in titles:
+        yield f"**{TIMES}**: how many times {titles[base]}'s figure.\n"
 
 
 def _steady(results: Results) -> Iterator[str]:
@@ -256,6 +283,14 @@ def _steady(results: Results) -> Iterator[str]:
         yield f"### {rate} clients a second\n"
         first = ("rounds in which it kept up", *(f"{len(kept[name])} of {of}" for name in titles))
         yield from _table(titles, kept, STEADY_ROWS, first)
+
+
+def _workers(results: Results) -> Iterator[str]:
+    workers = results["workers"]
+    if workers["titles"]:  # else lesson-server did not take part
+        yield WORKERS.format(cores=results["about"]["cores"])
+        base = next(iter(workers["titles"]))
+        yield from _table(workers["titles"], _rounds(workers, "class_start"), WORKERS_ROWS, base=base)
 
 
 def _rounds(results: Results, workload: str) -> Rounds:
@@ -271,8 +306,9 @@ def _kept_up(results: Results, rate: int) -> Rounds:
 def _warm_ups(results: Results) -> dict[str, str]:
     """How many there were, by title."""
     counts = {
-        title: [len(costs) for costs in results["contestants"][name]["warm_ups"]]
-        for name, title in results["titles"].items()
+        title: [len(costs) for costs in part["contestants"][name]["warm_ups"]]
+        for part in (results, results["workers"])
+        for name, title in part["titles"].items()
     }
     return {title: _range(min(of), max(of)) for title, of in counts.items()}
 

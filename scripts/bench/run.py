@@ -2,7 +2,8 @@
 
 One run is A B A B …: in each round every contestant is started anew on the same PostgreSQL and Valkey, and goes through
 the same workloads; figures are medians of the rounds. The server has a core of its own, where there are two; the load
-generator and the stores share the other.
+generator and the stores share the other. Each round ends with lesson-server in one process and in several ("workers"),
+where all share all cores.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 
 import machine
 import page
-from contestants import CONTESTANTS, ROOT, USUAL, BenchError, Contestant, running
+from contestants import CONTESTANTS, OURS, ROOT, USUAL, WORKERS, BenchError, Contestant, running
 from load_generator import WINDOW
 from measuring import Stores
 from rich.console import Console
@@ -93,6 +94,7 @@ class Bench:
     Args:
         stores: for all contestants.
         contestants: in the order of each round.
+        workers: those of the workload "workers", with which a round ends.
         scale: how much of everything.
         rounds: how many.
         directory: for logs.
@@ -102,7 +104,8 @@ class Bench:
     def __init__(
         self,
         stores: Stores,
-        contestants: list[Contestant],
+        contestants: Sequence[Contestant],
+        workers: Sequence[Contestant],
         scale: Scale,
         rounds: int,
         directory: Path,
@@ -110,14 +113,17 @@ class Bench:
     ) -> None:
         self._stores = stores
         self._contestants = contestants
+        self._workers = workers
         self._scale = scale
         self._rounds = rounds
         self._directory = directory
         self._key = secrets.token_urlsafe(32)
-        self._core = min(os.sched_getaffinity(0)) if len(os.sched_getaffinity(0)) > 1 else None
+        self._cores = os.sched_getaffinity(0)
+        self._core = min(self._cores) if len(self._cores) > 1 else None
         self._progress = progress
-        # Of each contestant: three workloads and the rates in a round, the counts and the levels once.
-        steps = len(contestants) * (rounds * (3 + len(scale.rates)) + 1 + len(scale.levels))
+        # Of each contestant: three workloads and the rates in a round, the counts and the levels once. Of the workers:
+        # one workload in a round.
+        steps = len(contestants) * (rounds * (3 + len(scale.rates)) + 1 + len(scale.levels)) + len(workers) * rounds
         self._bar = progress.add_task("", total=steps)
         self._results: Results = {
             contestant.name: {
@@ -129,21 +135,24 @@ class Bench:
             }
             for contestant in contestants
         }
+        self._results |= {contestant.name: {"warm_ups": [], "class_start": []} for contestant in workers}
 
     def run(self) -> Results:
         """The results, by contestant."""
-        if self._core is not None:
-            os.sched_setaffinity(0, os.sched_getaffinity(0) - {self._core})
         for contestant in self._contestants:
-            with self._contending(contestant) as workloads:
+            with self._contending(contestant, self._core) as workloads:
                 self._step(contestant, "counts")
                 self._results[contestant.name]["counts"] = workloads.counted_class_start()
         for number in range(1, self._rounds + 1):
             for contestant in self._contestants:
-                with self._contending(contestant) as workloads:
+                with self._contending(contestant, self._core) as workloads:
                     self._round(f"round {number}", contestant, workloads)
+            for contestant in self._workers:
+                with self._contending(contestant, core=None) as workloads:
+                    self._step(contestant, f"round {number}, class start")
+                    self._results[contestant.name]["class_start"].append(workloads.workers())
         for contestant in self._contestants:
-            with self._contending(contestant) as workloads:
+            with self._contending(contestant, self._core) as workloads:
                 self._results[contestant.name]["hold"] = workloads.hold(partial(self._step, contestant))
         return self._results
 
@@ -168,10 +177,17 @@ class Bench:
         self._progress.update(self._bar, description=f"{contestant.title}: {what}", advance=1)
 
     @contextmanager
-    def _contending(self, contestant: Contestant) -> Iterator[Workloads]:
+    def _contending(self, contestant: Contestant, core: int | None) -> Iterator[Workloads]:
+        """Starts a contestant and its load generator, and warms it up.
+
+        Args:
+            contestant: which.
+            core: its own, on which the load generator does not run; None: both may run on all.
+        """
+        os.sched_setaffinity(0, self._cores - {core})  # what we start inherits it
         log = self._directory / f"{contestant.name}.log"
         with ExitStack() as stack:
-            server = stack.enter_context(running(contestant, self._stores, self._key, self._core, log))
+            server = stack.enter_context(running(contestant, self._stores, self._key, core, log))
             load = stack.enter_context(load_generator(server.port, self._key))
             try:
                 workloads = Workloads(server, load, self._stores, self._scale)
@@ -197,6 +213,7 @@ def fitting(levels: tuple[int, ...], visitors: int) -> tuple[int, ...]:
 def measure(contestants: list[Contestant], scale: Scale, rounds: int, console: Console) -> Results:
     """Runs everything and returns the results with what there is to know about the run."""
     columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    workers = WORKERS if any(contestant.name == OURS for contestant in contestants) else ()
     others = machine.Others()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lesson-bench-")))
@@ -204,14 +221,21 @@ def measure(contestants: list[Contestant], scale: Scale, rounds: int, console: C
         stores.add_lessons(LESSONS, SEATS)
         about = machine.about(stores.versions())
         progress = stack.enter_context(Progress(*columns, console=console))
-        bench = Bench(stores, contestants, scale, rounds, directory, progress)
+        bench = Bench(stores, contestants, workers, scale, rounds, directory, progress)
         results = bench.run()
     about |= {"rounds": rounds, "clients": scale.clients, "visitors": scale.visitors, "window": WINDOW}
     about |= {"rates": scale.rates, "seconds": scale.seconds, "warm_ups": scale.warm_ups}
     return {
         "about": {**about, "others_percent": others.percent()},
+        **_results_of(contestants, results),
+        "workers": _results_of(workers, results),
+    }
+
+
+def _results_of(contestants: Sequence[Contestant], results: Results) -> Results:
+    return {
         "titles": {contestant.name: contestant.title for contestant in contestants},
-        "contestants": results,
+        "contestants": {contestant.name: results[contestant.name] for contestant in contestants},
     }
 
 

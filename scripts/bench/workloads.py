@@ -10,6 +10,8 @@ steady
     Clients come at a fixed rate, the same for all servers; each joins, stays for a second, and leaves.
 hold
     Ever more clients are held; at each level a few hundred others connect, join and leave.
+workers
+    A class start again, to lesson-server in one process and in several, which share all cores with everything else.
 
 A figure in µs is the server's CPU for one client.
 """
@@ -124,6 +126,7 @@ class Workloads:
 
     def __init__(self, server: Running, load: LoadProcess, stores: Stores, scale: Scale) -> None:
         self._process = server.process
+        self._port = server.port
         self._load = load
         self._stores = stores
         self._scale = scale
@@ -141,10 +144,16 @@ class Workloads:
             costs.append(self.class_start()["life_us"])
         return costs
 
-    def class_start(self) -> Figures:
+    def class_start(self, look: Callable[[], Figures] = dict) -> Figures:
+        """The figures of a class start.
+
+        Args:
+            look: called when all have joined; its figures are added.
+        """
         clients = self._scale.clients
         self._stores.empty_redis()
         came, joining = self._cpu_of("connect", first=0, count=clients)
+        looked = look()
         left, leaving = self._cpu_of("leave")
         return {
             "join_us": joining / clients,
@@ -154,6 +163,18 @@ class Workloads:
             "lives_per_s": clients / (came["seconds"] + left["seconds"]),
             **_answers(came),
             "generator_us": (came["cpu"] + left["cpu"]) * 1e6 / clients,
+            **looked,
+        }
+
+    def workers(self) -> Figures:
+        """A class start, and how evenly the server's workers share the clients."""
+        return self.class_start(self._shares)
+
+    def _shares(self) -> Figures:
+        held = self._process.connections(self._port)
+        return {
+            "busiest_percent": 100 * max(held) / sum(held),
+            "least_busy_percent": 100 * min(held) / sum(held),
         }
 
     def counted_class_start(self) -> Figures:
