@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -196,7 +196,8 @@ def running(contestant: Contestant, stores: Stores, key: str, core: int | None, 
             time.sleep(0.05)
         yield Running(port, Process(child.pid))
     finally:
-        os.killpg(child.pid, contestant.stop)
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(child.pid, contestant.stop)
         child.wait(STOP_TIMEOUT)
 
 

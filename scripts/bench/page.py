@@ -167,8 +167,8 @@ METHOD = """\
 * **CPU** is what the kernel ran the server's process, in user and in kernel mode (its CPU clock), from the first byte
   of a phase until the server is at rest again, divided by the clients. Compilers and garbage collectors in threads of
   their own are in it; the stores are not.
-* **The server has a core of its own**, the load generator and the stores share another. It is one process; its threads
-  share the core, too.
+* **The server has one core**, the load generator another one; the stores run where there is room. The server is one
+  process; its threads share the core, too.
 * **The load generator** speaks raw Engine.IO frames from an epoll loop: websocket only, no polling, no compression
   (browsers offer it, and python-socketio on Tornado then spends more). At most {window} handshakes are under way at
   once, because a plain Tornado's backlog is 128. It costs {generator} µs for a connection, join and end, in its own
