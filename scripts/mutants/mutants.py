@@ -164,14 +164,25 @@ def tests_of(defect: Defect, surveyed: Surveyed) -> dict[str, float]:
     Tests of other modules are left out when together they take more than BUDGET: a defect in the core is for the tests
     of its module to see.
     """
-    own = defect.module.replace("lesson_server/", "tests/test_")
+    modules = [defect.module] if defect.lines else users_of(defect.module)  # one of constants alone runs elsewhere
+
+    def runs(lines: Sequence[int]) -> bool:
+        return bool(defect.lines & set(lines)) if defect.lines else bool(lines)
+
+    own = {module.replace("lesson_server/", "tests/test_") for module in modules}
     running = sorted(
-        (seconds > OWN or test.partition("::")[0] != own, seconds, test)
+        (seconds > OWN or test.partition("::")[0] not in own, seconds, test)
         for test, (seconds, lines) in surveyed.items()
-        if defect.lines & set(lines.get(defect.module, ()))
+        if any(runs(lines.get(module, ())) for module in modules)
     )
     chosen = zip(running, accumulate(seconds for _, seconds, _ in running), strict=True)
-    return {test: seconds for (_, seconds, test), total in chosen if total < BUDGET or test.partition("::")[0] == own}
+    return {test: seconds for (_, seconds, test), total in chosen if total < BUDGET or test.partition("::")[0] in own}
+
+
+def users_of(module: str) -> list[str]:
+    """The modules of the core that import from a module."""
+    statement = f"from {module.removesuffix('.py').replace('/', '.')} import "
+    return [user for user in MODULES if statement in (ROOT / user).read_text("utf-8")]
 
 
 # Trials
