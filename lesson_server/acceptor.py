@@ -1,6 +1,7 @@
 """The port: where clients connect. Decides by the head of a request who serves its socket."""
 
 import asyncio
+import contextlib
 import logging
 import re
 import socket
@@ -21,9 +22,14 @@ ACCEPT_BATCH = 8
 # Seconds before the next try when the system has no room for a connection.
 RETRY_INTERVAL = 1.0
 
-END_OF_HEAD = b"\r\n\r\n"
+# As Tornado has it; a websocket needs the first form.
+END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 WEBSOCKET_PATH = b"GET /socket.io"
 WEBSOCKET_HEADER = re.compile(rb"\r\nupgrade:[ \t]*websocket[ \t]*\r\n", re.IGNORECASE)
+
+# Answers without which a proxy would take the server for dead, and try the request on the next one.
+TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+BUSY = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 # Takes a socket over, and its place.
 Serve = Callable[[socket.socket, Place], None]
@@ -83,10 +89,14 @@ class Acceptor:
             head: the beginning of what can be read.
             place: that of the socket.
         """
-        if self._worker is not None and (other := self._worker.other(head)) is not None:
+        end = END_OF_HEAD.search(head)
+        if end is None:
+            place.leave()
+            _refuse(connection, TOO_LARGE)
+        elif self._worker is not None and (other := self._worker.other(head)) is not None:
             place.leave()
             self._worker.send(other, connection)
-        elif head.startswith(WEBSOCKET_PATH) and WEBSOCKET_HEADER.search(head, 0, head.find(END_OF_HEAD) + 2):
+        elif head.startswith(WEBSOCKET_PATH) and WEBSOCKET_HEADER.search(head, 0, end.start() + len(b"\r\n")):
             self._serve_websocket(connection, place)
         else:
             self._serve_http(connection, place)
@@ -112,7 +122,17 @@ class Acceptor:
         try:
             _Arrival(connection, self).look()
         except ServiceBusy:
-            connection.close()
+            _refuse(connection, BUSY)
+
+
+def _refuse(connection: socket.socket, answer: bytes) -> None:
+    """Answers, and closes a socket. What has arrived is read first: the system would else take the answer back."""
+    with contextlib.suppress(OSError):
+        connection.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            connection.recv(2 * MAX_UNREAD_BYTES)
+        connection.send(answer)
+    connection.close()
 
 
 class _Arrival:
@@ -144,7 +164,7 @@ class _Arrival:
             self.close()
             return
         self._looked_at = len(head)
-        if END_OF_HEAD in head or len(head) == MAX_HEAD_SIZE:
+        if END_OF_HEAD.search(head) or len(head) == MAX_HEAD_SIZE:
             self._stop_waiting()
             self._acceptor.serve(self._socket, head, self._place)
         else:

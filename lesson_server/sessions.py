@@ -7,6 +7,7 @@ import asyncio
 import base64
 import logging
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Protocol
 
 import orjson
@@ -54,6 +55,7 @@ class Carrier(Protocol):
 
     is_writable: bool
 
+    def keep(self) -> None: ...
     def write(self, packet: str | bytes) -> None: ...
     def disconnect(self, *, abort: bool) -> None: ...
 
@@ -91,6 +93,7 @@ class Session:
         "_poller",
         "_probed",
         "_timer",
+        "_upgrade_timer",
         "_upgrading",
         "_websocket",
         "session",
@@ -230,6 +233,9 @@ class Session:
     def attach(self, websocket: Carrier) -> None:
         """The transport is this websocket from now on."""
         self._websocket = websocket
+        websocket.keep()
+        if self._upgrading is not None:
+            self._upgrade_timer.cancel()
         self._upgrading = None
         self._probed = False
         self.flush()
@@ -238,11 +244,8 @@ class Session:
     def begin_upgrade(self, websocket: Carrier) -> None:
         """This websocket may take over from polling, if it does so in time; one at a time."""
         self._upgrading = websocket
-        asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, self._expire_upgrade, websocket)
-
-    def _expire_upgrade(self, websocket: Carrier) -> None:
-        if websocket is self._upgrading:
-            websocket.disconnect(abort=True)
+        expire = partial(websocket.disconnect, abort=True)
+        self._upgrade_timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, expire)
 
     def receive_from(self, websocket: Carrier, packet: str | bytes) -> None:
         """Takes a packet in from a websocket: its own, or one that would take the place of polling."""
@@ -274,6 +277,7 @@ class Session:
         """A websocket, or the request that waited for packets, is gone."""
         if carrier is self._upgrading:
             self._upgrading = None  # polling goes on
+            self._upgrade_timer.cancel()  # it holds what is left of the websocket
             self._probed = False
         elif carrier is self._websocket or carrier is self._poll_request:
             self.end(self._keeper.reason.TRANSPORT_CLOSE, abort=True)

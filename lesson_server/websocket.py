@@ -94,7 +94,7 @@ class Websocket(WSListener):
     def __init__(self, connection: socket.socket, place: Place, engine: Engine) -> None:
         self._engine = engine
         self._place = place
-        place.keep()
+        place.keep()  # until the socket can be closed from here
         self._session: Session | None = None  # until its handshake has been accepted
         self._transport: WSTransport | None = None  # until the handshake has been answered
         self._underlying: asyncio.Transport
@@ -111,6 +111,8 @@ class Websocket(WSListener):
         """The connection is open; the handshake has not been read."""
         self._underlying = transport
         self._engine.websockets.add(self)
+        self._place.hand_over(self.abort)
+        self._place.release()
 
     def answer(self, request: WSUpgradeRequest) -> WSListener | WSUpgradeResponseWithListener:
         """Accepts a handshake, or refuses it.
@@ -118,25 +120,25 @@ class Websocket(WSListener):
         Source: RFC 6455, section 4.2; the protocol of Engine.IO.
         """
         try:
-            options = request.headers.get("Connection", "").lower().split(",")
+            options = ",".join(request.headers.getall("Connection", [])).lower().split(",")
             if "upgrade" not in map(str.strip, options) or not _is_key(request.headers.get("Sec-WebSocket-Key", "")):
                 raise RequestRefused(3, "Bad request")
             if request.headers.get("Sec-WebSocket-Version") != "13":
                 raise RequestRefused(3, "Unsupported websocket version", 426)
             request.headers["Connection"] = "Upgrade"  # picows takes no other option beside it, as Firefox sends
             self._session = self._engine.accept(self, request)
-        except Exception as error:
-            if not isinstance(error, RequestRefused):  # picows would tell the client what it says
-                logger.exception("a handshake failed")
-            refusal = error if isinstance(error, RequestRefused) else RequestRefused(3, "Internal error", 500)
-            headers = {"Content-Type": "application/json", "Content-Length": str(len(refusal.body))}
-            if refusal.status == HTTPStatus.UPGRADE_REQUIRED:
-                headers["Sec-WebSocket-Version"] = "13"
-            refused = WSUpgradeResponse.create_error_response(refusal.status, refusal.body, headers)
-            return WSUpgradeResponseWithListener(refused, None)
+        except RequestRefused as refusal:
+            return _refused(refusal)
+        except Exception:
+            logger.exception("a handshake failed")  # picows would tell the client what it says
+            return _refused(RequestRefused(3, "Internal error", 500))
         return self
 
     # What a session asks of its websocket
+
+    def keep(self) -> None:
+        """A session depends on this websocket: its socket gives way to no other, until the end of the session."""
+        self._place.keep()
 
     def write(self, packet: str | bytes) -> None:
         """Sends a packet. Nothing is sent after the close frame."""
@@ -149,13 +151,15 @@ class Websocket(WSListener):
             self.abort()
         else:
             self._transport.send_close(WSCloseCode.OK)
-            self._close_in_time()
+            self._place.release()
+            self.close_in_time()
 
     def abort(self) -> None:
         """Closes the connection at once."""
         self._underlying.abort()
 
-    def _close_in_time(self) -> None:
+    def close_in_time(self) -> None:
+        """The client has a few seconds to end the connection, or to read what is left."""
         if self._close_timer is None:
             self._close_timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.abort)
 
@@ -181,7 +185,7 @@ class Websocket(WSListener):
         elif frame.msg_type == WSMsgType.CLOSE:
             transport.send_close(WSCloseCode.OK)
             transport.disconnect()
-            self._close_in_time()
+            self.close_in_time()
 
     def pause_writing(self) -> None:
         self.is_writable = False
@@ -195,6 +199,7 @@ class Websocket(WSListener):
         """The connection has ended."""
         self._engine.websockets.discard(self)
         self._place.leave()
+        self._fragments = None
         if self._session is not None:
             self._session.lost(self)
         if self._close_timer is not None:
@@ -224,6 +229,15 @@ class Websocket(WSListener):
             raise WSProtocolError(WSCloseCode.INVALID_TEXT, "") from None
 
 
+def _refused(refusal: RequestRefused) -> WSUpgradeResponseWithListener:
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(refusal.body))}
+    if refusal.status == HTTPStatus.UPGRADE_REQUIRED:
+        headers["Sec-WebSocket-Version"] = "13"
+    return WSUpgradeResponseWithListener(
+        WSUpgradeResponse.create_error_response(refusal.status, refusal.body, headers), None
+    )
+
+
 def _is_key(key: str) -> bool:
     """Whether that is the base64 of 16 bytes, which picows would find out too late: when the session has begun."""
     try:
@@ -235,7 +249,7 @@ def _is_key(key: str) -> bool:
 class _Protocol(WSProtocol):  # type: ignore[misc]
     """The connection of a websocket, as picows makes it for a server, with bounds on what is read at once."""
 
-    __slots__ = ("_room", "_underlying", "_websocket")
+    __slots__ = ("_after_close", "_room", "_underlying", "_websocket")
 
     def __init__(self, websocket: Websocket) -> None:
         super().__init__(
@@ -256,6 +270,7 @@ class _Protocol(WSProtocol):  # type: ignore[misc]
             READ_SIZE + UNUSED,
         )
         self._websocket = websocket
+        self._after_close = 0  # bytes that have arrived since the close frame was sent
         self._underlying: asyncio.Transport
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -273,6 +288,16 @@ class _Protocol(WSProtocol):  # type: ignore[misc]
             self._underlying.pause_reading()
             asyncio.get_running_loop().call_soon(self._underlying.resume_reading)
         super().buffer_updated(nbytes)
+        if self.transport.is_close_frame_sent:
+            # After a fault picows keeps what arrives, and waits without limit for the client to read.
+            self._websocket.close_in_time()
+            self._after_close += nbytes
+            if self._after_close > MAX_MESSAGE_SIZE:
+                self._underlying.abort()
+
+    def eof_received(self) -> bool:
+        self._websocket.close_in_time()
+        return bool(super().eof_received())
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
