@@ -25,8 +25,8 @@ def open_presence(io_loop, stores, monkeypatch):
     monkeypatch.setattr(presence_module, "RETRY_INTERVAL", 0.01)
     opened = []
 
-    def open_presence(retention=RETENTION, key_prefix=""):
-        presence = Presence(BreakableStore(stores.redis_url, key_prefix, 2.0, 4), retention)
+    def open_presence(retention=RETENTION, key_prefix="", options=""):
+        presence = Presence(BreakableStore(stores.redis_url + options, key_prefix, 2.0, 4), retention)
         opened.append(presence)
         return presence
 
@@ -401,15 +401,33 @@ async def test_while_the_index_does_not_answer_no_removal_is_repeated(presence, 
     assert own_keys(redis_client) == []
 
 
+@pytest.mark.parametrize(("key", "tries"), [("lesson_node_counts", 1), ("lesson_student_1", 2)])
+def test_what_redis_does_not_answer_is_tried_again_only_after_a_pause(io_loop, presence, monkeypatch, key, tries):
+    monkeypatch.setattr(presence_module, "RETRY_INTERVAL", 60)
+
+    async def scenario():
+        await presence.write(CLIENT)
+        master = MasterDown(monkeypatch, presence, key)
+        await presence.remove(CLIENT.sid)
+        await master.until_failed(tries)
+        await asyncio.sleep(0.05)
+        assert master.failed == tries
+
+    io_loop.run_sync(scenario)
+
+
 @pytest.mark.gen_test
-async def test_what_can_not_be_taken_from_the_index_is_tried_again_only_after_a_pause(presence, monkeypatch):
+async def test_a_removal_that_redis_answers_at_the_second_try_is_settled_without_a_pause(
+    presence, redis_client, monkeypatch
+):
     monkeypatch.setattr(presence_module, "RETRY_INTERVAL", 60)
     await presence.write(CLIENT)
-    counts = MasterDown(monkeypatch, presence, presence.nodes_key)
+    presence._store.fault = "unreachable"
     await presence.remove(CLIENT.sid)
-    await counts.until_failed(1)
-    await asyncio.sleep(0.05)
-    assert counts.failed == 1
+    presence._store.fault = None
+    async with asyncio.timeout(5):
+        await presence.settled()
+    assert own_keys(redis_client) == []
 
 
 @pytest.mark.gen_test
@@ -676,6 +694,14 @@ async def test_a_connection_that_has_ended_since_does_not_fail_the_check_of_othe
     assert await presence.check(["ended", CLIENT.sid]) == ["ended"]
 
 
+@pytest.mark.gen_test
+async def test_a_defect_in_a_check_reaches_who_asked(presence, monkeypatch):
+    await presence.write(CLIENT)
+    monkeypatch.setattr(presence._store, "run", lambda **_: asyncio.sleep(0, [RuntimeError("a defect")] * 3))
+    with pytest.raises(RuntimeError):
+        await presence.check([CLIENT.sid])
+
+
 # Strays, and what a lost node has written
 
 
@@ -780,6 +806,17 @@ async def test_a_sweep_is_not_held_up_by_a_record_that_redis_refuses(presence, e
     redis_client.set("p1", "of another type")
     assert await elsewhere.sweep(presence.incarnation.node_id) == 2
     assert not redis_client.exists("lesson_student_1", "lesson_teacher_1", "ms-hill")
+
+
+@pytest.mark.parametrize("options", ["?protocol=2", "?protocol=3", "?protocol=2&legacy_responses=false"])
+def test_a_sweep_works_by_each_protocol_of_redis(io_loop, open_presence, presence, redis_client, options):
+    async def scenario():
+        await presence.write(CLIENT)
+        await presence.write(TEACHER)
+        assert await open_presence(options=options).sweep(presence.incarnation.node_id) == 2
+        assert own_keys(redis_client) == []
+
+    io_loop.run_sync(scenario)
 
 
 @pytest.mark.gen_test
