@@ -98,8 +98,6 @@ class Presence:
                 for entry in record.entries()
             ],
         )
-        for former in _formers(claim):
-            former.incarnation.claims.discard(former.number)
         claim.replaced = None
 
     async def remove(self, sid: str, *, undo: bool = False) -> None:

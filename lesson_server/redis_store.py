@@ -73,12 +73,9 @@ def _connect_to_master(url: str, options: dict[str, Any]) -> Redis:
     for address in addresses.split(","):
         host, _, port = address.partition(":")
         sentinels.append((host, int(port or SENTINEL_PORT)))
-    login = {"username": unquote(user) or None, "password": unquote(password) or None}
-    timeouts = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout")}
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        sentinels, sentinel_kwargs={**timeouts, "decode_responses": True}, **login, **options
-    )
-    return sentinel.master_for(service, db=int(database or 0))
+    login = {"username": unquote(user), "password": unquote(password)}
+    sentinel = Sentinel(sentinels, **login, **options)  # type: ignore[no-untyped-call]
+    return sentinel.master_for(service, db=int(database))
 
 
 class RedisStore:

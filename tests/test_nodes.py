@@ -305,6 +305,24 @@ async def test_a_node_that_leaves_in_order_leaves_no_key(a, redis_client):
 
 
 @pytest.mark.gen_test
+async def test_a_node_that_has_left_sends_no_heartbeat_and_sweeps_nobody(a, b, monkeypatch):
+    await a.node.start()
+    monkeypatch.setattr(a.presence, "sweep", lambda node_id: asyncio.Event().wait())
+    a.node._begin_sweep(b.node_id)
+    tasks = [*a.node._tasks, *a.node._sweeps.values()]
+    await a.node.close()
+    assert len(tasks) == 3
+    assert all(task.done() for task in tasks)
+
+
+@pytest.mark.gen_test
+async def test_a_node_that_could_not_start_is_not_held_up_by_redis_once_more(a, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(a.store, "run", None)
+        await a.node.close()
+
+
+@pytest.mark.gen_test
 async def test_what_a_node_leaves_behind_is_swept_by_the_others(a, b, redis_client):
     """Its connections' ends were cut off by a Redis that hung."""
     await a.node.start()

@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 import pytest
-from fakes import BreakableStore
+from fakes import BreakableStore, store_down
 from redis.crc import key_slot
 
 from lesson_server import presence as presence_module
@@ -25,8 +25,8 @@ def open_presence(io_loop, stores, monkeypatch):
     monkeypatch.setattr(presence_module, "RETRY_INTERVAL", 0.01)
     opened = []
 
-    def open_presence(retention=RETENTION, key_prefix=""):
-        presence = Presence(BreakableStore(stores.redis_url, key_prefix, 2.0, 4), retention)
+    def open_presence(retention=RETENTION, key_prefix="", options=""):
+        presence = Presence(BreakableStore(stores.redis_url + options, key_prefix, 2.0, 4), retention)
         opened.append(presence)
         return presence
 
@@ -64,6 +64,30 @@ def own_keys(redis_client):
 
 def snapshot(redis_client):
     return {key: redis_client.hgetall(key) for key in redis_client.keys("*")}
+
+
+class MasterDown:
+    """Of the masters of a cluster, the one that has a certain key fails, and with it each step that needs the key.
+
+    Attributes:
+        failed: how many steps have failed.
+    """
+
+    def __init__(self, monkeypatch, presence, key):
+        self.failed = 0
+        run = presence._store.run
+
+        async def fails(*commands, bookkeeping=()):
+            if any(key in command for command in commands):
+                self.failed += 1
+                raise store_down()
+            return await run(*commands, bookkeeping=bookkeeping)
+
+        monkeypatch.setattr(presence._store, "run", fails)
+
+    async def until_failed(self, times):
+        while self.failed < times:
+            await asyncio.sleep(0.001)
 
 
 # Writing
@@ -120,6 +144,11 @@ async def test_the_index_and_the_count_of_the_node_are_written_with_the_record(p
 @RECORDS
 def test_a_record_is_the_same_when_it_has_been_in_the_index(record):
     assert decode(encode(record).decode()) == record
+
+
+def test_nodes_of_another_version_find_what_they_know_in_the_index():
+    assert encode(TEACHER) == b'["teacher","sid-t","1","ms-hill"]'
+    assert encode(CLIENT) == b'["participant","sid-p","1","p1","student"]'
 
 
 # Reconnects
@@ -320,6 +349,101 @@ def test_a_removal_that_redis_did_not_answer_is_retried(io_loop, presence, redis
     io_loop.run_sync(scenario)
 
 
+@pytest.mark.gen_test
+async def test_a_removal_that_hangs_holds_up_an_answer_for_a_moment_and_is_retried(presence, redis_client, monkeypatch):
+    monkeypatch.setattr(presence_module, "REMOVAL_PATIENCE", 0.01)
+    await presence.write(CLIENT)
+    with monkeypatch.context() as patch:
+        patch.setattr(presence._store, "run", lambda *_: asyncio.Event().wait())
+        async with asyncio.timeout(5):
+            await presence.remove(CLIENT.sid)
+    assert lesson_field(redis_client, CLIENT) == CLIENT.sid
+    await presence.settled()
+    assert lesson_field(redis_client, CLIENT) is None
+
+
+@pytest.mark.gen_test
+async def test_of_several_removals_only_those_that_redis_did_not_answer_stay_pending(
+    presence, redis_client, monkeypatch
+):
+    for record in (CLIENT, TEACHER):
+        await presence.write(record)
+    with monkeypatch.context() as patch:
+        presence._store.fault = "unreachable"
+        for record in (CLIENT, TEACHER):
+            await presence.remove(record.sid)
+        presence._store.fault = None
+        await MasterDown(patch, presence, "lesson_student_1").until_failed(3)
+        assert lesson_field(redis_client, TEACHER) is None
+        assert lesson_field(redis_client, CLIENT) == CLIENT.sid
+    await presence.settled()
+    assert lesson_field(redis_client, CLIENT) is None
+    assert own_keys(redis_client) == []
+
+
+@pytest.mark.gen_test
+async def test_while_the_index_does_not_answer_no_removal_is_repeated(presence, redis_client, monkeypatch):
+    await presence.write(CLIENT)
+    removals = []
+    remove = presence._remove
+
+    async def note(*args, **kwargs):
+        removals.append(args)
+        await remove(*args, **kwargs)
+
+    monkeypatch.setattr(presence, "_remove", note)
+    with monkeypatch.context() as patch:
+        index = MasterDown(patch, presence, presence.index_key(presence.incarnation.node_id))
+        await presence.remove(CLIENT.sid)
+        await index.until_failed(4)
+        assert len(removals) == 1
+    await presence.settled()
+    assert own_keys(redis_client) == []
+
+
+@pytest.mark.parametrize(("key", "tries"), [("lesson_node_counts", 1), ("lesson_student_1", 2)])
+def test_what_redis_does_not_answer_is_tried_again_only_after_a_pause(io_loop, presence, monkeypatch, key, tries):
+    monkeypatch.setattr(presence_module, "RETRY_INTERVAL", 60)
+
+    async def scenario():
+        await presence.write(CLIENT)
+        master = MasterDown(monkeypatch, presence, key)
+        await presence.remove(CLIENT.sid)
+        await master.until_failed(tries)
+        await asyncio.sleep(0.05)
+        assert master.failed == tries
+
+    io_loop.run_sync(scenario)
+
+
+@pytest.mark.gen_test
+async def test_a_removal_that_redis_answers_at_the_second_try_is_settled_without_a_pause(
+    presence, redis_client, monkeypatch
+):
+    monkeypatch.setattr(presence_module, "RETRY_INTERVAL", 60)
+    await presence.write(CLIENT)
+    presence._store.fault = "unreachable"
+    await presence.remove(CLIENT.sid)
+    presence._store.fault = None
+    async with asyncio.timeout(5):
+        await presence.settled()
+    assert own_keys(redis_client) == []
+
+
+@pytest.mark.gen_test
+async def test_what_is_pending_at_the_close_is_left_for_other_nodes_to_sweep(presence, elsewhere, redis_client):
+    await presence.write(CLIENT)
+    presence._store.fault = "unreachable"
+    await presence.remove(CLIENT.sid)
+    await presence.close()
+    presence._store.fault = None
+    with pytest.raises(asyncio.CancelledError):
+        await presence.settled()
+    assert lesson_field(redis_client, CLIENT) == CLIENT.sid
+    assert await elsewhere.sweep(presence.incarnation.node_id) == 1
+    assert lesson_field(redis_client, CLIENT) is None
+
+
 @RECORDS
 def test_a_removal_that_was_carried_out_unseen_harms_nobody(io_loop, presence, elsewhere, redis_client, record):
     async def scenario():
@@ -446,6 +570,26 @@ def test_under_a_new_incarnation_the_claim_is_replaced_and_the_sweep_of_the_form
 
 
 @RECORDS
+def test_a_claim_counts_as_missing_until_redis_has_answered_that_it_replaced_the_former_one(
+    io_loop, presence, redis_client, record
+):
+    """What is not answered in a check counts as standing, and what is replaced is swept after the check."""
+
+    async def scenario():
+        await presence.write(record)
+        presence.begin_incarnation()
+        presence._store.fault = "unanswered"
+        with pytest.raises(StoreUnavailable):
+            await presence.restore(record)
+        presence._store.fault = None
+        assert await presence.check([record.sid]) == [record.sid]
+        await presence.restore(record)
+        assert await presence.check([record.sid]) == []
+
+    io_loop.run_sync(scenario)
+
+
+@RECORDS
 @pytest.mark.parametrize("fault", ["unanswered", "unreachable"])
 def test_an_end_in_the_middle_of_a_move_to_a_new_incarnation_leaves_nothing(
     io_loop, presence, redis_client, record, fault
@@ -544,6 +688,20 @@ async def test_a_check_of_a_key_of_another_type_does_not_fail_those_of_others(pr
     assert await presence.check([CLIENT.sid, TEACHER.sid]) == [TEACHER.sid]
 
 
+@pytest.mark.gen_test
+async def test_a_connection_that_has_ended_since_does_not_fail_the_check_of_others(presence):
+    await presence.write(CLIENT)
+    assert await presence.check(["ended", CLIENT.sid]) == ["ended"]
+
+
+@pytest.mark.gen_test
+async def test_a_defect_in_a_check_reaches_who_asked(presence, monkeypatch):
+    await presence.write(CLIENT)
+    monkeypatch.setattr(presence._store, "run", lambda **_: asyncio.sleep(0, [RuntimeError("a defect")] * 3))
+    with pytest.raises(RuntimeError):
+        await presence.check([CLIENT.sid])
+
+
 # Strays, and what a lost node has written
 
 
@@ -601,6 +759,16 @@ def test_the_late_write_of_a_join_that_failed_is_removed_as_if_it_had_not_been_t
 
 
 @pytest.mark.gen_test
+async def test_strays_are_found_however_many_there_are(presence, redis_client):
+    """Redis keeps a small hash as a list, and answers all of it at any position of a scan."""
+    count = 10 * presence_module.BATCH_SIZE
+    index_key = presence.index_key(presence.incarnation.node_id)
+    redis_client.hset(index_key, mapping={number: encode(CLIENT) for number in range(count)})
+    assert await remove_strays(presence) == count
+    assert not redis_client.exists(index_key)
+
+
+@pytest.mark.gen_test
 async def test_those_who_are_there_or_join_or_are_being_removed_are_no_strays(presence, redis_client):
     await presence.write(CLIENT)
     presence._store.fault = "unanswered"
@@ -638,6 +806,32 @@ async def test_a_sweep_is_not_held_up_by_a_record_that_redis_refuses(presence, e
     redis_client.set("p1", "of another type")
     assert await elsewhere.sweep(presence.incarnation.node_id) == 2
     assert not redis_client.exists("lesson_student_1", "lesson_teacher_1", "ms-hill")
+
+
+@pytest.mark.parametrize("options", ["?protocol=2", "?protocol=3", "?protocol=2&legacy_responses=false"])
+def test_a_sweep_works_by_each_protocol_of_redis(io_loop, open_presence, presence, redis_client, options):
+    async def scenario():
+        await presence.write(CLIENT)
+        await presence.write(TEACHER)
+        assert await open_presence(options=options).sweep(presence.incarnation.node_id) == 2
+        assert own_keys(redis_client) == []
+
+    io_loop.run_sync(scenario)
+
+
+@pytest.mark.gen_test
+async def test_what_a_sweep_could_not_remove_stays_in_the_index(presence, elsewhere, redis_client, monkeypatch):
+    await presence.write(CLIENT)
+    await presence.write(TEACHER)
+    node_id = presence.incarnation.node_id
+    with monkeypatch.context() as patch:
+        MasterDown(patch, elsewhere, "lesson_student_1")
+        assert await elsewhere.sweep(node_id) == 1
+        assert list(map(decode, redis_client.hvals(f"lesson_node_{node_id}"))) == [CLIENT]
+        with pytest.raises(StoreUnavailable):  # 0 would say that nothing is left
+            await elsewhere.sweep(node_id)
+    assert await elsewhere.sweep(node_id) == 1
+    assert own_keys(redis_client) == []
 
 
 @RECORDS

@@ -11,6 +11,8 @@ from test_end_to_end import SUCCESS, UNAVAILABLE, client, join, until
 from test_redis_store import Valkeys, eventually
 
 from lesson_server import nodes
+from lesson_server.errors import StoreUnavailable
+from lesson_server.redis_store import RedisStore
 
 SLOTS = ((0, 5460), (5461, 10922), (10923, 16383))
 # Seconds in which a master counts as failed for the others. Its slots are not served then, those of the others are.
@@ -147,5 +149,26 @@ def test_what_a_master_that_came_back_empty_has_lost_is_written_again(
             cluster.valkeys.ask(cluster.ports[emptied], "FLUSHALL")
             await until(lambda: {key: cluster.hgetall(key) for key in keys} == before)
             assert server._presence.incarnation.node_id == node_id
+
+    io_loop.run_sync(story, timeout=60)
+
+
+def test_the_rooms_need_no_certain_master(io_loop, cluster):
+    """Each master passes a message on to all others. One that is dead is found so by messages that fail."""
+
+    async def story():
+        store = RedisStore(cluster.url, "", 1.0, 2)
+        await store.ping()
+        dead = cluster.ports.index(store.client.get_primaries()[0].port)
+        (channel,) = cluster.names(dead, 1)
+        cluster.signal(dead, signal.SIGKILL)
+        passed_on = []
+        async with asyncio.timeout(10):
+            while not passed_on:
+                with contextlib.suppress(StoreUnavailable):
+                    passed_on = await store.run(("PUBLISH", channel, "news"))
+                await asyncio.sleep(0.01)
+        await store.close()
+        cluster.valkeys._running.pop(cluster.ports[dead]).wait()
 
     io_loop.run_sync(story, timeout=60)

