@@ -17,8 +17,8 @@ class LocalRooms(AsyncManager):  # type: ignore[misc]
     The room ``None`` holds everybody, and the room named like a sid that one connection.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.rooms: dict[str, dict[str, object]] = {
             "/": {}
         }  # the library looks here whether there is such a namespace, and no further

@@ -94,7 +94,8 @@ async def is_closed(client):
         (HEAD % (b"websocket", b"X-Upgrade: websocket\r\n"), "http"),
         (POLLING + b"\r\nUpgrade: websocket\r\n", "http"),
         (b"garbage\r\n\r\n", "http"),
-        (b"x" * (MAX_HEAD_SIZE + 1), "http"),
+        (b"GET /healthz HTTP/1.0\n\n", "http"),
+        (b"GET /socket.io/ HTTP/1.1\nUpgrade: websocket\n\n", "http"),
     ],
 )
 @pytest.mark.gen_test
@@ -118,6 +119,19 @@ async def test_a_head_that_arrives_in_pieces_is_waited_for(world):
     await until(lambda: world.servers.served)
     assert world.servers.by == ["websocket"]
     assert world.servers.served[0].socket.recv(MAX_HEAD_SIZE) == WEBSOCKET
+
+
+@pytest.mark.parametrize("more", [0, 1, 20_000])
+@pytest.mark.gen_test
+async def test_a_head_that_is_too_large_is_answered(world, more):
+    """A proxy would take a server that closes without a word for dead, and ask the next one the same."""
+    world.acceptor.open([world.socket])
+    client = world.arrive(1, b"GET /" + b"x" * (MAX_HEAD_SIZE - 5 + more))
+    answer = await asyncio.get_running_loop().sock_recv(client, 1_000)
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert await is_closed(client)
+    assert len(world.places) == 0
+    assert world.servers.served == []
 
 
 @pytest.mark.gen_test
@@ -187,7 +201,7 @@ async def test_a_few_connections_are_accepted_in_each_turn_of_the_loop(world):
 
 
 @pytest.mark.gen_test
-async def test_who_finds_no_place_is_closed_and_the_others_are_served(world):
+async def test_who_finds_no_place_is_told_so_and_the_others_are_served(world):
     world.acceptor.open([world.socket])
     world.arrive(PLACES)
     await until(lambda: len(world.servers.served) == PLACES)
@@ -195,6 +209,7 @@ async def test_who_finds_no_place_is_closed_and_the_others_are_served(world):
         served.place.keep()
     world.arrive(3)
     for client in world.clients[PLACES:]:
+        assert (await asyncio.get_running_loop().sock_recv(client, 1_000)).startswith(b"HTTP/1.1 503 ")
         assert await is_closed(client)
     world.servers.served[0].place.leave()
     world.arrive(1)

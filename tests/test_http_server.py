@@ -134,7 +134,7 @@ async def test_a_head_that_is_too_large_is_not_kept(edge: Edge, allowed: bytes, 
     assert (await client.response()).body == b"ok\n"
     client = await edge.connection()
     await client.write(refused)
-    assert await client.is_ended() in {b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"}
+    assert (await client.is_ended())[:13] in {b"", b"HTTP/1.1 400 ", b"HTTP/1.1 431 "}
 
 
 # Requests that are none

@@ -6,7 +6,9 @@ import pytest
 from edge import (
     ACK,
     JOIN_WITH_ACK,
+    LONG,
     POLLING,
+    REFUSED_HANDSHAKE,
     UPGRADE_HEADERS,
     Client,
     Edge,
@@ -17,6 +19,8 @@ from edge import (
     websocket_query,
 )
 
+from lesson_server import sessions
+from lesson_server import websocket as websocket_module
 from lesson_server.protocol import EXTRA_SESSIONS, EXTRA_SOCKETS
 
 LIMIT = 2
@@ -78,6 +82,25 @@ async def test_a_socket_whose_poll_is_answered_gives_way_again(edge: Edge) -> No
     assert not edge.server.places._kept  # and not by its timeout
     await storm(edge, 3 * EXTRA_SOCKETS)
     assert await connection.is_ended() == b""
+
+
+@limited
+@pytest.mark.parametrize("kind", ["refused handshake", "ended by the client", "upgrade that is not completed"])
+@pytest.mark.gen_test
+async def test_a_websocket_without_a_session_gives_way(edge: Edge, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Whether it had one, or is going to have one; not only by its timeout."""
+    monkeypatch.setattr(websocket_module, "CLOSE_TIMEOUT", 10 * LONG)
+    monkeypatch.setattr(sessions, "HANDSHAKE_TIMEOUT", 10 * LONG)
+    if kind == "upgrade that is not completed":
+        websocket = await edge.websocket((await edge.connected_polling()).sid)
+    else:
+        websocket = await edge.websocket()
+        await websocket.send(REFUSED_HANDSHAKE if kind == "refused handshake" else "1")
+        await until(lambda: not edge.sessions)
+    assert len(edge.sio.eio.websockets) == 1
+    await storm(edge, 3 * EXTRA_SOCKETS)
+    await until(lambda: not edge.sio.eio.websockets)
+    assert await is_healthy(edge)
 
 
 @pytest.mark.usefixtures("impatient")
