@@ -9,7 +9,7 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, ClassVar, ParamSpec, Protocol
+from typing import Any, ClassVar, Protocol
 
 import statecharts.participant
 import statecharts.teacher
@@ -24,8 +24,6 @@ from lesson_server.records import ClientRecord, Record, TeacherRecord
 from lesson_server.seats import Seats
 
 logger = logging.getLogger(__name__)
-
-Arguments = ParamSpec("Arguments")
 
 # How much of its past a connection remembers for the message of a refused trigger.
 STORY_LENGTH = 6
@@ -54,18 +52,18 @@ class Services:
     trust_teacher_user_id: bool
 
 
-def giving_back(step: Callable[Arguments, Awaitable[None]]) -> Callable[Arguments, Coroutine[Any, Any, None]]:
+def giving_back(step: Callable[["Connection"], Awaitable[None]]) -> Callable[["Connection"], Coroutine[Any, Any, None]]:
     """Marks a step that gives something back. An error in it is told to the log and keeps nothing else from being done.
 
     Nobody could do anything about it, and a connection that could not end because of it would go on with its join.
     """
 
     @functools.wraps(step)
-    async def attempt(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+    async def attempt(connection: "Connection") -> None:
         try:
-            await step(*args, **kwargs)
+            await step(connection)
         except Exception:
-            logger.exception("%s of %r failed", step.__name__, *args)
+            logger.exception("%s of %r failed", step.__name__, connection)
 
     return attempt
 
@@ -119,7 +117,6 @@ class Connection:
         self._credentials = credentials
         self._identity: Identity | None = None
         self._lesson: Lesson | None = None
-        self._seat_count = 0
         self._session: dict[str, Any] = {}
         self._lock = asyncio.Lock()
 

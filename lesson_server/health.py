@@ -45,7 +45,7 @@ class Availability:
         self._unavailable = False
         self._probing: asyncio.Task[None] | None = None
         self._outage_logged = False
-        self._outage_logged_at = float("-inf")  # or its end
+        self._return_logged_at = float("-inf")
         self._failure_logged_at = float("-inf")
 
     def require(self) -> None:
@@ -77,7 +77,7 @@ class Availability:
         if self._outage_logged:
             logger.warning("%s is available again", self.name)
             self._outage_logged = False
-            self._outage_logged_at = time.monotonic()
+            self._return_logged_at = time.monotonic()
 
     async def close(self) -> None:
         """Stops probing. When this returns, the probe that was under way has ended."""
@@ -112,7 +112,6 @@ class Availability:
             self._failure_logged_at = time.monotonic()
 
     def _log_outage(self) -> None:
-        if not self._outage_logged and time.monotonic() - self._outage_logged_at > FLAPPING:
+        if not self._outage_logged and time.monotonic() - self._return_logged_at > FLAPPING:
             logger.error("%s is unavailable: %s", self.name, self._cause)
             self._outage_logged = True
-            self._outage_logged_at = time.monotonic()

@@ -72,7 +72,7 @@ class LessonQuery:
                 fault = await self._explain(fetch, self.for_one(sample))
                 if not isinstance(fault, NO_ID):
                     break
-        except (ValueError, TypeError, IndexError, KeyError) as error:  # psycopg2 found no sense in its "%"
+        except (ValueError, TypeError, KeyError) as error:  # psycopg2 found no sense in its "%"
             raise _wrong(cause_of(error)) from error
         if isinstance(fault, psycopg2.errors.UndefinedTable):
             logger.error("RDS: %s; has conf/schema.sql been applied?", cause_of(fault))
@@ -131,7 +131,7 @@ class _Numbers:
 def is_about(fault: StatementFault, lesson_id: str) -> bool:
     """Whether RDS refused the lesson's id: such a lesson does not exist. It may have stumbled over its own data, too,
     and then its message names those."""
-    return isinstance(fault.error, NO_ID) and lesson_id in _WORD.findall(fault.error.diag.message_primary or "")
+    return isinstance(fault.error, NO_ID) and lesson_id in _WORD.findall(fault.error.diag.message_primary)
 
 
 def _wrong(why: str) -> SettingsError:

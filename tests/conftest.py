@@ -4,8 +4,9 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jwt
 import psycopg2
@@ -17,6 +18,7 @@ from tornado.ioloop import IOLoop
 from lesson_server.configuration import load
 from lesson_server.embedded import EmbeddedStores
 from lesson_server.lessons import Lessons
+from lesson_server.rds import Rds
 from lesson_server.server import LessonServer
 from lesson_server.settings import RdsSettings
 
@@ -152,3 +154,17 @@ def open_lessons(io_loop: IOLoop, stores: EmbeddedStores) -> Iterator[Callable[.
         assert not lessons._tasks
         assert lessons._turns._value == pool_size
         assert lessons._slow_turns._value == max(pool_size - 1, 1)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The lessons that each query to RDS asked for."""
+    asked = []
+    fetch = Rds.fetch
+
+    async def watch(self: Rds, query: str, parameters: Mapping[str, str] | None) -> list[Any]:
+        asked.append(list((parameters or {}).values()))
+        return await fetch(self, query, parameters)
+
+    monkeypatch.setattr(Rds, "fetch", watch)
+    return asked

@@ -202,6 +202,22 @@ async def test_a_failed_join_leaves_in_the_session_what_others_put_there(point):
     assert world.sockets.sessions["sid"] == {"theirs": 1, **PARTICIPANT.session}
 
 
+@pytest.mark.gen_test
+async def test_a_failed_join_clears_the_session_also_when_the_library_hands_out_copies(monkeypatch):
+    """It promises to keep what is saved, and not what is changed."""
+    world = PARTICIPANT.world()
+    get_session = world.sockets.get_session
+
+    async def get_copy(sid):
+        return dict(await get_session(sid))
+
+    monkeypatch.setattr(world.sockets, "get_session", get_copy)
+    await world.connect("sid", PARTICIPANT.auth)
+    world.faults.fail_at("presence.write", store_down())
+    assert await world.join("sid") == UNAVAILABLE
+    assert world.sockets.sessions["sid"] == {}
+
+
 # Who it is
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 
 import pytest
 from fakes import World, settle, store_down
@@ -12,7 +13,7 @@ from socketio.exceptions import ConnectionRefusedError  # noqa: A004 (the librar
 from lesson_server import gateway
 from lesson_server.admission import Admission
 from lesson_server.connection import ParticipantConnection, TeacherConnection
-from lesson_server.errors import HandshakeRefused
+from lesson_server.errors import HandshakeRefused, InvalidTransition
 from lesson_server.gateway import Handshake
 from lesson_server.identity import MAX_TOKEN_LENGTH
 from lesson_server.presence import REMOVAL_PATIENCE
@@ -213,6 +214,16 @@ async def test_a_join_is_answered_and_counted_by_its_outcome(auth, answer, outco
     assert caplog.records == []  # a refusal is no error of ours
 
 
+@pytest.mark.gen_test
+async def test_a_join_is_observed_with_its_seconds():
+    world = World()
+    await world.connect("sid", GUEST)
+    started = time.perf_counter()
+    await world.join("sid")
+    seconds = world.metrics.registry.get_sample_value("lesson_join_seconds_sum", {"client": "participant"})
+    assert 0 < seconds < time.perf_counter() - started
+
+
 @pytest.mark.parametrize(
     ("error", "answer", "outcome"),
     [(store_down(), UNAVAILABLE, "store_unavailable"), (OSError("disk"), INTERNAL_ERROR, "internal_error")],
@@ -228,7 +239,7 @@ async def test_a_join_that_fails_is_counted_by_its_outcome(error, answer, outcom
 
 
 @pytest.mark.gen_test
-async def test_a_join_whose_client_went_is_counted_as_that():
+async def test_a_join_whose_client_went_is_counted_as_that_and_is_no_error_of_ours(caplog):
     world = World()
     await world.connect("sid", GUEST)
     hold = world.faults.hold_at("lessons.get")
@@ -240,6 +251,7 @@ async def test_a_join_whose_client_went_is_counted_as_that():
     await end
     assert await join is None
     assert world.joins("participant") == {"disconnected": 1}
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize(
@@ -403,6 +415,22 @@ async def test_a_defect_is_told_to_the_log_and_not_to_the_client(caplog):
 
 
 @pytest.mark.gen_test
+async def test_a_join_that_the_chart_refuses_is_a_defect_while_its_client_is_there(caplog):
+    world = World()
+    connection = await world.connect("sid", GUEST)
+    hold = world.faults.hold_at("lessons.get")
+    join = asyncio.create_task(world.join("sid"))
+    await hold.reached.wait()
+    other = asyncio.create_task(connection.fire("take_seat"))  # nobody but the join should do that
+    await settle()
+    hold.release()
+    assert await join == INTERNAL_ERROR
+    assert await other
+    (record,) = caplog.records
+    assert record.exc_info[0] is InvalidTransition
+
+
+@pytest.mark.gen_test
 async def test_no_token_gets_into_the_log(caplog):
     caplog.set_level(logging.DEBUG)
     world = World()
@@ -494,17 +522,28 @@ async def test_what_redis_has_lost_is_written_again_and_it_is_no_reconnect():
 @pytest.mark.gen_test
 async def test_those_who_are_present_are_registered_and_a_seat_map_has_somebody_in_its_lesson():
     world = World()
+    world.lessons.seat_counts["single"] = 1
     for sid, auth in (
         ("idle", {**PARTICIPANT, "lesson_id": "2"}),
         ("guest", GUEST),
         ("participant", PARTICIPANT),
         ("no seats", {**PARTICIPANT, "lesson_id": "0"}),
+        ("one seat", {**GUEST, "lesson_id": "single"}),
     ):
         await world.connect(sid, auth)
         if sid != "idle":
             await world.join(sid)
     assert world.gateway.present() == ["participant", "no seats"]
-    assert world.gateway.seated() == {"1": "participant"}
+    assert world.gateway.seated() == {"1": "participant", "single": "one seat"}
     await world.disconnect("participant")
     assert world.gateway.present() == ["no seats"]
-    assert world.gateway.seated() == {"1": "guest"}
+    assert world.gateway.seated() == {"1": "guest", "single": "one seat"}
+
+
+@pytest.mark.gen_test
+async def test_a_connection_whose_join_failed_needs_no_seat_map():
+    world = World()
+    await world.connect("sid", PARTICIPANT)
+    world.faults.fail_at("presence.write", store_down())
+    assert await world.join("sid") == UNAVAILABLE
+    assert world.gateway.seated() == {}

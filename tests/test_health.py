@@ -147,6 +147,19 @@ def test_when_it_is_closed_its_probe_has_ended():
 # The log
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    class Clock:
+        now = 1_000.0
+
+        def monotonic(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(health, "time", clock)
+    return clock
+
+
 def logged(caplog):
     lines = [record.getMessage() for record in caplog.records]
     caplog.clear()
@@ -208,6 +221,41 @@ def test_a_store_that_flaps_is_not_logged_each_time_and_one_that_stays_away_is(c
             await asyncio.sleep(0)
         assert logged(caplog) == ["Redis is unavailable: timeout"]
         await store.availability.close()
+
+    run(scenario())
+
+
+def test_an_outage_is_logged_once_however_long_it_lasts(caplog, clock):
+    async def scenario():
+        store = Store()
+        store.answers = False
+        store.availability.failed("timeout")
+        for probes in range(2, 5):
+            while store.probes < probes:
+                await asyncio.sleep(0)
+            clock.now += health.FLAPPING + 1
+        assert logged(caplog) == ["Redis is unavailable: timeout"]
+        await store.availability.close()
+
+    run(scenario())
+
+
+def test_an_outage_soon_after_the_end_of_a_long_one_is_no_news(caplog, clock):
+    async def scenario():
+        store = Store()
+        store.answers = False
+        store.availability.failed("timeout")
+        while not store.is_refused:
+            await asyncio.sleep(0)
+        clock.now += health.FLAPPING * 6
+        await goes_and_comes_back(store)
+        assert logged(caplog) == ["Redis is unavailable: timeout", "Redis is available again"]
+        clock.now += health.FLAPPING - 1
+        await goes_and_comes_back(store)
+        assert logged(caplog) == []
+        clock.now += 2
+        await goes_and_comes_back(store)
+        assert logged(caplog) == ["Redis is unavailable: timeout", "Redis is available again"]
 
     run(scenario())
 

@@ -23,9 +23,12 @@ def refused(open_lessons, query):
     [
         "SELEKT 1 WHERE %(lesson_id)s = ''",
         "SELECT 1 WHERE %(lesson_id)s LIKE 'q%'",
+        "SELECT 1 WHERE 'quarter' LIKE 'q%' AND %(lesson_id)s <> ''",
         "SELECT 1 WHERE %(lesson_id)s = %(other)s",
+        "SELECT 1 WHERE %(lesson_id)s <> '' AND %(lesson_id) <> '0'",
         "SELECT no_such_column FROM lessons WHERE id = %(lesson_id)s",
         "SELECT 5 FROM (SELECT NULL::uuid AS id) lessons WHERE id = %(lesson_id)s AND no_such_column",
+        "SELECT 5 FROM (SELECT NULL::int AS id) lessons WHERE id = %(lesson_id)s AND no_such_column",
         "SELECT seat_count FROM lessons WHERE id = '%(lesson_id)s'",
     ],
 )
@@ -44,6 +47,21 @@ def test_a_missing_table_is_told_to_the_log(io_loop, open_lessons, caplog):
     assert "\n" not in line
     with pytest.raises(StoreUnavailable):
         io_loop.run_sync(lambda: lessons.get("1"))
+
+
+def test_lessons_of_a_table_that_is_made_later_are_asked_for_together(io_loop, open_lessons, sql, asked):
+    lessons = open_lessons("SELECT seats FROM not_yet WHERE id = %(lesson_id)s")
+    asked.clear()
+    sql.execute("CREATE TABLE not_yet (id, seats) AS VALUES ('1', 5), ('2', 6)")
+    try:
+
+        async def ask():
+            return await asyncio.gather(*map(lessons.get, ["1", "2"]))
+
+        assert io_loop.run_sync(ask) == [Lesson("1", 5), Lesson("2", 6)]
+        assert asked == [["1", "2"]]
+    finally:
+        sql.execute("DROP TABLE not_yet")
 
 
 @pytest.mark.parametrize(
@@ -90,18 +108,22 @@ def test_the_start_does_not_run_the_query(open_lessons, sql):
         sql.execute("DROP TABLE asked_for")
 
 
-def test_a_query_that_can_not_be_part_of_another_asks_for_one_lesson_at_a_time(io_loop, open_lessons, sql, caplog):
+def test_a_query_that_can_not_be_part_of_another_asks_for_one_lesson_at_a_time(
+    io_loop, open_lessons, sql, asked, caplog
+):
     sql.execute("CREATE TABLE asked_for (lesson_id text)")
     try:
         lessons = open_lessons(
             "WITH asked AS (INSERT INTO asked_for VALUES (%(lesson_id)s) RETURNING 1) SELECT 5 FROM asked"
         )
         assert "one by one" in caplog.text
+        asked.clear()
 
         async def ask():
             return await asyncio.gather(*map(lessons.get, ["1", "2"]))
 
         assert io_loop.run_sync(ask) == [Lesson("1", 5), Lesson("2", 5)]
+        assert asked == [["1"], ["2"]]
         sql.execute("SELECT lesson_id FROM asked_for ORDER BY 1")
         assert sql.fetchall() == [("1",), ("2",)]
     finally:
@@ -120,6 +142,7 @@ def test_a_query_that_can_not_be_part_of_another_asks_for_one_lesson_at_a_time(i
         ("7", "id = %(lesson_id)s AND 'x'::bytea <> %(lesson_id)s", "integer"),
         ("'7'::text", "id::int = CAST(%(lesson_id)s AS int)", "integer"),
         ("'6d9d2b5e-6b5c-4c0e-9d53-0ac0f8b5a4a4'::uuid", "id = %(lesson_id)s", "uuid"),
+        ("'10.0.0.7'::inet", "id = %(lesson_id)s", "inet"),  # which neither of the ids that are tried can be
     ],
 )
 def test_a_query_by_which_one_lesson_has_several_ids_gets_a_warning(open_lessons, caplog, column, compared, named):
@@ -135,6 +158,7 @@ def test_a_query_by_which_one_lesson_has_several_ids_gets_a_warning(open_lessons
         ("7", "id::text = %(lesson_id)s"),
         ("7", "id = %(lesson_id)s AND id::text = %(lesson_id)s"),  # by the index of id
         ("'7'::varchar(64)", "id = %(lesson_id)s"),
+        ("'7'::varchar(64)", "id = %(lesson_id)s::varchar(64)"),
         ("'7'::char(64)", "id = %(lesson_id)s"),
     ],
 )

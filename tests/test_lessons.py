@@ -1,6 +1,7 @@
 """lessons.py against a real PostgreSQL."""
 
 import asyncio
+import collections
 import gc
 from functools import partial
 
@@ -48,6 +49,13 @@ async def test_a_seat_count_that_redis_could_not_hold_is_an_error_of_the_data(le
         await lessons.get("1")
 
 
+@pytest.mark.parametrize("in_rds", ["'many'", "ARRAY[1]", "'Infinity'::float8"])
+def test_a_seat_count_that_is_no_number_is_an_error_of_the_data(io_loop, open_lessons, in_rds):
+    lessons = open_lessons(f"SELECT {in_rds} WHERE %(lesson_id)s <> ''")
+    with pytest.raises(ValueError, match=r"^lesson maths-1 has a number of seats in RDS that is none$"):
+        io_loop.run_sync(lambda: lessons.get("maths-1"))
+
+
 @pytest.mark.gen_test
 async def test_a_lesson_id_is_never_part_of_the_statement(lessons):
     with pytest.raises(LessonNotFound):
@@ -72,20 +80,6 @@ def test_joins_that_wait_together_share_one_query(io_loop, open_lessons, sql):
         assert sql.fetchone() == (1,)
     finally:
         sql.execute("DROP SEQUENCE asked")
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """The lessons that each query asked for."""
-    asked = []
-    fetch = Rds.fetch
-
-    async def watch(self, query, parameters):
-        asked.append(list((parameters or {}).values()))
-        return await fetch(self, query, parameters)
-
-    monkeypatch.setattr(Rds, "fetch", watch)
-    return asked
 
 
 def ask_for(lessons, lesson_ids):
@@ -160,6 +154,44 @@ def test_while_all_connections_have_a_query_lessons_gather_for_the_next_one(io_l
     assert asked == [["1"], ["2"], ["3", "4", "5"]]
 
 
+class HeldQueries:
+    """Each query waits until the test has it answered: ``answer("1,2")`` is for the one that asks for these two."""
+
+    def __init__(self):
+        self.asked = []
+        self.under_way = []
+        self._answers = collections.defaultdict(asyncio.Event)
+
+    async def fetch(self, query, parameters):
+        lesson_ids = list(parameters.values())
+        name = ",".join(lesson_ids)
+        self.asked.append(name)
+        self.under_way.append(name)
+        try:
+            await self._answers[name].wait()
+        finally:
+            self.under_way.remove(name)
+        return [(lesson_id, 3) for lesson_id in lesson_ids] if len(lesson_ids) > 1 else [(3,)]
+
+    def answer(self, name):
+        self._answers[name].set()
+
+    def hold_again(self, name):
+        self._answers[name].clear()
+
+
+@pytest.fixture
+def held(monkeypatch):
+    held = HeldQueries()
+    monkeypatch.setattr(Rds, "fetch", lambda self, *statement: held.fetch(*statement))
+    return held
+
+
+async def comes_true(condition):
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
 # Lessons that are slow though RDS is well
 
 # Those whose id begins with "slow" are.
@@ -172,6 +204,11 @@ def are_found(answers):
 
 def are_too_slow(answers):
     return {type(answer) for answer in answers} == {StoreUnavailable}
+
+
+def assert_no_task_has_died(caplog):
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 @pytest.fixture
@@ -248,6 +285,46 @@ def test_a_quick_lesson_does_not_wait_for_slow_ones_however_many(io_loop, slow_a
     io_loop.run_sync(ask, timeout=30)
 
 
+def test_slow_and_quick_lessons_together_use_no_more_connections_than_there_are(io_loop, slow_and_quick, held):
+    lessons = slow_and_quick
+    lessons._remember_as_slow("slow")
+    lessons._patience = 3600.0
+
+    async def ask():
+        joins = []
+        for lesson_id in ("slow", "1", "2"):
+            joins.append(asyncio.create_task(lessons.get(lesson_id)))
+            await comes_true(lambda: len(held.under_way) == len(joins))
+        joins.append(asyncio.create_task(lessons.get("3")))
+        await asyncio.sleep(0.05)
+        assert held.under_way == ["slow", "1", "2"]
+        for name in ("slow", "1", "2", "3"):
+            held.answer(name)
+        assert are_found(await asyncio.gather(*joins))
+
+    io_loop.run_sync(ask, timeout=20)
+
+
+def test_a_batch_that_is_answered_late_ends_what_it_has_answered_and_nothing_newer(io_loop, slow_and_quick, held):
+    lessons = slow_and_quick
+
+    async def ask():
+        first, other = (asyncio.create_task(lessons.get(lesson_id)) for lesson_id in ("a", "b"))
+        await comes_true(lambda: set(held.under_way) == {"a,b", "a", "b"})  # the batch was slow
+        held.answer("a")
+        assert await first == Lesson("a", 3)
+        held.hold_again("a")
+        newer = asyncio.create_task(lessons.get("a"))
+        await comes_true(lambda: held.asked.count("a") > 1)
+        held.answer("a,b")
+        assert await other == Lesson("b", 3)
+        await comes_true(lambda: "b" not in held.under_way)
+        held.answer("a")
+        assert await newer == Lesson("a", 3)
+
+    io_loop.run_sync(ask, timeout=20)
+
+
 def test_a_slow_lesson_that_finds_no_connection_waits_for_those_before_it(io_loop, open_lessons):
     """Each of these takes longer than the patience, and none longer than the timeout."""
     lessons = open_lessons("SELECT 3 FROM pg_sleep(0.3) WHERE %(lesson_id)s <> ''", timeout=1.6, pool_size=2)
@@ -255,7 +332,7 @@ def test_a_slow_lesson_that_finds_no_connection_waits_for_those_before_it(io_loo
     assert are_found(io_loop.run_sync(lambda: ask_for(lessons, ["1", "2", "3", "4"]), timeout=20))
 
 
-def test_batches_of_an_rds_that_is_slow_as_a_whole_are_answered(io_loop, slow_and_quick, monkeypatch):
+def test_batches_of_an_rds_that_is_slow_as_a_whole_are_answered(io_loop, slow_and_quick, monkeypatch, caplog):
     """The answer to a batch comes before those to its lessons, of which there are more than connections."""
     fetch = Rds.fetch
 
@@ -266,6 +343,8 @@ def test_batches_of_an_rds_that_is_slow_as_a_whole_are_answered(io_loop, slow_an
 
     monkeypatch.setattr(Rds, "fetch", is_slow)
     assert are_found(io_loop.run_sync(lambda: ask_for(slow_and_quick, [str(number) for number in range(8)])))
+    io_loop.run_sync(slow_and_quick.close)
+    assert_no_task_has_died(caplog)
 
 
 def test_a_lesson_that_nobody_waits_for_any_more_is_not_asked_for(io_loop, slow_and_quick, asked):
@@ -276,12 +355,16 @@ def test_a_lesson_that_nobody_waits_for_any_more_is_not_asked_for(io_loop, slow_
         given_up = [asyncio.create_task(lessons.get("slow-1")), *await becomes_slow(lessons, "slow-3")]
         for join in given_up:
             join.cancel()
-        await asyncio.wait(slow)
         asked.clear()
+        await asyncio.wait(slow)
         assert are_found([await lessons.get("quick")])
+        assert asked == [["quick"]]
+        still_slow = asyncio.create_task(lessons.get("slow-3"))
+        assert are_found([await lessons.get("quick")])
+        assert sorted(asked[1:]) == [["quick"], ["slow-3"]]
+        still_slow.cancel()
 
     io_loop.run_sync(ask, timeout=20)
-    assert asked == [["quick"]]
 
 
 def test_a_lesson_that_nobody_waits_for_any_more_may_fail(io_loop, open_lessons, asked, caplog):
@@ -296,11 +379,10 @@ def test_a_lesson_that_nobody_waits_for_any_more_may_fail(io_loop, open_lessons,
         assert not lessons._lookups
 
     io_loop.run_sync(ask)
-    gc.collect()
-    assert "never retrieved" not in caplog.text
+    assert_no_task_has_died(caplog)
 
 
-def test_joins_that_wait_when_the_server_stops_are_failed(io_loop, open_lessons, asked, monkeypatch):
+def test_joins_that_wait_when_the_server_stops_are_failed(io_loop, open_lessons, asked, monkeypatch, caplog):
     lessons = open_lessons(SOME_ARE_SLOW)
     monkeypatch.setattr(lessons._rds, "_timeout", 3600.0)
 
@@ -316,6 +398,32 @@ def test_joins_that_wait_when_the_server_stops_are_failed(io_loop, open_lessons,
         assert are_too_slow(await joins)
 
     io_loop.run_sync(ask, timeout=20)
+    assert_no_task_has_died(caplog)
+
+
+def test_the_server_stops_when_its_queries_have_ended(io_loop, lessons, monkeypatch, caplog):
+    lessons._remember_as_slow("slow")
+    under_way = []
+
+    async def ends_late(self, query, parameters):
+        under_way.append(query)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)
+            under_way.remove(query)
+
+    monkeypatch.setattr(Rds, "fetch", ends_late)
+
+    async def ask():
+        joins = ask_for(lessons, ["slow", "quick"])
+        await comes_true(lambda: len(under_way) == 2)
+        await lessons.close()
+        assert under_way == []
+        assert are_too_slow(await joins)
+
+    io_loop.run_sync(ask, timeout=20)
+    assert_no_task_has_died(caplog)
 
 
 def test_no_more_than_so_many_lessons_are_remembered_as_slow(io_loop, lessons, monkeypatch):
@@ -345,6 +453,9 @@ def test_a_lesson_that_rds_stumbles_over_is_nobody_else_s_fault(io_loop, open_le
     good, bad, other = io_loop.run_sync(lambda: ask_for(lessons, ["seven-7", "by", "five5"]))
     assert (good, other) == (Lesson("seven-7", 2), Lesson("five5", 4))
     assert isinstance(bad, StoreUnavailable)
+    bad, good = io_loop.run_sync(lambda: ask_for(lessons, ["by", "five5"]), timeout=20)
+    assert isinstance(bad, StoreUnavailable)
+    assert good == Lesson("five5", 4)
 
 
 def test_a_batch_that_is_slow_and_then_fails_is_followed_by_one_query_for_each_lesson(io_loop, open_lessons, asked):
