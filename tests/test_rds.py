@@ -16,7 +16,7 @@ from lesson_server.errors import LessonNotFound, StoreUnavailable
 from lesson_server.lesson_query import LessonQuery
 from lesson_server.lesson_table import list_lessons
 from lesson_server.lessons import Lesson, Lessons
-from lesson_server.rds import Rds
+from lesson_server.rds import Rds, parse_dsn
 from lesson_server.settings import RdsSettings, SettingsError
 
 QUERY = RdsSettings().lesson_query
@@ -37,9 +37,13 @@ def proxy(stores):
 
 
 @pytest.fixture
-def through_proxy(open_lessons, proxy):
-    dsn = f"host=127.0.0.1 port={proxy.port} user=postgres dbname=lessons sslmode=disable gssencmode=disable"
-    yield open_lessons(timeout=TIMEOUT, dsn=dsn)
+def dsn_of_proxy(proxy):
+    return f"host=127.0.0.1 port={proxy.port} user=postgres dbname=lessons sslmode=disable gssencmode=disable"
+
+
+@pytest.fixture
+def through_proxy(open_lessons, proxy, dsn_of_proxy):
+    yield open_lessons(timeout=TIMEOUT, dsn=dsn_of_proxy)
     proxy.mend()
 
 
@@ -94,6 +98,19 @@ def test_a_join_costs_no_time_while_rds_is_known_not_to_answer(io_loop, through_
 
     io_loop.run_sync(story, timeout=20)
     assert [line.partition(":")[0] for line in caplog.messages] == ["RDS is unavailable", "RDS is available again"]
+
+
+@pytest.mark.parametrize("fault", ["hang", "refuse"])
+def test_readiness_asks_rds_and_waits_no_longer_than_a_join(io_loop, through_proxy, proxy, fault):
+    async def story():
+        await through_proxy.ping()
+        getattr(proxy, fault)()
+        assert not is_known(through_proxy)
+        with pytest.raises(StoreUnavailable) as caught:
+            await through_proxy.ping()
+        assert re.match(r"RDS: \w", caught.value.cause)
+
+    io_loop.run_sync(story, timeout=20)
 
 
 def test_a_stopped_rds_is_known_not_to_answer_and_is_used_again_when_it_goes_on(io_loop, own_rds, open_lessons):
@@ -261,6 +278,15 @@ def test_open_says_in_one_line_why_it_can_not(io_loop, tmp_path):
     assert "sesame" not in caught.value.cause
 
 
+@pytest.mark.parametrize("fault", ["hang", "refuse"])
+def test_open_waits_no_longer_than_a_join(io_loop, proxy, dsn_of_proxy, fault):
+    getattr(proxy, fault)()
+    rds = Rds(dsn_of_proxy, TIMEOUT, 1, lambda: None)
+    with pytest.raises(StoreUnavailable):
+        io_loop.run_sync(rds.open, timeout=20)
+    io_loop.run_sync(rds.close)
+
+
 def test_open_asks_for_nothing_but_connections(io_loop, stores, sql):
     """aiopg would ask each of them for the number of a type that nobody uses."""
     rds = Rds(stores.dsn, 3.0, 1, lambda: None)
@@ -299,6 +325,11 @@ def test_a_malformed_dsn_is_named_and_not_quoted(dsn):
         with pytest.raises(SettingsError) as caught:
             use()
         assert str(caught.value) == "rds.dsn (LESSON_RDS_DSN): should be a libpq connection string or URI"
+
+
+def test_a_dsn_may_name_several_hosts_each_with_its_port():
+    parts = parse_dsn("postgresql://someone@first:5432,second:5433/school")
+    assert (parts["host"], parts["port"]) == ("first,second", "5432,5433")
 
 
 def test_the_options_of_the_dsn_are_kept(io_loop, open_lessons, stores, sql):
