@@ -1,8 +1,8 @@
-"""Engine.IO 4 on Tornado, as we run it: what is refused is closed, and nothing that a client sends is believed.
+"""Engine.IO 4, as we run it: what is refused is closed, and nothing that a client sends is believed.
 
 python-engineio keeps the sessions and the ids; its Tornado driver is not used. That one trusts what arrives, buffers
 without limit in both directions, compresses each connection (229 kB of memory instead of 42), and leaves the sockets of
-refused clients open for ever. Tornado serves the requests; what becomes a websocket goes on in websocket.py.
+refused clients open for ever. Polling is served here, by Tornado; websockets are served by websocket.py.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ PATHS = ("/socket.io/", "/socket.io")
 
 
 class EngineHandler(RequestHandler):
-    """One HTTP request of Engine.IO: a polling GET or POST, a preflight, or what begins a websocket."""
+    """One HTTP request of Engine.IO: a polling GET or POST, or a preflight."""
 
     _session: Session | None = None
 
@@ -151,7 +151,7 @@ class EngineHandler(RequestHandler):
 
 
 class Engine(engineio.AsyncServer):  # type: ignore[misc]
-    """The Engine.IO server that python-socketio drives. It takes its sessions from :class:`EngineHandler`.
+    """The Engine.IO server that python-socketio drives. Its sessions begin with a polling request or a websocket.
 
     Args:
         session_places: one for each session.

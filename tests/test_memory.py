@@ -236,14 +236,13 @@ def small_buffers(server):
     ],
 )
 @pytest.mark.gen_test
-async def test_websockets_that_read_nothing(clients, server, data):
-    """Who leaves acknowledgements unread is dropped in the end; until then the server holds no more than the bytes."""
+async def test_websockets_that_read_nothing(clients, data):
+    """Pongs are left out; who leaves acknowledgements unread is dropped in the end, see test_engine.py."""
 
     async def deaf(clients: Clients) -> Client:
         return await clients.connected(GUEST, receive_buffer=4096)
 
     assert (await cost(clients, deaf, data, CONNECTIONS // 5)).peak < BOUND
-    await until(lambda: not server.gateway.connections or data.startswith(frame("", PING)))
 
 
 @pytest.mark.usefixtures("small_buffers")
