@@ -194,6 +194,8 @@ class FakeRedis:
         """Takes a claim from an entry."""
         claims = self.claims_on(entry)
         left = [claim for claim in claims if claim[1] is not owner]
+        if entry.outlives and undo and len(left) == len(claims):
+            return  # there is nothing to undo, or it has been undone; the connection may have joined, and ended, since
         if entry.outlives and not undo and len(left) < len(claims) and left and left[-1][0]:
             # The joins of all others may yet fail.
             left = [(0, None, entry), *(claim for claim in left if claim[0])]
