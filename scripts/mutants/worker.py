@@ -31,7 +31,7 @@ import pytest
 from lesson_server.embedded import EmbeddedStores
 
 ROOT = Path(__file__).resolve().parents[2]
-LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build")
+LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
 OURS = ("lesson_server", "statecharts", "test_")
 PR_SET_CHILD_SUBREAPER = 36  # processes that a killed child has started become ours, to be killed too
 
