@@ -232,6 +232,41 @@ async def test_a_join_that_failed_gives_back_what_was_known_of_the_client_with_i
     assert 0 < redis_client.ttl("p1") <= DAY
 
 
+@pytest.mark.gen_test
+async def test_a_second_join_of_one_connection_that_failed_leaves_what_was_known_of_the_first(presence, redis_client):
+    """A participant who moves to another lesson ends one record and writes the next by the same sid."""
+    await presence.write(CLIENT)
+    await presence.remove("sid-p")
+    await presence.write(other(CLIENT, "sid-p", lesson_id="2"))
+    await presence.remove("sid-p", undo=True)
+    assert redis_client.hgetall("p1") == {"sid": "sid-p", "client_id": "p1", "role": "student"}
+
+
+@pytest.mark.parametrize("ended", [("sid-1", "sid-2"), ("sid-2", "sid-1")], ids="/".join)
+def test_a_join_that_failed_leaves_what_is_known_of_the_last_connection_that_ended(
+    io_loop, presence, redis_client, ended
+):
+    async def scenario():
+        for sid in (*ended, "sid-failed"):
+            await presence.write(other(CLIENT, sid))
+        for sid in ended:
+            await presence.remove(sid)
+        await presence.remove("sid-failed", undo=True)
+        assert redis_client.hget("p1", "sid") == ended[1]
+
+    io_loop.run_sync(scenario)
+
+
+@pytest.mark.gen_test
+async def test_what_is_known_of_a_connection_that_ended_outlives_a_repeated_removal(presence, elsewhere, redis_client):
+    await presence.write(CLIENT)
+    await elsewhere.write(other(CLIENT, "sid-failed"))
+    await presence.remove("sid-p")
+    await presence._remove(CLIENT, presence.incarnation.node_id, 1, undo=False)
+    await elsewhere.remove("sid-failed", undo=True)
+    assert redis_client.hget("p1", "sid") == "sid-p"
+
+
 # Several connections of one person
 
 
@@ -570,6 +605,19 @@ def test_under_a_new_incarnation_the_claim_is_replaced_and_the_sweep_of_the_form
 
 
 @RECORDS
+def test_a_claim_that_was_replaced_is_gone_with_the_one_in_its_place(io_loop, presence, redis_client, record):
+    async def scenario():
+        await presence.write(record)
+        presence.begin_incarnation()
+        await presence.restore(record)
+        await presence.remove(record.sid)
+        assert lesson_field(redis_client, record) is None
+        assert not [key for key in own_keys(redis_client) if "claims" in key]
+
+    io_loop.run_sync(scenario)
+
+
+@RECORDS
 def test_a_claim_counts_as_missing_until_redis_has_answered_that_it_replaced_the_former_one(
     io_loop, presence, redis_client, record
 ):
@@ -661,6 +709,25 @@ def test_a_check_finds_whatever_of_a_record_is_lost_and_a_restore_mends_it(
         await presence.restore(record)
         assert await presence.check([record.sid]) == []
         assert (snapshot(redis_client), len(own_keys(redis_client))) == before
+
+    io_loop.run_sync(scenario)
+
+
+@RECORDS
+def test_a_check_gives_a_claim_one_order_on_all_entries(io_loop, presence, redis_client, record):
+    """Of two joins at the same moment each may have come first on one entry."""
+
+    async def scenario():
+        await presence.write(record)
+        order = presence._held[record.sid].order
+        claims = [key for key in own_keys(redis_client) if "claims" in key]
+        assert len(claims) == 2
+        for key in claims:
+            (claim,) = redis_client.zrange(key, 0, -1)
+            redis_client.zadd(key, {claim: 1})
+        assert await presence.check([record.sid]) == []
+        for key in claims:
+            assert [score for _, score in redis_client.zrange(key, 0, -1, withscores=True)] == [float(order)]
 
     io_loop.run_sync(scenario)
 
