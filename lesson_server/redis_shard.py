@@ -14,6 +14,7 @@ from redis.exceptions import (
     ResponseError,
     TryAgainError,
 )
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from lesson_server.errors import StoreRefused, StoreUnavailable
 from lesson_server.health import Availability
@@ -154,14 +155,11 @@ class Shard:
         self._begin_soon()
 
     async def _round_trip(self, parts: list[Part]) -> None:
-        """Sends one pipeline. All errors of redis-py are translated here."""
+        """Sends the commands of steps together. All errors of redis-py are translated here."""
         commands = [part.step.commands[position] for part in parts for position in part.positions]
         answers: list[Any]
         try:
-            async with self.client.pipeline(transaction=False) as pipe:
-                for command in commands:
-                    pipe.execute_command(*command)
-                answers = await pipe.execute(raise_on_error=False)
+            answers = await self._exchange(commands)
             if self._redirect is not None:
                 answers = await self._follow(commands, answers)
         except Exception as error:  # redis-py's, or a defect, which the callers are to report
@@ -173,6 +171,35 @@ class Shard:
             start = end
         if not self._closed:
             self._note(answers)
+
+    async def _exchange(self, commands: list[Command]) -> list[Any]:
+        """The answers to commands that are sent together, an exception in place of each that is an error."""
+        pool = self.client.connection_pool
+        connection = await pool.get_connection()
+        try:
+            return await connection.retry.call_with_retry(  # type: ignore[no-any-return]
+                partial(self._exchange_by, connection, commands), lambda _: connection.disconnect()
+            )
+        finally:
+            await pool.release(connection)
+
+    async def _exchange_by(self, connection: Any, commands: list[Command]) -> list[Any]:
+        # One timeout for all. redis-py would set one for each answer, and start a task to send: half of its time.
+        timeout, connection.socket_timeout = connection.socket_timeout, None
+        try:
+            async with asyncio.timeout(timeout):
+                await connection.send_packed_command(connection.pack_commands(commands))
+                return [await self._answer(connection, command) for command in commands]
+        except TimeoutError:
+            raise RedisTimeoutError(f"no answer within {timeout} s") from None
+        finally:
+            connection.socket_timeout = timeout
+
+    async def _answer(self, connection: Any, command: Command) -> Any:
+        try:
+            return await self.client.parse_response(connection, command[0])
+        except ResponseError as error:
+            return error
 
     async def _follow(self, commands: list[Command], answers: list[Any]) -> list[Any]:
         """Carries out elsewhere what this master no longer serves, as while slots move."""

@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 from fakes import run, settle
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MovedError, ResponseError
 
@@ -12,12 +14,18 @@ from lesson_server.redis_shard import Part, Shard, Step
 
 
 class FakeRedis:
-    """A client of redis-py. A test says what the commands are answered; by default nothing, for ever."""
+    """A client of redis-py, its pool and its one connection. A test says what the commands are answered; by default
+    nothing, for ever."""
+
+    socket_timeout = 2.0
 
     def __init__(self):
         self.answers = None
         self.pings = 0
         self.asked = []
+        self.lent = 0
+        self.connection_pool = self
+        self.retry = Retry(NoBackoff(), 0)
 
     async def ping(self):
         self.pings += 1
@@ -26,29 +34,34 @@ class FakeRedis:
     async def aclose(self):
         pass
 
-    def pipeline(self, *, transaction):
-        return FakePipeline(self)
+    # The pool
 
-
-class FakePipeline:
-    def __init__(self, client):
-        self._client = client
-        self._commands = []
-
-    async def __aenter__(self):
+    async def get_connection(self):
+        self.lent += 1
         return self
 
-    async def __aexit__(self, *error):
+    async def release(self, connection):
+        self.lent -= 1
+
+    # The connection
+
+    async def disconnect(self):
         pass
 
-    def execute_command(self, *command):
-        self._commands.append(command)
+    def pack_commands(self, commands):
+        return commands
 
-    async def execute(self, *, raise_on_error):
-        self._client.asked.append(self._commands)
-        if self._client.answers is None:
+    async def send_packed_command(self, commands):
+        assert self.socket_timeout is None
+        self.asked.append(commands)
+
+    async def parse_response(self, connection, name):
+        if self.answers is None:
             await asyncio.Event().wait()
-        return [self._client.answers[command[0]] for command in self._commands]
+        answer = self.answers[name]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 def make_shard(client, redirect=None, failures=None):
@@ -73,7 +86,8 @@ def test_a_round_trip_that_is_given_up_at_any_turn_of_the_loop_answers_its_steps
     """Cancelled before its first step, a task runs none of its own code."""
 
     async def scenario():
-        shard = make_shard(FakeRedis())
+        client = FakeRedis()
+        shard = make_shard(client)
         first, second = submit(shard, ("GET", "a")), submit(shard, ("GET", "b"))
         for _ in range(turns):
             await asyncio.sleep(0)
@@ -81,6 +95,8 @@ def test_a_round_trip_that_is_given_up_at_any_turn_of_the_loop_answers_its_steps
         shard._give_up()
         for done in (first, second, third):
             await is_refused(done)
+        await settle()
+        assert client.lent == 0
 
     run(scenario())
 

@@ -119,9 +119,9 @@ class Planter(ast.NodeVisitor):
         for child in [*node.body, *node.orelse]:
             self.visit(child)
         outer, self._tried = self._tried, self._tried | lines_of([node])
-        for child in [*node.handlers, *node.finalbody]:
+        for late in (*node.handlers, *node.finalbody):
             self._lines = self._tried
-            self.visit(child)
+            self.visit(late)
         self._tried = outer
 
     def visit(self, node: ast.AST) -> None:
