@@ -17,11 +17,10 @@ not wait. With a pool of one connection, a slow lesson holds up the others for i
 """
 
 import asyncio
-import contextlib
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
-from dataclasses import dataclass
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
 from typing import Any
 
 from lesson_server.errors import LessonNotFound
@@ -58,14 +57,14 @@ class _Lookup:
     """A lesson that joins wait for.
 
     Attributes:
-        outcome: the lesson; None if RDS has not found it.
-        joins: how many wait.
+        outcome: the lesson, None if RDS has not found it, or what went wrong.
+        joins: the answers to the joins that wait.
         is_alone: whether it is, or is going to be, asked for by a query of its own.
     """
 
     lesson_id: str
-    outcome: "asyncio.Future[Lesson | None]"
-    joins: int = 0
+    outcome: "asyncio.Future[Lesson | Exception | None]"
+    joins: "list[asyncio.Future[Lesson | None]]" = field(default_factory=list)
     is_alone: bool = False
 
 
@@ -90,7 +89,7 @@ class Lessons:
         self._lookups: dict[str, _Lookup] = {}
         self._unasked: deque[_Lookup] = deque()  # those that wait for a batch
         self._slow_lessons: dict[str, None] = {}  # the longest known first
-        self._dispatcher: asyncio.Task[None] | None = None
+        self._beginning = False  # a query for a batch waits for its turn
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -125,12 +124,12 @@ class Lessons:
         if lookup is None:
             self._rds.availability.require()
             lookup = self._begin(lesson_id)
-        lookup.joins += 1
+        answer: asyncio.Future[Lesson | None] = asyncio.get_running_loop().create_future()
+        lookup.joins.append(answer)
         try:
-            # Shielded: a join that is given up must not take the answer from the others that wait for it.
-            lesson = await asyncio.shield(lookup.outcome)
+            lesson = await answer
         finally:
-            lookup.joins -= 1
+            lookup.joins.remove(answer)
         if lesson is None:
             raise LessonNotFound(lesson_id)
         return lesson
@@ -151,8 +150,7 @@ class Lessons:
             self._spawn(self._look_up_slowly(lookup))
         else:
             self._unasked.append(lookup)
-            if self._dispatcher is None:
-                self._dispatcher = self._spawn(self._dispatch())
+            self._ask_soon()
         return lookup
 
     def _settle(self, lookup: _Lookup, outcome: Lesson | Exception | None) -> None:
@@ -160,18 +158,24 @@ class Lessons:
         if lookup.outcome.done():
             return
         del self._lookups[lookup.lesson_id]
-        if isinstance(outcome, Exception):
-            lookup.outcome.set_exception(outcome)
-            lookup.outcome.exception()  # looked at: when all joins have been given up, there is nobody else to do it
-        else:
-            lookup.outcome.set_result(outcome)
+        lookup.outcome.set_result(outcome)
+        for answer in lookup.joins:
+            if answer.done():
+                continue  # the join was given up in this turn of the loop
+            if isinstance(outcome, Exception):
+                answer.set_exception(outcome)
+            else:
+                answer.set_result(outcome)
 
     def _fail_all(self) -> None:
-        """Fails all lookups, whose queries end with them: RDS is known not to answer, or the server stops."""
+        """Fails all lookups, and ends their queries: RDS is known not to answer, or the server stops."""
         self._unasked.clear()
         self._slow_lessons.clear()  # it was RDS that was slow
         for lookup in list(self._lookups.values()):
             self._settle(lookup, self._rds.availability.refusal())
+        for task in self._tasks:
+            task.cancel()
+        self._beginning = False
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)
@@ -181,15 +185,19 @@ class Lessons:
 
     # Queries
 
-    async def _dispatch(self) -> None:
-        """Asks RDS for what is wanted, batch by batch, until nobody waits for one."""
-        while self._unasked:
-            # Callers queue here, before their batch is put together.
-            await self._turns.acquire()
+    def _ask_soon(self) -> None:
+        """Begins a query when all that is wanted in this turn of the loop is known."""
+        if self._unasked and not self._beginning:
+            self._beginning = True
+            self._spawn(self._look_up_batch())
+
+    async def _look_up_batch(self) -> None:
+        """Asks for lessons of which RDS has not been asked yet. While it waits for its turn, more of them come."""
+        async with self._turns:
+            self._beginning = False
             batch = [self._unasked.popleft() for _ in range(min(len(self._unasked), self._lessons_in_query))]
-            query = self._spawn(self._ask(batch))
-            query.add_done_callback(lambda _: self._turns.release())
-        self._dispatcher = None
+            self._ask_soon()
+            await self._ask(batch)
 
     async def _look_up_alone(self, lookup: _Lookup) -> None:
         """Asks for a lesson of a batch that was slow or failed."""
@@ -199,40 +207,48 @@ class Lessons:
     async def _look_up_slowly(self, lookup: _Lookup) -> None:
         """Asks for a lesson that is known to be slow."""
         async with self._slow_turns, self._turns:
-            if not self._wanted([lookup]):
-                return
-            async with self._query_for([lookup]) as query:
-                if await self._ends(query, [lookup], self._patience):
-                    self._slow_lessons.pop(lookup.lesson_id, None)
-                else:
-                    await self._ends(query, [lookup], None)
+            if self._wanted([lookup]) and await self._load([lookup]):
+                self._slow_lessons.pop(lookup.lesson_id, None)
 
     async def _ask(self, lookups: list[_Lookup]) -> None:
         """Asks for lessons by one query. The caller has taken a turn for it."""
         wanted = self._wanted(lookups)
         if not wanted:
             return
-        async with self._query_for(wanted) as query:
-            if await self._ends(query, wanted, self._patience):
-                if len(wanted) == self._lessons_in_query:
-                    self._lessons_in_query = min(len(wanted) * 2, self._max_lessons_in_query)
-                return
-            may_go_on = not self._slow_turns.locked()
-            if len(wanted) > 1:
-                self._lessons_in_query = min(self._lessons_in_query, len(wanted) // 2)
-                self._look_up_each_alone(wanted)
-            else:
-                self._remember_as_slow(wanted[0].lesson_id)
-                if not may_go_on:
-                    self._spawn(self._look_up_slowly(wanted[0]))
-            if may_go_on:
-                async with self._slow_turns:
-                    await self._ends(query, wanted, None)
+        query = asyncio.current_task()
+        assert query is not None
+        attend = asyncio.get_running_loop().call_later(
+            self._patience, lambda: self._spawn(self._attend_to_slow(query, wanted))
+        )
+        try:
+            is_quick = await self._load(wanted)
+        finally:
+            attend.cancel()
+        if is_quick and len(wanted) == self._lessons_in_query:
+            self._lessons_in_query = min(len(wanted) * 2, self._max_lessons_in_query)
+
+    async def _attend_to_slow(self, query: "asyncio.Task[None]", lookups: list[_Lookup]) -> None:
+        """Decides what becomes of a query that is slow, and of its lessons. A query that is cancelled closes its
+        connection."""
+        may_go_on = not self._slow_turns.locked()
+        if all(lookup.outcome.done() for lookup in lookups):
+            may_go_on = False
+        elif len(lookups) > 1:
+            self._lessons_in_query = min(self._lessons_in_query, len(lookups) // 2)
+            self._look_up_each_alone(lookups)
+        else:
+            self._remember_as_slow(lookups[0].lesson_id)
+            if not may_go_on:
+                self._spawn(self._look_up_slowly(lookups[0]))
+        if may_go_on:
+            async with self._slow_turns:
+                await self._end_or_outcomes(query, lookups)
+        query.cancel()
 
     def _wanted(self, lookups: list[_Lookup]) -> list[_Lookup]:
         """Those that joins wait for. The others are forgotten, so that no queue is longer than the joins that wait."""
         for lookup in lookups:
-            if lookup.joins == 0 and not lookup.outcome.done():
+            if not lookup.joins and not lookup.outcome.done():
                 del self._lookups[lookup.lesson_id]
                 lookup.outcome.cancel()
         return [lookup for lookup in lookups if not lookup.outcome.done()]
@@ -248,39 +264,24 @@ class Lessons:
         if len(self._slow_lessons) > MAX_SLOW_LESSONS:
             del self._slow_lessons[next(iter(self._slow_lessons))]
 
-    @contextlib.asynccontextmanager
-    async def _query_for(self, lookups: list[_Lookup]) -> "AsyncIterator[asyncio.Task[None]]":
-        """A query that goes on until the end of the block at most. When it is cancelled, its connection is closed."""
-        query = asyncio.create_task(self._load(lookups))
-        try:
-            yield query
-        finally:
-            query.cancel()
-            await asyncio.wait((query,))
-
     @staticmethod
-    async def _ends(query: "asyncio.Task[None]", lookups: list[_Lookup], patience: float | None) -> bool:
-        """Waits until a query has ended, or all of its lookups have an outcome from elsewhere.
+    async def _end_or_outcomes(query: "asyncio.Task[None]", lookups: list[_Lookup]) -> None:
+        """Waits until a query has ended, or all of its lookups have an outcome from elsewhere."""
+        while not query.done():
+            unsettled = [lookup.outcome for lookup in lookups if not lookup.outcome.done()]
+            if not unsettled:
+                return
+            waiting: set[asyncio.Future[Any]] = {query, *unsettled}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
 
-        Args:
-            patience: seconds after which the query is no longer waited for.
+    async def _load(self, lookups: list[_Lookup]) -> bool:
+        """Runs one query, and settles its lookups by the answer, or by what went wrong.
 
         Returns:
-            whether that came true.
+            whether it was quick.
         """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience):
-                while not query.done():
-                    unsettled = [lookup.outcome for lookup in lookups if not lookup.outcome.done()]
-                    if not unsettled:
-                        break
-                    waiting: set[asyncio.Future[Any]] = {query, *unsettled}
-                    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                return True
-        return False
-
-    async def _load(self, lookups: list[_Lookup]) -> None:
-        """Runs one query, and settles its lookups by the answer, or by what went wrong."""
+        clock = asyncio.get_running_loop().time
+        started = clock()
         try:
             seat_counts = await self._seat_counts([lookup.lesson_id for lookup in lookups])
         except StatementFault as fault:
@@ -297,6 +298,7 @@ class Lessons:
         else:
             for lookup in lookups:
                 self._settle(lookup, _lesson(lookup.lesson_id, seat_counts))
+        return clock() - started < self._patience
 
     async def _seat_counts(self, lesson_ids: list[str]) -> dict[str, Any]:
         """What RDS says of those lessons that exist."""

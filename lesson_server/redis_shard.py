@@ -89,7 +89,7 @@ class Shard:
         self._on_failure = on_failure
         self._waiting: deque[Part] = deque()
         self._round_trips: set[asyncio.Task[None]] = set()
-        self._beginning = False  # the next round trip has been asked for, and begins in this turn of the loop
+        self._beginning = False  # the next round trip has been asked for, and begins in the next turn of the loop
         self._closed = False
 
     def submit(self, part: Part) -> None:
@@ -124,6 +124,7 @@ class Shard:
         """Fails all parts: the server is known not to answer, or the shard is closed."""
         for task in self._round_trips:
             task.cancel()
+        self._beginning = False  # cancelled before its first step, a task does nothing by itself
         self._refuse(self._waiting)
         self._waiting.clear()
 
@@ -135,26 +136,29 @@ class Shard:
         """Begins a round trip when all that is asked for in this turn of the loop has been asked for."""
         if not self._closed and not self._beginning and self._waiting and len(self._round_trips) < self._pool_size:
             self._beginning = True
-            asyncio.get_running_loop().call_soon(self._begin)
+            task = asyncio.create_task(self._round_trip())
+            self._round_trips.add(task)
+            task.add_done_callback(self._end)
 
-    def _begin(self) -> None:
+    def _end(self, task: "asyncio.Task[None]") -> None:
+        self._round_trips.discard(task)
+        self._begin_soon()
+
+    async def _round_trip(self) -> None:
+        """Carries out what waits."""
         self._beginning = False
         parts = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_STEPS))]
         # A step whose caller has given up must not be carried out: its removal may have begun.
         parts = [part for part in parts if not part.step.done.done()]
-        if parts:
-            task = asyncio.create_task(self._round_trip(parts))
-            self._round_trips.add(task)
-            task.add_done_callback(partial(self._end, parts))
         self._begin_soon()
-
-    def _end(self, parts: list[Part], task: "asyncio.Task[None]") -> None:
-        self._round_trips.discard(task)
-        if task.cancelled():  # maybe before its first step, so it can't do this by itself
+        try:
+            if parts:
+                await self._carry_out(parts)
+        except asyncio.CancelledError:
             self._refuse(parts)
-        self._begin_soon()
+            raise
 
-    async def _round_trip(self, parts: list[Part]) -> None:
+    async def _carry_out(self, parts: list[Part]) -> None:
         """Sends the commands of steps together. All errors of redis-py are translated here."""
         commands = [part.step.commands[position] for part in parts for position in part.positions]
         answers: list[Any]
