@@ -125,7 +125,7 @@ def test_lessons_of_a_slow_query_do_not_time_out_together(io_loop, open_lessons,
 
 
 def test_a_slow_batch_is_followed_by_shorter_ones_which_grow_again(io_loop, open_lessons, asked, monkeypatch):
-    lessons = open_lessons(pool_size=1)
+    lessons = open_lessons("SELECT 3 FROM pg_sleep(0.005) WHERE %(lesson_id)s <> ''", pool_size=1)
     asked.clear()
     with monkeypatch.context() as patch:
         patch.setattr(lessons, "_patience", 0.0)
