@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 REMOVAL_PATIENCE = 0.5
 # Seconds between two tries of a removal that Redis has not answered.
 RETRY_INTERVAL = 1.0
+# Seconds in which claims gather that have been removed, before one command takes them from the index. Nobody waits.
+UNINDEX_INTERVAL = 0.1
 # Seconds after which Redis does not carry out a write any more that it has not answered: its timeout, and the time in
 # which TCP sends again what was lost.
 LATE_WRITE = 10.0
@@ -281,6 +283,7 @@ class Presence:
         """Retries pending removals, and takes what has been removed from the index, until nothing is left."""
         while self._pending or self._removed:
             try:
+                await asyncio.sleep(UNINDEX_INTERVAL)
                 await self._unindex()
                 if self._pending:
                     # A removal ends in the index; while that does not answer, it would be repeated in vain.

@@ -202,6 +202,7 @@ def controlled() -> Iterator[LogHandler]:
     with (
         patch.object(presence.secrets, "token_hex", token_hex),
         patch.object(presence, "RETRY_INTERVAL", 0),
+        patch.object(presence, "UNINDEX_INTERVAL", 0),
         patch.object(presence, "LATE_WRITE", nodes.HEARTBEAT_INTERVAL),
         patch.object(nodes, "RETRY_INTERVAL", 0),
         patch.object(nodes, "LOST_AFTER", LOST_AFTER),

@@ -23,6 +23,7 @@ RECORDS = pytest.mark.parametrize("record", [TEACHER, CLIENT], ids=["teacher", "
 def open_presence(io_loop, stores, monkeypatch):
     """The presence of one node, with a connection to Redis of its own."""
     monkeypatch.setattr(presence_module, "RETRY_INTERVAL", 0.01)
+    monkeypatch.setattr(presence_module, "UNINDEX_INTERVAL", 0.01)
     opened = []
 
     def open_presence(retention=RETENTION, key_prefix="", options=""):
@@ -357,6 +358,29 @@ def test_an_end_leaves_only_what_a_reconnect_is_known_by(io_loop, presence, redi
         assert redis_client.hvals("lesson_node_counts") == [str(presence.incarnation.acknowledged)] == ["2"]
 
     io_loop.run_sync(scenario)
+
+
+@pytest.mark.gen_test
+async def test_claims_that_end_one_after_the_other_are_taken_from_the_index_together(
+    presence, redis_client, monkeypatch
+):
+    commands = []
+    run = presence._store.run
+
+    async def listen(*step, **more):
+        commands.extend(step)
+        return await run(*step, **more)
+
+    monkeypatch.setattr(presence._store, "run", listen)
+    monkeypatch.setattr(presence_module, "UNINDEX_INTERVAL", 0.2)
+    sids = [f"sid-{number}" for number in range(5)]
+    for sid in sids:
+        await presence.write(other(CLIENT, sid))
+    for sid in sids:
+        await presence.remove(sid)
+    await presence.settled()
+    assert [len(command) - 2 for command in commands if command[0] == "HDEL"] == [len(sids)]
+    assert own_keys(redis_client) == []
 
 
 @pytest.mark.gen_test

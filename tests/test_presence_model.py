@@ -314,6 +314,7 @@ class Nodes(RuleBasedStateMachine):
 @pytest.mark.parametrize("steps", [15, 50], ids=["short stories", "long stories"])
 def test_after_anything_redis_tells_who_is_in_a_lesson(stores, monkeypatch, steps):
     monkeypatch.setattr(presence_module, "RETRY_INTERVAL", 0)
+    monkeypatch.setattr(presence_module, "UNINDEX_INTERVAL", 0)
     monkeypatch.setattr(presence_module, "LATE_WRITE", 0)  # nothing is late here: commands are carried out at once
     monkeypatch.setattr(nodes_module, "LOST_AFTER", LOST_AFTER)
     monkeypatch.setattr(Nodes, "injected", 0)
