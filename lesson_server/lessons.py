@@ -90,6 +90,7 @@ class Lessons:
         self._unasked: deque[_Lookup] = deque()  # those that wait for a batch
         self._slow_lessons: dict[str, None] = {}  # the longest known first
         self._beginning = False  # a query for a batch waits for its turn
+        self._under_way = 0  # queries
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -194,6 +195,8 @@ class Lessons:
     async def _look_up_batch(self) -> None:
         """Asks for lessons of which RDS has not been asked yet. While it waits for its turn, more of them come."""
         async with self._turns:
+            for _ in range(self._under_way):  # those under way make this one gather
+                await asyncio.sleep(0)
             self._beginning = False
             batch = [self._unasked.popleft() for _ in range(min(len(self._unasked), self._lessons_in_query))]
             self._ask_soon()
@@ -282,6 +285,7 @@ class Lessons:
         """
         clock = asyncio.get_running_loop().time
         started = clock()
+        self._under_way += 1
         try:
             seat_counts = await self._seat_counts([lookup.lesson_id for lookup in lookups])
         except StatementFault as fault:
@@ -298,6 +302,8 @@ class Lessons:
         else:
             for lookup in lookups:
                 self._settle(lookup, _lesson(lookup.lesson_id, seat_counts))
+        finally:
+            self._under_way -= 1
         return clock() - started < self._patience
 
     async def _seat_counts(self, lesson_ids: list[str]) -> dict[str, Any]:

@@ -187,6 +187,22 @@ def held(monkeypatch):
     return held
 
 
+def test_while_a_query_is_under_way_the_next_one_lets_lessons_of_the_next_turn_in(io_loop, lessons, held):
+    async def ask():
+        first = ask_for(lessons, ["1"])
+        await until(lambda: held.under_way == ["1"])
+        second = ask_for(lessons, ["2"])
+        await asyncio.sleep(0)
+        third = ask_for(lessons, ["3"])
+        await until(lambda: len(held.under_way) == 2)
+        for name in held.asked:
+            held.answer(name)
+        await asyncio.gather(first, second, third)
+
+    io_loop.run_sync(ask)
+    assert held.asked == ["1", "2,3"]
+
+
 async def comes_true(condition):
     while not condition():
         await asyncio.sleep(0.001)

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from fakes import run, settle
+from hiredis import pack_command
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -48,12 +49,9 @@ class FakeRedis:
     async def disconnect(self):
         pass
 
-    def pack_commands(self, commands):
-        return commands
-
-    async def send_packed_command(self, commands):
+    async def send_packed_command(self, packed):
         assert self.socket_timeout is None
-        self.asked.append(commands)
+        self.asked.append(packed)
 
     async def parse_response(self, connection, name):
         if self.answers is None:
@@ -64,9 +62,9 @@ class FakeRedis:
         return answer
 
 
-def make_shard(client, redirect=None, failures=None):
+def make_shard(client, redirect=None, failures=None, pool_size=1):
     failures = [] if failures is None else failures
-    return Shard("Redis", client, 1, redirect, lambda: failures.append("failed"))
+    return Shard("Redis", client, pool_size, redirect, lambda: failures.append("failed"))
 
 
 def submit(shard, *commands):
@@ -101,6 +99,22 @@ def test_a_round_trip_that_is_given_up_at_any_turn_of_the_loop_answers_its_steps
     run(scenario())
 
 
+def test_while_a_round_trip_is_under_way_the_next_one_lets_steps_of_the_next_turn_in():
+    async def scenario():
+        client = FakeRedis()
+        shard = make_shard(client, pool_size=2)
+        submit(shard, ("GET", "a"))
+        await settle()
+        submit(shard, ("GET", "b"))
+        await asyncio.sleep(0)
+        submit(shard, ("GET", "c"))
+        await settle()
+        assert client.asked == [pack_command(("GET", "a")), pack_command(("GET", "b")) + pack_command(("GET", "c"))]
+        await shard.close()
+
+    run(scenario())
+
+
 def test_a_shard_that_is_closed_answers_what_waits_and_what_comes_and_asks_nobody_any_more():
     async def scenario():
         client, failures = FakeRedis(), []
@@ -112,7 +126,7 @@ def test_a_shard_that_is_closed_answers_what_waits_and_what_comes_and_asks_nobod
         for done in (under_way, waiting, submit(shard, ("GET", "c"))):
             await is_refused(done)
         await settle()
-        assert client.asked == [[("GET", "a")]]
+        assert client.asked == [pack_command(("GET", "a"))]
         assert (client.pings, failures) == (0, [])
 
     run(scenario())
