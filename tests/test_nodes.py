@@ -1,14 +1,15 @@
 """nodes.py against a real Valkey: heartbeats are sent one by one, and the checks of the records are called by hand."""
 
 import asyncio
+from itertools import chain
 
 import pytest
 import redis
 from test_end_to_end import SUCCESS, client, join, until
 
 from lesson_server import nodes
-from lesson_server.errors import StoreUnavailable
-from lesson_server.nodes import LOST_AFTER, Node
+from lesson_server.errors import StoreRefused, StoreUnavailable
+from lesson_server.nodes import CHECK_PERIOD, LOST, LOST_AFTER, Node
 from lesson_server.presence import BATCH_SIZE, Presence
 from lesson_server.records import ClientRecord, TeacherRecord
 from lesson_server.redis_store import RedisStore
@@ -22,9 +23,9 @@ CLIENT = ClientRecord("a-p", "1", "p1", "student")
 class House:
     """A node with connections of its own, which are no more than their records."""
 
-    def __init__(self, url):
+    def __init__(self, url, retention=RETENTION):
         self.store = RedisStore(url, "", 2.0, 8)
-        self.presence = Presence(self.store, RETENTION)
+        self.presence = Presence(self.store, retention)
         self.seats = Seats(self.store, RETENTION)
         self.node = Node(self.store, self.presence, self.seats, self)
         self.records = {}
@@ -77,8 +78,8 @@ class House:
 def open_house(io_loop, stores):
     houses = []
 
-    def open_house():
-        houses.append(House(stores.redis_url))
+    def open_house(*retention):
+        houses.append(House(stores.redis_url, *retention))
         io_loop.run_sync(houses[-1].beat)
         return houses[-1]
 
@@ -115,6 +116,12 @@ def snapshot(redis_client):
     return {key: redis_client.hgetall(key) for key in redis_client.keys("*")}
 
 
+def logged(caplog):
+    lines = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    return lines
+
+
 # Nodes that die
 
 
@@ -136,7 +143,7 @@ async def test_the_index_of_a_node_that_lives_does_not_end_by_its_ttl(a, redis_c
 
 
 @pytest.mark.gen_test
-async def test_a_node_that_is_silent_for_long_enough_is_swept_of_exactly_what_it_wrote(a, b, redis_client):
+async def test_a_node_that_is_silent_for_long_enough_is_swept_of_exactly_what_it_wrote(a, b, redis_client, caplog):
     await a.join(TEACHER, CLIENT, ClientRecord("a-q", "1", "p2", "student"))
     await b.join(ClientRecord("b-p", "1", "p1", "student"))  # came back by another node
     await b.join(ClientRecord("b-r", "1", "p3", "student"))
@@ -148,6 +155,31 @@ async def test_a_node_that_is_silent_for_long_enough_is_swept_of_exactly_what_it
     assert not redis_client.exists("lesson_teacher_1", "ms-hill", f"lesson_node_{a.node_id}")
     assert known(redis_client) == {b.node_id}
     assert redis_client.hget("p2", "sid") == "a-q"  # for its 24 h: that is how a reconnect is known
+    assert logged(caplog) == [f"node {a.node_id} is lost; the presence of 3 connections was removed"]
+
+
+@pytest.mark.gen_test
+async def test_a_node_whose_count_redis_has_lost_is_swept_all_the_same(a, b, redis_client):
+    """One master of a cluster came back empty: the index is on another."""
+    await a.join(CLIENT)
+    await b.beat()
+    redis_client.hdel("lesson_node_counts", a.node_id)
+    await b.beat(LOST_AFTER + 1)
+    assert redis_client.keys() == ["p1"]
+
+
+@pytest.mark.gen_test
+async def test_a_node_that_has_left_is_forgotten(a, b, redis_client, caplog):
+    async def costs():
+        before = commands_of(redis_client)
+        await b.beat()
+        return commands_of(redis_client) - before
+
+    usual = await costs()
+    redis_client.hdel("lesson_node_counts", a.node_id)
+    await b.beat(LOST_AFTER + 2)
+    assert await costs() == usual
+    assert logged(caplog) == []
 
 
 @pytest.mark.parametrize("sign_of_life", ["heartbeat", "join"])
@@ -236,24 +268,40 @@ async def test_a_sweeper_that_dies_in_mid_sweep_is_followed_at_once(a, b, c, red
     assert a.node_id not in known(redis_client)
 
 
-@pytest.mark.gen_test
-async def test_a_sweep_that_failed_is_begun_again(a, b, redis_client, monkeypatch, caplog):
-    await a.join(CLIENT)
-    failed = []
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (StoreUnavailable("Redis", "down"), 0),
+        (StoreRefused("Redis", "of another type"), 1),
+        (RuntimeError("a defect"), 1),
+    ],
+    ids=["redis is away", "refused", "a defect"],
+)
+@pytest.mark.parametrize("step", ["run", "sweep"])
+def test_a_sweep_that_failed_is_begun_again(io_loop, a, b, redis_client, monkeypatch, caplog, error, told, step):
+    """The log knows of an outage."""
+    sweeper = b.store if step == "run" else b.presence
+    do, failed = getattr(sweeper, step), []
 
-    async def fails(node_id):
-        failed.append(node_id)
-        raise RuntimeError("a defect") if len(failed) > 1 else StoreUnavailable("Redis", "down")
+    async def fails_once(*arguments):
+        if not failed and (step == "sweep" or arguments[0][0] == "HSET"):
+            failed.append(arguments)
+            raise error
+        return await do(*arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(b.presence, "sweep", fails)
-        for _ in range(LOST_AFTER + 2):
+    async def scenario():
+        await a.join(CLIENT)
+        monkeypatch.setattr(sweeper, step, fails_once)
+        for _ in range(LOST_AFTER + 1):
             await b.node.beat()
             await asyncio.gather(*b.node._sweeps.values(), return_exceptions=True)
-    assert failed == [a.node_id] * 2
-    assert f"sweep of node {a.node_id} failed" in caplog.text
-    await b.beat()
-    assert not redis_client.exists("lesson_student_1")
+        assert failed
+        assert redis_client.exists("lesson_student_1")
+        assert caplog.text.count(f"sweep of node {a.node_id} failed") == told
+        await b.beat()
+        assert not redis_client.exists("lesson_student_1")
+
+    io_loop.run_sync(scenario)
 
 
 @pytest.mark.gen_test
@@ -322,6 +370,27 @@ async def test_a_node_that_could_not_start_is_not_held_up_by_redis_once_more(a, 
         await a.node.close()
 
 
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_node_leaves_soon_though_redis_does_not_answer(io_loop, a, monkeypatch, hangs):
+    asked = []
+
+    async def silent(*commands):
+        asked.append(commands)
+        if hangs:
+            await asyncio.Event().wait()
+        raise StoreUnavailable("Redis", "down")
+
+    async def scenario():
+        await a.node.start()
+        with monkeypatch.context() as outage:
+            outage.setattr(a.store, "run", silent)
+            outage.setattr(nodes, "REMOVAL_PATIENCE", 0.05)
+            await a.node.close()
+        assert asked[-1] == (("HLEN", f"lesson_node_{a.node_id}"),)
+
+    io_loop.run_sync(scenario, timeout=5)
+
+
 @pytest.mark.gen_test
 async def test_what_a_node_leaves_behind_is_swept_by_the_others(a, b, redis_client):
     """Its connections' ends were cut off by a Redis that hung."""
@@ -350,6 +419,18 @@ async def test_a_node_that_was_taken_for_lost_and_lives_writes_its_presence_agai
     assert snapshot(redis_client) == before
     assert known(redis_client) == {a.node_id, b.node_id}
     assert own_keys(redis_client) == sorted([f"lesson_node_{a.node_id}", *redis_client.keys("lesson_node_claims*")])
+
+
+@pytest.mark.gen_test
+async def test_a_node_does_not_sweep_its_former_id_before_its_records_stand_under_the_new_one(a, redis_client):
+    await a.join(TEACHER, CLIENT)
+    before = snapshot(redis_client)
+    redis_client.hset("lesson_node_counts", a.node_id, LOST)  # by another node, which died then
+    await a.beat(2)
+    assert snapshot(redis_client) == before
+    await a.node.check_records()
+    assert snapshot(redis_client) == before
+    assert known(redis_client) == {a.node_id}
 
 
 @pytest.mark.gen_test
@@ -515,6 +596,28 @@ async def test_a_client_that_joins_again_while_strays_are_removed_stands(a, redi
 
 
 @pytest.mark.gen_test
+async def test_the_log_is_told_how_much_redis_and_the_node_differed(a, redis_client, caplog):
+    await a.join(CLIENT, TEACHER)
+    await a.node.check_records()
+    assert logged(caplog) == []
+    redis_client.delete("lesson_student_1", "lesson_teacher_1")
+    await a.node.check_records()
+    assert logged(caplog) == ["Redis and this node differed: 2 records written again, 0 removed"]
+    for sid in ("b-p", "c-p", "d-p"):  # joins that failed, and were written late
+        await a.presence.write(ClientRecord(sid, "1", sid, "student"))
+        a.presence.incarnation.claims.discard(a.presence._held.pop(sid).number)
+    await a.node.check_records()
+    assert logged(caplog) == ["Redis and this node differed: 0 records written again, 3 removed"]
+    redis_client.hset("lesson_node_counts", a.node_id, LOST)
+    await a.beat()
+    caplog.clear()
+    await a.node.check_records()
+    assert logged(caplog) == ["Redis and this node differed: 2 records written again, 2 removed"]
+    await a.node.check_records()
+    assert logged(caplog) == []
+
+
+@pytest.mark.gen_test
 async def test_after_a_failure_of_redis_all_records_are_checked(a):
     a.node._wanted.clear()
     await a.beat()
@@ -549,13 +652,96 @@ async def test_a_heartbeat_costs_the_same_however_many_connections_there_are(a, 
     assert costs[0] == costs[1]
 
 
+# What is checked when
+
+
+def hold_many(house, monkeypatch):
+    """A house with more than fits into two batches, all of it in order.
+
+    Returns:
+        the batches that are checked from now on, of records and of seat maps.
+    """
+    house.records = {f"sid-{number}": None for number in range(2 * BATCH_SIZE + 1)}
+    house.lessons = {str(number): "sid-1" for number in range(2 * BATCH_SIZE + 1)}
+    batches = []
+
+    async def check(names):
+        batches.append(names)
+        return []
+
+    monkeypatch.setattr(house.presence, "check", check)
+    monkeypatch.setattr(house.seats, "missing", check)
+    return batches
+
+
+@pytest.mark.parametrize("paced", [True, False])
+def test_a_round_checks_each_record_and_seat_map_once_and_not_all_at_the_same_time(io_loop, a, monkeypatch, paced):
+    monkeypatch.setattr(nodes, "CHECK_PERIOD", 0.1)
+    batches = hold_many(a, monkeypatch)
+    begun = io_loop.time()
+    io_loop.run_sync(lambda: a.node.check_records(paced=paced), timeout=5)
+    assert list(chain(*batches)) == [*a.records, *a.lessons]
+    assert max(map(len, batches)) == BATCH_SIZE
+    assert not paced or io_loop.time() > begun + 0.09
+
+
+@pytest.mark.parametrize(("retention", "period"), [(RETENTION, CHECK_PERIOD), (3, 1)])
+@pytest.mark.parametrize("connections", [0, 1, 250])
+def test_a_paced_check_takes_its_time_in_equal_parts_and_less_than_half_of_a_ttl(
+    io_loop, open_house, monkeypatch, retention, period, connections
+):
+    a = open_house(retention)
+    hold_many(a, monkeypatch)
+    a.records = dict.fromkeys(map(str, range(connections)))
+    pauses = []
+
+    async def wait(pause):
+        pauses.append(pause)
+
+    monkeypatch.setattr(a.node, "_is_interrupted", wait)
+    io_loop.run_sync(lambda: a.node.check_records(paced=True))
+    assert len(pauses) == -(-connections // BATCH_SIZE) + 1
+    assert sum(pauses) == pytest.approx(period)
+    assert max(pauses) == min(pauses)
+    assert 2 * sum(pauses) < retention
+
+
 @pytest.mark.gen_test
-async def test_a_paced_check_is_interrupted_by_one_that_is_wanted_now(a):
-    await a.join(CLIENT)
+async def test_a_paced_check_ends_where_a_check_of_all_records_becomes_wanted(a, monkeypatch):
+    batches = hold_many(a, monkeypatch)
     check = asyncio.create_task(a.node.check_records(paced=True))
     await asyncio.sleep(0)
     a.node.check_all()
     await check
+    assert len(batches) == 1
+
+
+@pytest.mark.gen_test
+async def test_all_records_are_checked_when_that_is_wanted_and_then_at_their_pace_again(a, monkeypatch):
+    rounds = []
+
+    async def check(*, paced):
+        rounds.append(paced)
+        if len(rounds) == 2:
+            a.node.check_all()
+        if len(rounds) == 4:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(a.node, "check_records", check)
+    a.node.check_all()
+    await a.node.start()
+    await until(lambda: len(rounds) == 4)
+    assert rounds == [False, True, False, True]
+
+
+@pytest.mark.gen_test
+async def test_a_node_that_has_lost_something_does_not_wait_for_its_next_round(a, redis_client, monkeypatch):
+    monkeypatch.setattr(nodes, "HEARTBEAT_INTERVAL", 0.02)
+    monkeypatch.setattr(nodes, "CHECK_PERIOD", 3600.0)
+    await a.join(CLIENT)
+    await a.node.start()
+    redis_client.flushall()
+    await until(lambda: redis_client.hget("lesson_student_1", "p1") == "a-p")
 
 
 # Whole servers, by their own heartbeats
@@ -566,6 +752,40 @@ def quick(monkeypatch):
     monkeypatch.setattr(nodes, "HEARTBEAT_INTERVAL", 0.02)
     monkeypatch.setattr(nodes, "RETRY_INTERVAL", 0.02)
     monkeypatch.setattr(nodes, "CHECK_PERIOD", 0.1)
+
+
+@pytest.mark.parametrize("part", ["beat", "check_records"])
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (StoreUnavailable("Redis", "down"), []),
+        (StoreRefused("Redis", "of another type"), ["{} refused: Redis: of another type"]),
+        (RuntimeError("a defect"), ["{} failed"]),
+    ],
+    ids=["redis is away", "refused", "a defect"],
+)
+def test_a_round_that_failed_is_followed_by_the_next_and_told_unless_redis_is_away(
+    io_loop, quick, a, monkeypatch, caplog, part, error, told
+):
+    """The log knows of an outage."""
+    rounds = []
+
+    async def fails_once(**kwargs):
+        rounds.append(kwargs)
+        if len(rounds) == 1:
+            raise error
+        await asyncio.Event().wait()
+
+    async def scenario():
+        await a.node.start()
+        monkeypatch.setattr(a.node, part, fails_once)
+        await until(lambda: len(rounds) == 2)
+        name = {"beat": "heartbeat", "check_records": "check of the records"}[part]
+        assert logged(caplog) == [line.format(name) for line in told]
+        if part == "check_records":
+            assert rounds[1] == {"paced": False}
+
+    io_loop.run_sync(scenario)
 
 
 @pytest.mark.gen_test
