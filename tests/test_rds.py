@@ -67,10 +67,9 @@ async def becomes_known(lessons):
         await lessons.get("1")
     while not is_known(lessons):
         await asyncio.sleep(0.01)
-    with pytest.raises(StoreUnavailable):
-        lessons.get("1").send(None)  # it waits for nothing
-    with pytest.raises(StoreUnavailable):
-        await lessons.ping()
+    for request in (lessons.get("1"), lessons.ping()):
+        with pytest.raises(StoreUnavailable):
+            request.send(None)  # it waits for nothing
 
 
 async def recovers(lessons):
@@ -305,6 +304,24 @@ def test_the_log_tells_of_a_fault_of_the_query_and_not_of_each_join(io_loop, les
         io_loop.run_sync(lambda: lessons._rds.availability._probing)
     (line,) = caplog.messages
     assert line.startswith('RDS answers, but a request failed: column "broken" does not exist')
+
+
+def test_when_it_is_closed_no_connection_and_no_probe_is_left(io_loop, proxy, dsn_of_proxy):
+    rds = Rds(dsn_of_proxy, TIMEOUT, 2, lambda: None)
+    io_loop.run_sync(rds.open)
+    connections = [*rds._for_lookups._idle, *rds._for_probes._idle]
+    assert len(connections) == 3
+
+    async def close():
+        proxy.hang()
+        rds.availability.failed("timeout")
+        probing = rds.availability._probing
+        await asyncio.sleep(0)
+        await rds.close()
+        assert probing.done()
+
+    io_loop.run_sync(close)
+    assert all(connection.closed for connection in connections)
 
 
 def test_no_thread_is_left(io_loop, lessons):
