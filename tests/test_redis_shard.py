@@ -67,8 +67,9 @@ def make_shard(client, redirect=None, failures=None, pool_size=1):
     return Shard("Redis", client, pool_size, redirect, lambda: failures.append("failed"))
 
 
-def submit(shard, *commands):
-    step = Step(commands, 0, [None] * len(commands), asyncio.get_running_loop().create_future(), 1)
+def submit(shard, *commands, parts=1):
+    """Submits a step, or one of its parts; the others are for other shards."""
+    step = Step(commands, 0, [None] * len(commands), asyncio.get_running_loop().create_future(), parts)
     shard.submit(Part(step, range(len(commands))))
     return step.done
 
@@ -191,6 +192,76 @@ def test_a_defect_is_told_to_the_caller_and_is_no_failure_of_redis():
         with pytest.raises(KeyError):
             await submit(shard, ("GET", "a"))
         assert failures == []
+        await shard.close()
+
+    run(scenario())
+
+
+def test_a_part_that_was_refused_is_not_sent_later():
+    """Its step waits for another master of the cluster; it must not be carried out after it was given up."""
+
+    async def scenario():
+        client = FakeRedis()
+        shard = make_shard(client)
+        submit(shard, ("GET", "a"))
+        await settle()
+        submit(shard, ("GET", "b"), parts=2)
+        shard._give_up()
+        await settle()
+        assert client.asked == [[("GET", "a")]]
+        await shard.close()
+
+    run(scenario())
+
+
+def test_a_shard_of_which_nothing_is_wanted_does_nothing():
+    async def scenario():
+        client = FakeRedis()
+        client.answers = {"GET": "1"}
+        shard = make_shard(client)
+        assert await submit(shard, ("GET", "a")) == ["1"]
+        await settle()
+        assert not shard._beginning
+        await shard.close()
+
+    run(scenario())
+
+
+def test_each_round_trip_of_a_connection_has_the_same_time_and_no_more():
+    async def scenario():
+        client = FakeRedis()
+        client.socket_timeout = 0.05
+        client.answers = {"GET": "1"}
+        shard = make_shard(client)
+        assert await submit(shard, ("GET", "a")) == ["1"]
+        client.answers = None
+        with pytest.raises(StoreUnavailable) as caught:
+            async with asyncio.timeout(5):
+                await submit(shard, ("GET", "a"))
+        assert caught.value.cause == "Redis: no answer within 0.05 s"
+        await shard.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("error", [ResponseError("OOM command not allowed"), RedisConnectionError("down")], ids=repr)
+def test_a_redis_that_can_not_serve_has_failed_and_one_with_a_foreign_key_has_not(error):
+    async def scenario():
+        client, failures = FakeRedis(), []
+        client.answers = {"SET": error, "HSET": ResponseError("WRONGTYPE"), "GET": "1"}
+        shard = make_shard(client, failures=failures)
+        with pytest.raises(StoreRefused):
+            await submit(shard, ("GET", "a"), ("HSET", "a"))
+        assert failures == []
+        with pytest.raises(StoreUnavailable) as caught:
+            await submit(shard, ("GET", "a"), ("SET", "a"))
+        assert not isinstance(caught.value, StoreRefused)
+        assert failures == ["failed"]
+        await settle()
+        assert client.pings == 1
+        with pytest.raises(StoreUnavailable):
+            await submit(shard, ("GET", "a"))
+        assert len(client.asked) == 2  # it is known now
         await shard.close()
 
     run(scenario())
