@@ -442,6 +442,34 @@ def test_the_server_stops_when_its_queries_have_ended(io_loop, lessons, monkeypa
     assert_no_task_has_died(caplog)
 
 
+def test_lessons_that_were_slow_because_rds_was_are_asked_for_together_again(
+    io_loop, slow_and_quick, asked, monkeypatch
+):
+    lessons = slow_and_quick
+    availability = lessons._rds.availability
+
+    async def does_not_answer():
+        raise ConnectionError
+
+    async def ask():
+        (join,) = await becomes_slow(lessons, "slow")
+        with monkeypatch.context() as outage:
+            outage.setattr(availability, "_probe", does_not_answer)
+            availability.failed("timeout")
+            with pytest.raises(StoreUnavailable):
+                await join
+            asked.clear()
+            with pytest.raises(StoreUnavailable):
+                await lessons.get("quick")
+            assert asked == []
+        await availability._probing
+        lessons._query = LessonQuery("SELECT 3 WHERE %(lesson_id)s <> ''")
+        assert are_found(await ask_for(lessons, ["slow", "quick"]))
+        assert asked == [["slow", "quick"]]
+
+    io_loop.run_sync(ask)
+
+
 def test_no_more_than_so_many_lessons_are_remembered_as_slow(io_loop, lessons, monkeypatch):
     monkeypatch.setattr(lessons_module, "MAX_SLOW_LESSONS", 2)
     for lesson_id in ("a", "b", "a", "c"):
