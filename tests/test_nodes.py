@@ -564,6 +564,7 @@ async def test_a_join_that_was_written_under_the_former_id_meanwhile_is_not_lost
     redis_client.flushall()
     await a.beat()
     assert a.presence.incarnation is not incarnation
+    a.node._wanted.clear()
     monkeypatch.setattr(a, "restore", joins_meanwhile)
     await a.node.check_records()
     assert a.node._wanted.is_set()
@@ -738,8 +739,16 @@ async def test_all_records_are_checked_when_that_is_wanted_and_then_at_their_pac
 async def test_a_node_that_has_lost_something_does_not_wait_for_its_next_round(a, redis_client, monkeypatch):
     monkeypatch.setattr(nodes, "HEARTBEAT_INTERVAL", 0.02)
     monkeypatch.setattr(nodes, "CHECK_PERIOD", 3600.0)
+    check, checked = a.presence.check, []
+
+    async def watch(sids):
+        checked.append(await check(sids))
+        return checked[-1]
+
+    monkeypatch.setattr(a.presence, "check", watch)
     await a.join(CLIENT)
     await a.node.start()
+    await until(lambda: checked)
     redis_client.flushall()
     await until(lambda: redis_client.hget("lesson_student_1", "p1") == "a-p")
 
