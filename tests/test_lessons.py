@@ -341,6 +341,18 @@ def test_a_batch_that_is_answered_late_ends_what_it_has_answered_and_nothing_new
     io_loop.run_sync(ask, timeout=20)
 
 
+def test_a_batch_ends_when_its_lessons_have_been_answered_one_by_one(io_loop, slow_and_quick, held):
+    async def ask():
+        joins = ask_for(slow_and_quick, ["a", "b"])
+        await comes_true(lambda: set(held.under_way) == {"a,b", "a", "b"})  # the batch was slow
+        held.answer("a")
+        held.answer("b")
+        assert are_found(await joins)
+        await comes_true(lambda: held.under_way == [])
+
+    io_loop.run_sync(ask, timeout=5)
+
+
 def test_a_slow_lesson_that_finds_no_connection_waits_for_those_before_it(io_loop, open_lessons):
     """Each of these takes longer than the patience, and none longer than the timeout."""
     lessons = open_lessons("SELECT 3 FROM pg_sleep(0.3) WHERE %(lesson_id)s <> ''", timeout=1.6, pool_size=2)

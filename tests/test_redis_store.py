@@ -12,6 +12,9 @@ from platform import machine
 
 import pytest
 import redis
+from redis.asyncio import SSLConnection
+from redis.asyncio.cluster import ClusterNode
+from redis.crc import key_slot
 from test_end_to_end import SUCCESS, client, join, until
 from tornado.httpclient import AsyncHTTPClient
 
@@ -95,6 +98,12 @@ def test_a_url_of_sentinels_has_their_addresses_and_the_login_at_the_master(logi
 
 def test_a_password_of_a_cluster_may_be_anything():
     assert connect("redis+cluster://:a+cluster@one:1", 1.5, 4).connection_kwargs["password"] == "a+cluster"
+
+
+def test_the_masters_of_a_cluster_are_asked_by_tls_when_the_cluster_is(open_store):
+    store = open_store("rediss+cluster://127.0.0.1:1")
+    (node,) = store.client.nodes_manager.startup_nodes.values()
+    assert store._shard(node).client.connection_pool.connection_class is SSLConnection
 
 
 @pytest.mark.gen_test
@@ -254,11 +263,93 @@ def valkeys(tmp_path):
     valkeys.kill_all()
 
 
-def test_a_whole_server_works_on_a_redis_cluster(io_loop, start_server, mint, valkeys):
-    """A cluster of one node: it has all slots, and still refuses what a larger one would refuse."""
+@pytest.fixture
+def cluster_of_one(valkeys):
+    """Its port. It has all slots, and still refuses what a larger cluster would refuse."""
     port = valkeys.start("cluster-enabled yes")
     valkeys.ask(port, "CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
+    return port
+
+
+def wait_for_slots(valkeys, port):
+    """A node of a cluster serves no keys in its first two seconds."""
     eventually(lambda: "cluster_state:ok" in valkeys.ask(port, "CLUSTER", "INFO"))
+
+
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+def test_a_store_that_is_closed_leaves_no_connection(io_loop, open_store, valkeys, cluster_of_one, scheme):
+    store = open_store(f"{scheme}://127.0.0.1:{cluster_of_one}")
+
+    def others():
+        return len(valkeys.ask(cluster_of_one, "CLIENT", "LIST").splitlines()) - 1
+
+    async def story():
+        await store.ping()
+        assert others() > 0
+        await store.close()
+        await until(lambda: others() == 0)
+
+    io_loop.run_sync(story, timeout=15)
+
+
+def test_a_cluster_of_which_no_master_answers_is_unavailable_and_its_masters_are_named(
+    io_loop, open_store, valkeys, cluster_of_one
+):
+    store = open_store(f"redis+cluster://127.0.0.1:{cluster_of_one}", timeout=0.5)
+
+    async def story():
+        await store.ping()
+        valkeys.kill(cluster_of_one)
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable) as caught:
+                await store.ping()
+            assert caught.value.cause.startswith(f"Redis 127.0.0.1:{cluster_of_one}: ")
+            while store._shard_of(("PING",)).availability._probing is None:
+                await asyncio.sleep(0)
+
+    io_loop.run_sync(story, timeout=20)
+
+
+def test_a_key_that_moves_to_another_master_is_found_there_and_the_master_is_remembered(
+    io_loop, open_store, valkeys, cluster_of_one
+):
+    other = valkeys.start("cluster-enabled yes")
+    valkeys.ask(cluster_of_one, "CLUSTER", "MEET", "127.0.0.1", other)
+    for port in (cluster_of_one, other):
+        wait_for_slots(valkeys, port)
+    store = open_store(f"redis+cluster://127.0.0.1:{cluster_of_one}")
+
+    async def story():
+        assert await store.run(("GET", "key")) == [None]
+        for port in (other, cluster_of_one):
+            valkeys.ask(port, "CLUSTER", "SETSLOT", key_slot(b"key"), "NODE", valkeys.ask(other, "CLUSTER", "MYID"))
+        assert await store.run(("SET", "key", "value"), ("GET", "key")) == [True, "value"]
+        assert store.failures == 0
+        assert store.client.get_node_from_key("key").port == other
+
+    io_loop.run_sync(story, timeout=20)
+
+
+def test_after_a_failure_what_is_no_master_of_the_cluster_any_more_is_left(io_loop, open_store, cluster_of_one, caplog):
+    store = open_store(f"redis+cluster://127.0.0.1:{cluster_of_one}")
+
+    async def story():
+        await store.ping()
+        former = store._shard(ClusterNode("127.0.0.1", 1))
+        store.client.nodes_manager.slots_cache.clear()
+        store._fail_in_cluster()
+        await store._refresh
+        assert list(store._shards) == [f"127.0.0.1:{cluster_of_one}"]
+        assert former._closed
+        await store.ping()
+
+    io_loop.run_sync(story, timeout=20)
+    assert caplog.messages == ["Redis 127.0.0.1:1 is no master of the cluster any more"]
+
+
+def test_a_whole_server_works_on_a_redis_cluster(io_loop, start_server, mint, valkeys, cluster_of_one):
+    port = cluster_of_one
+    wait_for_slots(valkeys, port)
     server = start_server(LESSON_REDIS_URL=f"redis+cluster://127.0.0.1:{port}")
     other = start_server(LESSON_REDIS_URL=f"redis+cluster://127.0.0.1:{port}")
 
