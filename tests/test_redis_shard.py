@@ -18,7 +18,7 @@ class FakeRedis:
     """A client of redis-py, its pool and its one connection. A test says what the commands are answered; by default
     nothing, for ever."""
 
-    socket_timeout = 2.0
+    socket_timeout = 3600.0
 
     def __init__(self):
         self.answers = None
@@ -123,9 +123,12 @@ def test_a_shard_that_is_closed_answers_what_waits_and_what_comes_and_asks_nobod
         under_way = submit(shard, ("GET", "a"))
         await settle()
         waiting = submit(shard, ("GET", "b"))
-        await shard.close()
-        for done in (under_way, waiting, submit(shard, ("GET", "c"))):
+        async with asyncio.timeout(5):
+            await shard.close()
+        assert client.lent == 0
+        for done in (under_way, waiting):
             await is_refused(done)
+        await is_refused(submit(shard, ("GET", "c")))
         await settle()
         assert client.asked == [pack_command(("GET", "a"))]
         assert (client.pings, failures) == (0, [])
@@ -258,10 +261,25 @@ def test_a_redis_that_can_not_serve_has_failed_and_one_with_a_foreign_key_has_no
         assert not isinstance(caught.value, StoreRefused)
         assert failures == ["failed"]
         await settle()
-        assert client.pings == 1
-        with pytest.raises(StoreUnavailable):
-            await submit(shard, ("GET", "a"))
+        assert failures == ["failed"] * 2  # the probe, too
+        await is_refused(submit(shard, ("GET", "a")))
         assert len(client.asked) == 2  # it is known now
+        await shard.close()
+
+    run(scenario())
+
+
+def test_when_redis_is_known_not_to_answer_nobody_waits_for_it_any_more():
+    async def scenario():
+        client = FakeRedis()
+        shard = make_shard(client)
+        under_way = submit(shard, ("GET", "a"))
+        await settle()
+        waiting = submit(shard, ("GET", "b"))
+        shard.availability.failed("timeout")
+        for done in (under_way, waiting):
+            await is_refused(done)
+        assert client.lent == 0
         await shard.close()
 
     run(scenario())
