@@ -11,17 +11,18 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MovedError, ResponseError
 
 from lesson_server.errors import StoreRefused, StoreUnavailable
-from lesson_server.redis_shard import Part, Shard, Step
+from lesson_server.redis_shard import MAX_STEPS, Part, Shard, Step
 
 
 class FakeRedis:
     """A client of redis-py, its pool and its one connection. A test says what the commands are answered; by default
-    nothing, for ever."""
+    nothing, until ``answer`` is set."""
 
     socket_timeout = 3600.0
 
     def __init__(self):
         self.answers = None
+        self.answer = asyncio.Event()
         self.pings = 0
         self.asked = []
         self.lent = 0
@@ -55,7 +56,7 @@ class FakeRedis:
 
     async def parse_response(self, connection, name):
         if self.answers is None:
-            await asyncio.Event().wait()
+            await self.answer.wait()
         answer = self.answers[name]
         if isinstance(answer, Exception):
             raise answer
@@ -200,6 +201,24 @@ def test_a_defect_is_told_to_the_caller_and_is_no_failure_of_redis():
     run(scenario())
 
 
+def test_steps_share_round_trips_of_which_no_more_are_under_way_than_the_pool_has_connections():
+    async def scenario():
+        client = FakeRedis()
+        shard = make_shard(client)
+        first = [submit(shard, ("GET", "a")) for _ in range(MAX_STEPS)]
+        others = [submit(shard, ("GET", "b")) for _ in range(MAX_STEPS + 1)]
+        await settle()
+        assert client.lent == 1
+        assert [len(commands) for commands in client.asked] == [MAX_STEPS]
+        client.answers = {"GET": "1"}
+        client.answer.set()
+        assert await asyncio.gather(*first, *others) == [["1"]] * (2 * MAX_STEPS + 1)
+        assert [len(commands) for commands in client.asked] == [MAX_STEPS, MAX_STEPS, 1]
+        await shard.close()
+
+    run(scenario())
+
+
 def test_a_part_that_was_refused_is_not_sent_later():
     """Its step waits for another master of the cluster; it must not be carried out after it was given up."""
 
@@ -280,6 +299,8 @@ def test_when_redis_is_known_not_to_answer_nobody_waits_for_it_any_more():
         for done in (under_way, waiting):
             await is_refused(done)
         assert client.lent == 0
+        assert shard.availability._probing
         await shard.close()
+        assert not shard.availability._probing
 
     run(scenario())
