@@ -201,15 +201,16 @@ def test_a_defect_is_told_to_the_caller_and_is_no_failure_of_redis():
     run(scenario())
 
 
-def test_steps_share_round_trips_of_which_no_more_are_under_way_than_the_pool_has_connections():
+@pytest.mark.parametrize("pool_size", [1, 2])
+def test_steps_share_round_trips_of_which_as_many_are_under_way_as_the_pool_has_connections(pool_size):
     async def scenario():
         client = FakeRedis()
-        shard = make_shard(client)
+        shard = make_shard(client, pool_size=pool_size)
         first = [submit(shard, ("GET", "a")) for _ in range(MAX_STEPS)]
         others = [submit(shard, ("GET", "b")) for _ in range(MAX_STEPS + 1)]
         await settle()
-        assert client.lent == 1
-        assert [len(commands) for commands in client.asked] == [MAX_STEPS]
+        assert client.lent == pool_size
+        assert [len(commands) for commands in client.asked] == [MAX_STEPS] * pool_size
         client.answers = {"GET": "1"}
         client.answer.set()
         assert await asyncio.gather(*first, *others) == [["1"]] * (2 * MAX_STEPS + 1)
