@@ -220,6 +220,40 @@ def test_steps_share_round_trips_of_which_as_many_are_under_way_as_the_pool_has_
     run(scenario())
 
 
+def test_a_step_is_answered_when_the_last_of_its_parts_is():
+    async def scenario():
+        clients = FakeRedis(), FakeRedis()
+        shards = [make_shard(client) for client in clients]
+        done = asyncio.get_running_loop().create_future()
+        step = Step((("GET", "a"), ("GET", "b")), 0, [None, None], done, 2)
+        for number, (client, shard) in enumerate(zip(clients, shards, strict=True)):
+            client.answers = {"GET": number}
+            assert not done.done()
+            shard.submit(Part(step, [number]))
+            await settle()
+        assert await done == [0, 1]
+        for shard in shards:
+            await shard.close()
+
+    run(scenario())
+
+
+def test_a_caller_who_gives_up_does_not_take_the_answers_from_those_who_share_the_round_trip():
+    async def scenario():
+        client = FakeRedis()
+        shard = make_shard(client)
+        first, second = submit(shard, ("GET", "a")), submit(shard, ("GET", "b"))
+        await settle()
+        first.cancel()
+        client.answers = {"GET": "1"}
+        client.answer.set()
+        async with asyncio.timeout(5):
+            assert await second == ["1"]
+        await shard.close()
+
+    run(scenario())
+
+
 def test_a_part_that_was_refused_is_not_sent_later():
     """Its step waits for another master of the cluster; it must not be carried out after it was given up."""
 
@@ -267,8 +301,15 @@ def test_each_round_trip_of_a_connection_has_the_same_time_and_no_more():
     run(scenario())
 
 
-@pytest.mark.parametrize("error", [ResponseError("OOM command not allowed"), RedisConnectionError("down")], ids=repr)
-def test_a_redis_that_can_not_serve_has_failed_and_one_with_a_foreign_key_has_not(error):
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (ResponseError("OOM command not\nallowed"), "OOM command not allowed"),
+        (RedisConnectionError("down"), "down"),
+        (RedisConnectionError(), "ConnectionError"),
+    ],
+)
+def test_a_redis_that_can_not_serve_has_failed_and_one_with_a_foreign_key_has_not(error, cause):
     async def scenario():
         client, failures = FakeRedis(), []
         client.answers = {"SET": error, "HSET": ResponseError("WRONGTYPE"), "GET": "1"}
@@ -279,6 +320,7 @@ def test_a_redis_that_can_not_serve_has_failed_and_one_with_a_foreign_key_has_no
         with pytest.raises(StoreUnavailable) as caught:
             await submit(shard, ("GET", "a"), ("SET", "a"))
         assert not isinstance(caught.value, StoreRefused)
+        assert caught.value.cause == f"Redis: {cause}"
         assert failures == ["failed"]
         await settle()
         assert failures == ["failed"] * 2  # the probe, too
