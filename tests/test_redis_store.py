@@ -57,6 +57,17 @@ async def test_connections_that_redis_has_closed_are_replaced_unnoticed(open_sto
 
 
 @pytest.mark.gen_test
+async def test_what_is_under_way_when_its_connection_breaks_is_sent_once_more(open_store, stores, redis_client):
+    store = open_store(stores.redis_url)
+    redis_client.client_pause(10_000, all=False)
+    writing = asyncio.ensure_future(store.run(("SET", "key", "value")))
+    await until(lambda: any(asking["cmd"] == "set" for asking in redis_client.client_list()))
+    redis_client.client_kill_filter(_type="normal", skipme=True)
+    redis_client.client_unpause()
+    assert await writing == [True]
+
+
+@pytest.mark.gen_test
 async def test_no_redis_is_unavailable(open_store, tmp_path):
     store = open_store(f"unix://{tmp_path}/none.sock")
     with pytest.raises(StoreUnavailable) as caught:
