@@ -348,9 +348,13 @@ def test_a_batch_ends_when_its_lessons_have_been_answered_one_by_one(io_loop, sl
         held.answer("a")
         held.answer("b")
         assert are_found(await joins)
-        await comes_true(lambda: held.under_way == [])
+        try:
+            async with asyncio.timeout(5):
+                await comes_true(lambda: held.under_way == [])
+        finally:
+            held.answer("a,b")
 
-    io_loop.run_sync(ask, timeout=5)
+    io_loop.run_sync(ask, timeout=20)
 
 
 def test_a_slow_lesson_that_finds_no_connection_waits_for_those_before_it(io_loop, open_lessons):
