@@ -352,7 +352,7 @@ def test_after_a_failure_what_is_no_master_of_the_cluster_any_more_is_left(io_lo
         await store._refresh
         assert list(store._shards) == [f"127.0.0.1:{cluster_of_one}"]
         assert former._closed
-        await store.ping()
+        assert store.client.get_node_from_key("key").port == cluster_of_one
 
     io_loop.run_sync(story, timeout=20)
     assert caplog.messages == ["Redis 127.0.0.1:1 is no master of the cluster any more"]
