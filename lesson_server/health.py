@@ -71,14 +71,6 @@ class Availability:
         if self._probing is None:
             self._probing = asyncio.create_task(self._probe_until_it_answers())
 
-    def answered(self) -> None:
-        """A request was served."""
-        self._unavailable = False
-        if self._outage_logged:
-            logger.warning("%s is available again", self.name)
-            self._outage_logged = False
-            self._return_logged_at = time.monotonic()
-
     async def close(self) -> None:
         """Stops probing. When this returns, the probe that was under way has ended."""
         await end(self._probing)
@@ -90,11 +82,11 @@ class Availability:
                 return
             self._unavailable = True
             self._on_unavailable()
-            while self._unavailable:  # a request that is served after all ends the outage, too
+            while self._unavailable:
                 self._log_outage()
                 await asyncio.sleep(PROBE_INTERVAL)
-                if await self._answers(PROBE_TIMEOUT):
-                    self.answered()
+                self._unavailable = not await self._answers(PROBE_TIMEOUT)
+            self._log_return()
         finally:
             self._probing = None
 
@@ -115,3 +107,9 @@ class Availability:
         if not self._outage_logged and time.monotonic() - self._return_logged_at > FLAPPING:
             logger.error("%s is unavailable: %s", self.name, self._cause)
             self._outage_logged = True
+
+    def _log_return(self) -> None:
+        if self._outage_logged:
+            logger.warning("%s is available again", self.name)
+            self._outage_logged = False
+            self._return_logged_at = time.monotonic()

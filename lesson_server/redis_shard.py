@@ -233,8 +233,6 @@ class Shard:
         if failure is not None:
             self.availability.failed(_cause_of(failure))
             self._on_failure()
-        elif not any(isinstance(answer, Exception) for answer in answers):
-            self.availability.answered()
 
     @staticmethod
     def _settle(part: Part, answers: list[Any]) -> None:
