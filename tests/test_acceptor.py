@@ -1,10 +1,12 @@
 """acceptor.py: who is accepted, when, and by whom a socket is served."""
 
 import asyncio
+import contextlib
 import itertools
 import os
 import resource
 import socket
+import struct
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +18,7 @@ from lesson_server.acceptor import ACCEPT_BATCH, Acceptor
 from lesson_server.admission import Places
 from lesson_server.http_server import MAX_HEAD_SIZE
 from lesson_server.sessions import MAX_UNREAD_BYTES
+from lesson_server.worker import Worker, make_inboxes
 
 PLACES = 3 * ACCEPT_BATCH
 HEAD = b"GET /socket.io/?EIO=4&transport=%b HTTP/1.1\r\nHost: here\r\n%b\r\n"
@@ -40,13 +43,13 @@ class Servers:
         return [served.by for served in self.served]
 
 
-@pytest.fixture
-def world(io_loop):
+@contextlib.contextmanager
+def new_world(io_loop, worker=None):
     """An acceptor, the servers behind it, and clients before it."""
     listening, port = bind_unused_port()
     servers, places = Servers(), Places(PLACES)
-    world = SimpleNamespace(servers=servers, places=places, socket=listening, clients=[])
-    world.acceptor = Acceptor(places, servers.serve_websocket, servers.serve_http)
+    world = SimpleNamespace(servers=servers, places=places, socket=listening, worker=worker, clients=[])
+    world.acceptor = Acceptor(places, servers.serve_websocket, servers.serve_http, worker)
 
     def arrive(count, data=POLLING):
         for _ in range(count):
@@ -65,9 +68,26 @@ def world(io_loop):
             served.socket.close()
 
     io_loop.run_sync(leave)
-    listening.close()
+    world.socket.close()
     for client in world.clients:
         client.close()
+
+
+@pytest.fixture
+def world(io_loop):
+    """That of a server alone."""
+    with new_world(io_loop) as world:
+        yield world
+
+
+@pytest.fixture
+def worlds(io_loop):
+    """Those of two workers, in one loop."""
+    inboxes = make_inboxes(2)
+    with new_world(io_loop, Worker(0, inboxes)) as first, new_world(io_loop, Worker(1, inboxes)) as second:
+        yield first, second
+    for end in itertools.chain(*inboxes):
+        end.close()
 
 
 async def is_closed(client):
@@ -76,6 +96,12 @@ async def is_closed(client):
         return await asyncio.get_running_loop().sock_recv(client, 1) == b""
     except ConnectionResetError:
         return True
+
+
+def reset(client):
+    """Ends a connection as a client does that has crashed."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
 
 
 # Who serves a socket
@@ -114,11 +140,14 @@ async def test_a_head_that_arrives_in_pieces_is_waited_for(world):
     for byte in WEBSOCKET[:-1]:
         client.sendall(bytes([byte]))
         await asyncio.sleep(0)
+    await until(lambda: [arrival._looked_at for arrival in world.acceptor.arrivals] == [len(WEBSOCKET) - 1])
     assert world.servers.served == []
     client.sendall(WEBSOCKET[-1:])
     await until(lambda: world.servers.served)
     assert world.servers.by == ["websocket"]
-    assert world.servers.served[0].socket.recv(MAX_HEAD_SIZE) == WEBSOCKET
+    [served] = world.servers.served
+    assert served.socket.recv(MAX_HEAD_SIZE) == WEBSOCKET
+    assert served.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1  # its server is told of each byte
 
 
 @pytest.mark.parametrize("more", [0, 1, 20_000])
@@ -151,15 +180,16 @@ async def test_waiting_for_the_rest_of_a_head_costs_nothing(world, monkeypatch):
 
 
 @pytest.mark.parametrize("sent", [b"", WEBSOCKET[:9]], ids=["nothing", "half a head"])
-@pytest.mark.parametrize("ends", ["close", "shutdown"])
+@pytest.mark.parametrize("ends", ["close", "shutdown", "reset"])
 @pytest.mark.gen_test
-async def test_who_leaves_before_the_end_of_the_head_leaves_nothing(world, sent, ends):
+async def test_who_leaves_before_the_end_of_the_head_leaves_nothing(world, caplog, sent, ends):
     world.acceptor.open([world.socket])
     client = world.arrive(1, sent)
     await until(lambda: len(world.places) == 1)
-    client.shutdown(socket.SHUT_WR) if ends == "shutdown" else client.close()
+    {"close": client.close, "shutdown": lambda: client.shutdown(socket.SHUT_WR), "reset": lambda: reset(client)}[ends]()
     await until(lambda: len(world.places) == 0)
     assert world.servers.served == []
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("sent", [b"", WEBSOCKET[:9]], ids=["nothing", "half a head"])
@@ -181,6 +211,48 @@ async def test_a_socket_that_says_nothing_gives_way_to_a_new_one(world):
     world.arrive(1)
     assert await is_closed(silent)
     await until(lambda: len(world.servers.served) == PLACES)
+
+
+# Requests of another worker's session
+
+
+def of_session(sid, head):
+    return head.replace(b" HTTP", b"&sid=%b HTTP" % sid)
+
+
+@pytest.mark.parametrize(("head", "by"), [(POLLING, "http"), (WEBSOCKET, "websocket")])
+@pytest.mark.gen_test
+async def test_the_worker_that_has_the_session_serves_its_requests(worlds, head, by):
+    first, second = worlds
+    for world in worlds:
+        world.acceptor.open([world.socket])
+    first.arrive(1, of_session(b"1.abc", head))
+    await until(lambda: second.servers.served)
+    assert second.servers.by == [by]
+    assert second.servers.served[0].socket.recv(MAX_HEAD_SIZE) == of_session(b"1.abc", head)
+    assert (len(first.places), len(second.places)) == (0, 1)
+    for mine in (of_session(b"0.abc", head), head):
+        first.arrive(1, mine)
+    await until(lambda: len(first.servers.served) == 2)
+    assert first.servers.by == [by, by]
+    assert len(second.servers.served) == 1
+
+
+@pytest.mark.gen_test
+async def test_what_is_passed_to_a_worker_that_has_stopped_is_left_to_the_next_one(worlds):
+    first, second = worlds
+    second.acceptor.open([second.socket])
+    second.acceptor.close()
+    client, server = socket.socketpair()
+    first.worker.send(1, server)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    taken = []
+    second.worker.receive(taken.append)
+    await until(lambda: taken)
+    assert len(second.places) == 0
+    for connection in (client, *taken):
+        connection.close()
 
 
 # Who is accepted
@@ -214,6 +286,44 @@ async def test_who_finds_no_place_is_told_so_and_the_others_are_served(world):
     world.servers.served[0].place.leave()
     world.arrive(1)
     await until(lambda: len(world.servers.served) == PLACES + 1)
+
+
+@pytest.mark.gen_test
+async def test_who_finds_no_place_is_told_so_whether_it_has_sent_something_or_not(world, caplog):
+    """Nor is the server stopped by one that has gone before it could be told."""
+    world.arrive(PLACES)
+    world.acceptor.open([world.socket])
+    await until(lambda: len(world.servers.served) == PLACES)
+    for served in world.servers.served:
+        served.place.keep()
+    for sent in (b"", POLLING):
+        reset(world.arrive(1, sent))
+        client = world.arrive(1, sent)
+        assert (await asyncio.get_running_loop().sock_recv(client, 1_000)).startswith(b"HTTP/1.1 503 ")
+        assert await is_closed(client)
+    assert caplog.records == []
+
+
+class Aborted(socket.socket):
+    """A listening socket; its first client has gone when it is accepted."""
+
+    aborted = False
+
+    def accept(self):
+        if not self.aborted:
+            self.aborted = True
+            raise ConnectionAbortedError
+        return super().accept()
+
+
+@pytest.mark.gen_test
+async def test_one_that_has_gone_before_it_is_accepted_keeps_no_other_waiting(world, monkeypatch, caplog):
+    monkeypatch.setattr(acceptor, "RETRY_INTERVAL", 1_000)
+    world.socket = Aborted(fileno=world.socket.detach())
+    world.acceptor.open([world.socket])
+    world.arrive(1)
+    await until(lambda: world.servers.served)
+    assert caplog.records == []
 
 
 @pytest.mark.gen_test
