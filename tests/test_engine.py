@@ -1,6 +1,7 @@
 """engine.py as clients see it: both transports, the upgrade, and whatever bytes arrive."""
 
 import asyncio
+import base64
 import gc
 import socket
 import weakref
@@ -35,7 +36,8 @@ from tornado.ioloop import IOLoop
 
 from lesson_server import sessions
 from lesson_server.admission import Places
-from lesson_server.engine import Engine
+from lesson_server.engine import ID_BYTES, IDS_AT_ONCE, Engine
+from lesson_server.http_server import MAX_HEADER_LINES, MAX_PARAMETERS, MAX_URL_SIZE
 from lesson_server.sessions import (
     MAX_MESSAGE_SIZE,
     MAX_PACKETS_IN_POST,
@@ -110,6 +112,21 @@ async def test_a_client_that_disappears_from_its_poll_is_disconnected(edge: Edge
     async with client.waiting() as poll:
         poll.disappear()
         await until(lambda: edge.application.reasons == ["transport close"])
+
+
+@pytest.mark.gen_test
+async def test_a_socket_whose_poll_is_answered_carries_no_session_any_more(edge: Edge) -> None:
+    """Though its client does not read the answer: it may give way to a newcomer."""
+    edge.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    client = await edge.connected_polling()
+    await until(lambda: len(edge.server.places) == 0)
+    connection = await edge.connection(receive_buffer=4096)
+    await connection.send_request("GET", client.query)
+    await until(lambda: edge.server.places._kept)
+    await edge.sio.eio.send(client.sid, "x" * 30_000)
+    await until(lambda: not edge.sessions[0]._outbox)
+    await until(lambda: not edge.server.places._kept)
+    assert len(edge.server.places) == 1
 
 
 @pytest.mark.gen_test
@@ -697,6 +714,55 @@ async def test_an_ended_connection_leaves_nothing_to_the_garbage_collector(edge:
     assert not left & {"Session", "Websocket", "_Protocol", "WSTransport", "EngineHandler", "IOStream", "Task"}
 
 
+def handshake(url: str, *headers: str) -> bytes:
+    """The head of a request for a websocket."""
+    lines = [f"GET {url} HTTP/1.1", *(f"{name}: {value}" for name, value in UPGRADE_HEADERS.items()), *headers]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/socket.io/", 101), ("/socket.io", 101), ("/socket.io/x", 404), ("/socket.iox", 404)],
+)
+@pytest.mark.gen_test
+async def test_websockets_have_one_path(edge: Edge, path: str, status: int) -> None:
+    """With or without a slash at its end."""
+    connection = await edge.connection()
+    await connection.write(handshake(f"{path}?{WEBSOCKET}"))
+    assert (await connection.response()).status == status
+
+
+URL = f"/socket.io/?{WEBSOCKET}&x="
+
+
+@pytest.mark.parametrize(
+    ("allowed", "refused"),
+    [
+        pytest.param(
+            handshake(URL.ljust(MAX_URL_SIZE, "x")),
+            handshake(URL.ljust(MAX_URL_SIZE + 1, "x")),
+            id="URL",
+        ),
+        pytest.param(
+            handshake(URL + "&x=" * (MAX_PARAMETERS - URL.count("="))),
+            handshake(URL + "&x=" * (MAX_PARAMETERS - URL.count("=") + 1)),
+            id="parameters",
+        ),
+        pytest.param(
+            handshake(URL, *["a: x"] * (MAX_HEADER_LINES - len(UPGRADE_HEADERS))),
+            handshake(URL, *["a: x"] * (MAX_HEADER_LINES - len(UPGRADE_HEADERS) + 1)),
+            id="header lines",
+        ),
+    ],
+)
+@pytest.mark.gen_test
+async def test_the_head_of_a_websocket_is_bounded_as_any_other(edge: Edge, allowed: bytes, refused: bytes) -> None:
+    for head, status in ((allowed, 101), (refused, 400)):
+        connection = await edge.connection()
+        await connection.write(head)
+        assert (await connection.response()).status == status
+
+
 # The upgrade
 
 
@@ -931,6 +997,7 @@ REFUSED_REQUESTS = [
     pytest.param("OPTIONS", POLLING, {"Origin": FOREIGN}, 403, 4, id="OPTIONS: foreign origin"),
     pytest.param("GET", WEBSOCKET, UPGRADE_HEADERS | {"Origin": FOREIGN}, 403, 4, id="websocket: foreign origin"),
     pytest.param("GET", POLLING + "&sid=%ff", {}, 400, 1, id="invalid UTF-8 in the query"),
+    pytest.param("GET", websocket_query("%ff"), UPGRADE_HEADERS, 400, 1, id="websocket: invalid UTF-8 in the query"),
     pytest.param("PUT", POLLING, {}, 405, 3, id="PUT"),
     pytest.param("BREW", POLLING, {}, 405, 3, id="unknown method"),
 ]
@@ -952,6 +1019,33 @@ async def test_a_refused_request_is_answered_and_its_socket_closed(
     assert await connection.is_ended() == b""
     assert not edge.sessions
     assert edge.log == []
+
+
+async def are_told_that_the_server_is_busy(edge: Edge) -> None:
+    for query, headers in ((POLLING, {}), (WEBSOCKET, UPGRADE_HEADERS)):
+        response = await edge.request("GET", query, **headers)
+        assert response.status == 503
+        assert b"busy" in response.body
+
+
+@pytest.mark.gen_test
+async def test_newcomers_for_whose_session_there_is_no_place_are_told_so(edge: Edge) -> None:
+    edge.sio.eio._session_places = Places(1)
+    await edge.connected()
+    await are_told_that_the_server_is_busy(edge)
+
+
+@pytest.mark.gen_test
+async def test_a_server_that_is_about_to_stop_begins_no_session_and_goes_on_with_those_that_are_here(
+    edge: Edge,
+) -> None:
+    polling, websocket = await edge.connected_polling(), await edge.connected()
+    edge.sio.eio.refuse_newcomers()
+    await are_told_that_the_server_is_busy(edge)
+    await polling.post(JOIN_WITH_ACK)
+    assert await polling.poll() == [ACK]
+    await websocket.send(JOIN_WITH_ACK)
+    assert await websocket.receive() == ACK
 
 
 # Origins
@@ -1093,6 +1187,13 @@ async def test_a_socket_that_is_kept_alive_for_nothing_is_closed(edge: Edge) -> 
 
 
 # The engine for those that embed it
+
+
+def test_each_id_is_as_many_random_bytes_of_its_own() -> None:
+    engine = Engine(session_places=Places(1))
+    ids = [engine.generate_id() for _ in range(2 * IDS_AT_ONCE)]
+    assert {len(base64.urlsafe_b64decode(sid)) for sid in ids} == {ID_BYTES}
+    assert len(set(ids)) == len(ids)
 
 
 def test_what_python_socketio_passes_on_reaches_the_engine() -> None:

@@ -6,6 +6,7 @@ import struct
 
 import pytest
 from edge import (
+    LONG,
     POLLING,
     SECRET,
     UPGRADE_HEADERS,
@@ -19,12 +20,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tornado.ioloop import IOLoop
 
+from lesson_server import sessions
 from lesson_server.http_server import MAX_HEAD_SIZE, MAX_HEADER_LINES, MAX_PARAMETERS, MAX_URL_SIZE
+from lesson_server.protocol import EXTRA_SOCKETS
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n"
 METRICS = b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"
 WAITING = b"GET /socket.io/?%b&sid=%%b HTTP/1.1\r\nHost: here\r\n\r\n" % POLLING.encode()
 NOT_FOUND = b"GET /nowhere HTTP/1.1\r\nHost: here\r\n\r\n"
+HALF_A_BODY = b"POST /socket.io/ HTTP/1.1\r\nHost: here\r\nContent-Length: 9\r\n\r\n12345678"
 MALFORMED = b"malformed\r\n\r\n"
 UPGRADE = b"GET /socket.io/?%b HTTP/1.1\r\nHost: here\r\n%b\r\n" % (
     websocket_query().encode(),
@@ -65,6 +69,34 @@ async def test_a_polling_client_that_reads_no_answer_is_closed(edge: Edge) -> No
     connection.write_soon(WAITING % client.sid.encode())
     await until(lambda: not edge.sessions[0]._outbox)
     await until(lambda: len(edge.server.places) == 0)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.gen_test
+async def test_a_client_that_does_not_send_its_body_in_time_is_closed(edge: Edge) -> None:
+    client = await edge.connection()
+    await client.write(HALF_A_BODY)
+    assert await client.is_ended() == b""
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No deadline ends while a test runs."""
+    monkeypatch.setattr(sessions, "HANDSHAKE_TIMEOUT", 10 * LONG)
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("edge", [1 - EXTRA_SOCKETS], indirect=True, ids=["one socket"])
+@pytest.mark.gen_test
+async def test_a_client_whose_body_has_not_arrived_gives_way_to_a_new_one(edge: Edge) -> None:
+    slow = await edge.connection()
+    await slow.write(HALF_A_BODY)
+    await until(lambda: edge.server._http._connections)
+    client = await edge.connection()
+    await client.write(HEALTH)
+    assert (await client.response()).body == b"ok\n"
+    assert await slow.is_ended() == b""
+    await until(lambda: not edge.server._http._connections)
 
 
 @pytest.mark.gen_test
