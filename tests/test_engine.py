@@ -433,6 +433,7 @@ async def test_a_client_can_end_its_session_itself(edge: Edge, packet: str) -> N
         pytest.param(frame(b"4\xff", TEXT), id="invalid UTF-8"),
         pytest.param(frame("4", 0xF), id="unknown opcode"),
         pytest.param(b"\xff" + frame("4")[1:], id="reserved bits"),
+        *[pytest.param(bytes([0x81 | bit]) + frame(JOIN)[1:], id=f"reserved bit {bit}") for bit in (0x40, 0x20, 0x10)],
         pytest.param(frame("4", 0x0), id="continuation of nothing"),
         pytest.param(frame("4", final=False) * 2, id="fragments of two messages"),
         pytest.param(frame("x" * 126, PING), id="large control frame"),
@@ -831,7 +832,7 @@ async def test_a_websocket_that_does_not_probe_is_closed_and_polling_goes_on(edg
     client = await edge.connected_polling()
     websocket = await edge.websocket(client.sid)
     await websocket.send(message)
-    assert await websocket.messages() == []
+    assert await websocket.is_ended() == b""
     await client.post(JOIN_WITH_ACK)
     assert await client.poll() == [ACK]
 
@@ -858,7 +859,7 @@ async def test_an_upgrade_ends_with_its_session(edge: Edge, begun: bool) -> None
         await websocket.send("2probe")
         assert await websocket.receive() == "3probe"
     await client.post("1")
-    assert await websocket.messages() == []
+    assert await websocket.is_ended() == b""
 
 
 @pytest.mark.gen_test
@@ -973,7 +974,12 @@ MESSAGES = {
     4: "origin not allowed",
     5: "Unsupported protocol version",
 }
-WITHOUT_CONNECTION = {name: value for name, value in UPGRADE_HEADERS.items() if name != "Connection"}
+
+
+def without(header: str) -> dict[str, str]:
+    return {name: value for name, value in UPGRADE_HEADERS.items() if name != header}
+
+
 REFUSED_REQUESTS = [
     pytest.param("GET", POLLING + "&sid=nobody", {}, 400, 1, id="polling: unknown sid"),
     pytest.param("POST", POLLING + "&sid=nobody", {}, 400, 1, id="POST: unknown sid"),
@@ -988,8 +994,12 @@ REFUSED_REQUESTS = [
     pytest.param("GET", POLLING, UPGRADE_HEADERS, 400, 0, id="transport=polling with an upgrade"),
     pytest.param("GET", WEBSOCKET, UPGRADE_HEADERS | {"Connection": "keep-alive"}, 400, None, id="half an upgrade"),
     pytest.param("GET", WEBSOCKET, UPGRADE_HEADERS | {"Connection": ""}, 400, None, id="websocket: empty Connection"),
-    pytest.param("GET", WEBSOCKET, WITHOUT_CONNECTION, 400, None, id="websocket: no Connection"),
-    pytest.param("GET", WEBSOCKET, UPGRADE_HEADERS | {"Sec-WebSocket-Key": ""}, 400, None, id="websocket: no key"),
+    pytest.param("GET", WEBSOCKET, without("Connection"), 400, None, id="websocket: no Connection"),
+    pytest.param("GET", WEBSOCKET, without("Sec-WebSocket-Key"), 400, 3, id="websocket: no key"),
+    *[
+        pytest.param("GET", WEBSOCKET, UPGRADE_HEADERS | {"Sec-WebSocket-Key": key}, 400, 3, id=f"websocket: key {key}")
+        for key in ("", "x", "dGhl", UPGRADE_HEADERS["Sec-WebSocket-Key"] + "!")
+    ],
     pytest.param("GET", WEBSOCKET, UPGRADE_HEADERS | {"Sec-WebSocket-Version": "8"}, 426, None, id="websocket: old"),
     pytest.param("GET", POLLING, {"Origin": FOREIGN}, 403, 4, id="polling: foreign origin"),
     pytest.param("GET", POLLING, {"Origin": "null"}, 403, 4, id="polling: origin null"),

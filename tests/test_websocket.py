@@ -13,10 +13,13 @@ from typing import Any
 
 import picows
 import pytest
-from edge import TEXT, UPGRADE_HEADERS, frame, until
+from edge import CLOSE, LONG, TEXT, UPGRADE_HEADERS, frame, until
 from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
+from lesson_server import websocket
 from lesson_server.admission import Places
+from lesson_server.errors import ServiceBusy
+from lesson_server.sessions import MAX_MESSAGE_SIZE
 from lesson_server.websocket import READ_SIZE, Websocket
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n%b\r\n" % b"".join(
@@ -110,6 +113,55 @@ async def test_the_head_of_the_request_is_not_kept() -> None:
             assert not hasattr(message, "headers")
         answer = await asyncio.get_running_loop().sock_recv(world.client, 1_000)
         assert answer.startswith(ACCEPTED)
+
+
+@pytest.mark.gen_test
+async def test_fragments_may_be_as_large_together_as_a_message() -> None:
+    async with world_of(frame("x" * (MAX_MESSAGE_SIZE - 1), final=False) + frame("x", 0x0)) as world:
+        await until(lambda: sum(world.session.received) == 1)
+
+
+async def all_that_is_sent(client: socket.socket) -> bytes:
+    """What a client gets until its connection ends."""
+    received = b""
+    while data := await asyncio.get_running_loop().sock_recv(client, 1_000):
+        received += data
+    return received
+
+
+@pytest.mark.gen_test
+async def test_a_close_frame_is_answered_and_the_connection_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 10 * LONG)
+    async with world_of(frame(b"", CLOSE)) as world:
+        assert (await all_that_is_sent(world.client)).endswith(b"\r\n\r\n\x88\x02\x03\xe8")
+
+
+# Its place
+
+
+@pytest.mark.gen_test
+async def test_a_socket_gives_way_only_when_it_can_be_closed() -> None:
+    async with world_of(b"") as world:
+        with pytest.raises(ServiceBusy):
+            world.places.take(lambda: None)
+        await until(lambda: world.websocket.is_writable)
+        world.places.take(lambda: None).leave()
+        assert (await all_that_is_sent(world.client)).startswith(ACCEPTED)
+
+
+@pytest.mark.gen_test
+async def test_a_socket_that_carries_a_session_gives_way_when_it_has_been_sent_the_close_frame(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 10 * LONG)
+    async with world_of(b"") as world:
+        await until(lambda: world.websocket.is_writable)
+        world.websocket.keep()
+        with pytest.raises(ServiceBusy):
+            world.places.take(lambda: None)
+        world.websocket.disconnect(abort=False)
+        world.places.take(lambda: None).leave()
+        await until(lambda: world.session.is_lost)
 
 
 # What this rests on

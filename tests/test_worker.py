@@ -53,7 +53,7 @@ def test_the_ids_of_a_worker_are_its_own(workers):
 
 
 @pytest.mark.gen_test
-async def test_a_socket_is_passed_on_with_all_that_it_has_to_read(workers):
+async def test_a_socket_is_passed_on_with_all_that_it_has_to_read(workers, caplog):
     taken = []
     workers[2].receive(taken.append)
     client, server = socket.socketpair()
@@ -64,8 +64,26 @@ async def test_a_socket_is_passed_on_with_all_that_it_has_to_read(workers):
     assert taken[0].recv(1_000) == request("2.abc")
     taken[0].sendall(b"answer")
     assert client.recv(1_000) == b"answer"
+    assert caplog.records == []
     workers[2].stop()
     taken[0].close()
+    client.close()
+
+
+@pytest.mark.gen_test
+async def test_a_worker_that_has_stopped_takes_nothing(workers):
+    before, after = [], []
+    workers[1].receive(before.append)
+    workers[1].stop()
+    client, server = socket.socketpair()
+    workers[0].send(1, server)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    workers[1].receive(after.append)
+    await until(lambda: after)
+    assert before == []
+    workers[1].stop()
+    after[0].close()
     client.close()
 
 
