@@ -7,6 +7,7 @@ import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -22,6 +23,7 @@ from lesson_server.rooms import Rooms
 from lesson_server.sessions import HANDSHAKE_TIMEOUT, SEPARATOR, Session
 from lesson_server.transport import SocketServer
 from lesson_server.web import Readiness, routes
+from lesson_server.worker import Worker, make_inboxes
 
 LONG = 20.0  # seconds to wait for what always comes
 # What a client sends and the log must never show. In URLs it stands as it is.
@@ -147,14 +149,23 @@ class Edge(Clients):
     """The edge of the server on a port of its own, built as in production and on a real Redis, but for the application;
     with every client that a test has made of it."""
 
-    def __init__(self, caplog: pytest.LogCaptureFixture, redis_url: str, max_connections: int) -> None:
+    def __init__(
+        self,
+        caplog: pytest.LogCaptureFixture,
+        redis_url: str,
+        max_connections: int = MAX_CONNECTIONS,
+        worker: Worker | None = None,
+        allowed_origins: tuple[str, ...] = (),
+    ) -> None:
         self.socket, port = bind_unused_port()
         super().__init__(port)
         self._caplog = caplog
         self._redis = RedisStore(redis_url, "", 2.0, 2)
         self.rooms = Rooms(self._redis)
         pages = routes(Readiness({}), lambda: METRICS)
-        self.server = ProtocolServer(self.rooms, pages, max_connections=max_connections)
+        self.server = ProtocolServer(
+            self.rooms, pages, max_connections=max_connections, allowed_origins=allowed_origins, worker=worker
+        )
         self.sio = self.server.sio
         self.application = FakeApplication(self.sio)
         self.server.open([self.socket])
@@ -189,8 +200,8 @@ class Edge(Clients):
         assert await client.receive() == ACK
         await client.leave()
 
-    async def close(self) -> None:
-        """Takes every client away, and asserts that nothing of them is left, and that the log kept to the rules."""
+    async def stop(self) -> None:
+        """Takes every client away."""
         self.server.close()
         self.application.may_answer.set()
         self.disappear()
@@ -201,8 +212,9 @@ class Edge(Clients):
         await self.rooms.close()
         await self.server.abort()
         await self._redis.close()
-        await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
 
+    def check(self) -> None:
+        """Asserts that nothing of any client is left, and that the log kept to the rules."""
         assert left_of(self.sio) == {}
         assert len(self.server.places) == 0
         assert len(self.sio.eio._session_places) == 0
@@ -213,6 +225,15 @@ class Edge(Clients):
             assert record.exc_info is None
             assert SECRET not in record.getMessage()
         assert len(self.log) <= len(self._clients)
+
+
+async def close(*edges: Edge) -> None:
+    """The end of a test."""
+    for edge in edges:
+        await edge.stop()
+    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+    for edge in edges:
+        edge.check()
 
 
 def left_of(sio: SocketServer) -> dict[str, object]:
@@ -245,7 +266,32 @@ def edge_fixture(
 
     the_edge = io_loop.run_sync(make)
     yield the_edge
-    io_loop.run_sync(the_edge.close, timeout=2 * LONG)
+    io_loop.run_sync(lambda: close(the_edge), timeout=2 * LONG)
+
+
+# Whose pages may connect to the workers.
+PAGES = "https://pages.example"
+
+
+@pytest.fixture(name="workers")
+def workers_fixture(
+    io_loop: IOLoop, caplog: pytest.LogCaptureFixture, running_stores: EmbeddedStores
+) -> Iterator[list[Edge]]:
+    """The edges of two workers, in one loop, each on a port of its own."""
+    caplog.set_level(logging.WARNING)
+    inboxes = make_inboxes(2)
+
+    async def make() -> list[Edge]:
+        return [
+            Edge(caplog, running_stores.redis_url, worker=Worker(number, inboxes), allowed_origins=(PAGES,))
+            for number in range(2)
+        ]
+
+    edges = io_loop.run_sync(make)
+    yield edges
+    io_loop.run_sync(lambda: close(*edges), timeout=2 * LONG)
+    for end in chain(*inboxes):
+        end.close()
 
 
 @pytest.fixture(name="impatient")

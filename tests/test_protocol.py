@@ -7,6 +7,7 @@ from edge import (
     ACK,
     JOIN_WITH_ACK,
     LONG,
+    PAGES,
     POLLING,
     REFUSED_HANDSHAKE,
     UPGRADE_HEADERS,
@@ -17,6 +18,7 @@ from edge import (
     left_of,
     until,
     websocket_query,
+    workers_fixture,  # noqa: F401
 )
 
 from lesson_server import sessions
@@ -161,6 +163,30 @@ async def test_every_place_is_left(edge: Edge) -> None:
     assert len(edge.sio.eio._session_places) == 0
 
 
+# Several workers
+
+
+@pytest.mark.gen_test
+async def test_a_session_goes_on_wherever_its_requests_are_accepted(workers: list[Edge]) -> None:
+    """Each worker has sessions of its own, and passes on what is for the other one."""
+    first, second = workers
+    client = await first.connected_polling()
+    client._edge = second  # from now on the system gives its requests to the other worker
+    assert (await client.post(JOIN_WITH_ACK)).body == b"ok"
+    assert await client.poll() == [ACK]
+    websocket = await second.probing(client.sid)
+    await websocket.send("5", JOIN_WITH_ACK)
+    assert await websocket.receive() == ACK
+    assert [len(edge.sessions) for edge in workers] == [1, 0]
+    await websocket.leave()
+
+
+@pytest.mark.gen_test
+async def test_pages_of_an_allowed_origin_may_connect(workers: list[Edge]) -> None:
+    for origin, status in ((PAGES, 200), ("https://elsewhere.example", 403)):
+        assert (await workers[0].request("GET", POLLING, Origin=origin)).status == status
+
+
 # The end
 
 
@@ -175,15 +201,16 @@ async def test_a_server_that_is_closed_begins_no_session_for_those_who_are_here(
 
 @pytest.mark.gen_test
 async def test_abort_closes_what_is_left(edge: Edge) -> None:
-    """A websocket whose client does not answer the close frame, and a socket that says nothing."""
-    silent = await edge.connection()
+    """A websocket whose client does not answer the close frame, a socket that says nothing, a body without its end."""
+    silent, slow = await edge.connection(), await edge.connection()
+    await slow.write(b"POST /socket.io/ HTTP/1.1\r\nHost: here\r\nContent-Length: 9\r\n\r\n12345678")
     websocket = await edge.connected()
     await edge.sio.eio.disconnect()
-    await until(lambda: len(edge.server.places) == 2)
+    await until(lambda: len(edge.server.places) == 3 and edge.server._http._connections)
     await edge.server.abort()
     assert not edge.sio.eio.websockets
     assert len(edge.server.places) == 0
-    assert await silent.is_ended() == b""
+    assert (await silent.is_ended(), await slow.is_ended()) == (b"", b"")
     assert await websocket.is_ended() == b"\x88\x02\x03\xe8"
 
 
