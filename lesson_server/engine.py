@@ -125,17 +125,6 @@ class EngineHandler(RequestHandler):
         self.set_header("Content-Type", "application/json")
         self.finish(refusal.body)
 
-    def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> "asyncio.Future[None]":
-        """Sends the answer. A refusal, Tornado's own too, closes the connection: the client can't need it any more."""
-        refused = self.get_status() >= 400
-        if refused:
-            self.set_header("Connection", "close")
-        connection = self.request.connection
-        sent = super().finish(chunk)
-        if refused:
-            sent.add_done_callback(lambda _: connection.close())  # type: ignore[union-attr]
-        return sent
-
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         self._refuse(RequestRefused(3, "Bad request", status_code))
 

@@ -237,9 +237,7 @@ class Session:
         if self._upgrading is not None:
             self._upgrade_timer.cancel()
         self._upgrading = None
-        self._probed = False
         self.flush()
-        self._release_poller()
 
     def begin_upgrade(self, websocket: Carrier) -> None:
         """This websocket may take over from polling, if it does so in time; one at a time."""
@@ -248,19 +246,18 @@ class Session:
         self._upgrade_timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, expire)
 
     def receive_from(self, websocket: Carrier, packet: str | bytes) -> None:
-        """Takes a packet in from a websocket: its own, or one that would take the place of polling."""
-        if self.closed:
-            websocket.disconnect(abort=True)
-            return
-        try:
-            if websocket is self._websocket:
+        """Takes a packet in from a websocket: the session's own, or one that would take the place of polling. From any
+        other, one that has just been closed, nothing is taken in."""
+        if websocket is self._websocket:
+            try:
                 self.receive(packet)
-            else:
-                self._probe(websocket, packet)
-        except ProtocolError as error:
-            if websocket is self._websocket:
+            except ProtocolError as error:
                 self.drop(str(error))
-            else:
+        elif websocket is self._upgrading and not self.closed:
+            try:
+                self._probe(websocket, packet)
+            except ProtocolError:
+                self.lost(websocket)
                 websocket.disconnect(abort=True)
 
     def _probe(self, websocket: Carrier, packet: str | bytes) -> None:

@@ -147,9 +147,10 @@ class Websocket(WSListener):
 
     def disconnect(self, *, abort: bool) -> None:
         """Closes the websocket; with ``abort``, without waiting for what the client has not read."""
-        if abort or self._transport is None:
+        if abort:
             self.abort()
         else:
+            assert self._transport is not None
             self._transport.send_close(WSCloseCode.OK)
             self._place.release()
             self.close_in_time()

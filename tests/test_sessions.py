@@ -59,10 +59,10 @@ async def test_what_follows_the_end_in_a_body_is_not_taken_in(edge: Edge, end: s
 @pytest.mark.parametrize("message", ["2probe", JOIN, "3", "1"])
 @pytest.mark.gen_test
 async def test_a_websocket_that_has_probed_may_only_take_over(edge: Edge, message: str) -> None:
-    """Else it is closed at once, and polling goes on."""
+    """Else it is closed at once, whatever it has sent beside, and polling goes on."""
     client = await edge.connected_polling()
     websocket = await edge.probing(client.sid)
-    await websocket.send(message)
+    await websocket.send(message, "5")
     assert await websocket.is_ended() == b""
     await client.post(JOIN_WITH_ACK)
     assert await client.poll() == [ACK]

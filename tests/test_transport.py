@@ -22,7 +22,6 @@ from edge import (
     until,
 )
 from socketio.packet import Packet
-from tornado.http1connection import HTTP1Connection
 from tornado.web import RequestHandler
 
 from lesson_server.admission import Places
@@ -387,9 +386,7 @@ PARAMETERS = {
     engineio.AsyncServer._get_socket: ["self", "sid"],
     engineio.AsyncServer.generate_id: ["self"],
     # Tornado
-    RequestHandler.finish: ["self", "chunk"],
     RequestHandler.log_exception: ["self", "typ", "value", "tb"],
-    HTTP1Connection.close: ["self"],
 }
 
 
