@@ -88,6 +88,9 @@ class Shard:
         self._pool_size = pool_size
         self._redirect = redirect
         self._on_failure = on_failure
+        # Connections of the client's pool. They are kept: to get one from the pool and give it back would take half as
+        # long as a round trip.
+        self._idle: list[Any] = []
         self._waiting: deque[Part] = deque()
         self._round_trips: set[asyncio.Task[None]] = set()
         self._beginning = False  # the next round trip has been asked for, and begins in the next turn of the loop
@@ -181,14 +184,13 @@ class Shard:
 
     async def _exchange(self, commands: list[Command]) -> list[Any]:
         """The answers to commands that are sent together, an exception in place of each that is an error."""
-        pool = self.client.connection_pool
-        connection = await pool.get_connection()
+        connection = self._idle.pop() if self._idle else await self.client.connection_pool.get_connection()
         try:
             return await connection.retry.call_with_retry(  # type: ignore[no-any-return]
                 partial(self._exchange_by, connection, commands), lambda _: connection.disconnect()
             )
         finally:
-            await pool.release(connection)
+            self._idle.append(connection)
 
     async def _exchange_by(self, connection: Any, commands: list[Command]) -> list[Any]:
         # One timeout for all: redis-py would set one for each answer, and start a task to send. It packs commands in
