@@ -226,7 +226,9 @@ class Gateway:
         if isinstance(error, Refusal):
             return error
         if isinstance(error, TimeoutError):
-            return StoreUnavailable("a store", "the join took too long")
+            refusal = StoreUnavailable("the stores", f"not done within {JOIN_DEADLINE} s")
+            logger.error("join of %r failed: %s", connection, refusal.cause)
+            return refusal
         if not (isinstance(error, InvalidTransition) and connection.state == "disconnected"):
             logger.error("join of %r failed", connection, exc_info=error)
         return Refusal()

@@ -388,13 +388,17 @@ async def test_joins_of_different_connections_do_not_wait_for_each_other():
 
 
 @pytest.mark.gen_test
-async def test_a_join_that_hangs_is_answered_in_time(monkeypatch):
+async def test_a_join_that_hangs_is_answered_in_time_and_logged(monkeypatch, caplog):
     monkeypatch.setattr(gateway, "JOIN_DEADLINE", 0.02)
     world = World()
     await world.connect("sid", GUEST)
     world.faults.hang_at("lessons.get")
     async with asyncio.timeout(1):
         assert await world.join("sid") == UNAVAILABLE
+    [record] = caplog.records
+    assert record.getMessage() == (
+        "join of <participant sid lesson 1 connected> failed: the stores: not done within 0.02 s"
+    )
 
 
 def test_the_deadline_leaves_time_to_give_back_within_the_five_seconds_of_the_contract():
