@@ -38,8 +38,10 @@ PR_SET_CHILD_SUBREAPER = 36  # processes that a killed child has started become 
 # The libraries have been imported before pytest could rewrite the assertions in its plugins.
 PYTEST = ["-q", "--tb=short", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
-# A test may take this many times as long as when it was surveyed, and these seconds more.
+# A test may take this many times as long as when it was surveyed, and these seconds more. Then it is interrupted.
 PATIENCE_FACTOR, PATIENCE = 5, 3.0
+# Seconds after which the child is killed if the test has not ended even so.
+GRACE = 2.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Outcome:
 
     Attributes:
         failed: the tests that failed, or the file that could not be imported.
-        hung: whether the last of them was killed because it took too long.
+        hung: whether the child was killed because the last of them did not end.
         surveyed: the id of a test → its seconds, and module → the lines that it ran.
         text: what pytest printed.
     """
@@ -235,8 +237,12 @@ class Plugin:
     pytest_collectreport = pytest_runtest_logreport
 
 
+class TookTooLong(KeyboardInterrupt):
+    """Ends a test as Ctrl-C would: no event loop and no ``except Exception`` of what is tested keeps it."""
+
+
 class TrialPlugin(Plugin):
-    """Runs the tests of a trial and no others, in its order, each with an alarm that kills the child."""
+    """Runs the tests of a trial and no others, in its order. One that takes too long has failed, and is the last."""
 
     def __init__(self, stores: EmbeddedStores, outcome: Path, tests: dict[str, float]) -> None:
         super().__init__(stores, outcome)
@@ -248,13 +254,25 @@ class TrialPlugin(Plugin):
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        self.note(failed=[item.nodeid])  # should the alarm kill us
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE + PATIENCE_FACTOR * self._tests[item.nodeid])
+        self.note(failed=[item.nodeid])  # should the second alarm kill us
+        signal.signal(signal.SIGALRM, self._interrupt)
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE + PATIENCE_FACTOR * self._tests[item.nodeid], GRACE)
         try:
-            return (yield)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            self.note()
+            result = yield
+        except TookTooLong:
+            self.failed.append(item.nodeid)
+            raise  # what the test has set up must end before the second alarm
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.note()
+        return result
+
+    def pytest_unconfigure(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    @staticmethod
+    def _interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        raise TookTooLong
 
 
 def trial(job: Trial, stores: EmbeddedStores, outcome: Path) -> int:
