@@ -38,8 +38,9 @@ PR_SET_CHILD_SUBREAPER = 36  # processes that a killed child has started become 
 # The libraries have been imported before pytest could rewrite the assertions in its plugins.
 PYTEST = ["-q", "--tb=short", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
-# A test may take this many times as long as when it was surveyed, and these seconds more. Then it is interrupted.
-PATIENCE_FACTOR, PATIENCE = 5, 3.0
+# A test may take this many times as long as when it was surveyed, and these seconds more; the last number is for its
+# second try. Then it is interrupted.
+PATIENCE_FACTOR, PATIENCE, LAST_PATIENCE = 5, 1.0, 3.0
 # Seconds after which the child is killed if the test has not ended even so.
 GRACE = 2.0
 
@@ -244,9 +245,10 @@ class TookTooLong(KeyboardInterrupt):
 class TrialPlugin(Plugin):
     """Runs the tests of a trial and no others, in its order. One that takes too long has failed, and is the last."""
 
-    def __init__(self, stores: EmbeddedStores, outcome: Path, tests: dict[str, float]) -> None:
+    def __init__(self, stores: EmbeddedStores, outcome: Path, tests: dict[str, float], patience: float) -> None:
         super().__init__(stores, outcome)
         self._tests = tests
+        self._patience = patience
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         found = {item.nodeid: item for item in items}
@@ -256,7 +258,7 @@ class TrialPlugin(Plugin):
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         self.note(failed=[item.nodeid])  # should the second alarm kill us
         signal.signal(signal.SIGALRM, self._interrupt)
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE + PATIENCE_FACTOR * self._tests[item.nodeid], GRACE)
+        signal.setitimer(signal.ITIMER_REAL, self._patience + PATIENCE_FACTOR * self._tests[item.nodeid], GRACE)
         try:
             result = yield
         except TookTooLong:
@@ -284,18 +286,20 @@ def trial(job: Trial, stores: EmbeddedStores, outcome: Path) -> int:
         batch = {test: seconds for test, seconds in left.items() if test.startswith(first + "::")}
         if len(left) < len(job.tests):
             batch = left
-        failed = run_until_failure(batch, stores, outcome)
-        if failed is not None and (failed not in left or run_until_failure({failed: left[failed]}, stores, outcome)):
-            return 1
+        failed = run_until_failure(batch, stores, outcome, PATIENCE)
+        if failed is not None:
+            again = {failed: left[failed]} if failed in left else {}
+            if not again or run_until_failure(again, stores, outcome, LAST_PATIENCE):
+                return 1
         done = list(batch)[: list(batch).index(failed) + 1] if failed else batch
         left = {test: seconds for test, seconds in left.items() if test not in done}
     return 0
 
 
-def run_until_failure(tests: dict[str, float], stores: EmbeddedStores, outcome: Path) -> str | None:
+def run_until_failure(tests: dict[str, float], stores: EmbeddedStores, outcome: Path, patience: float) -> str | None:
     """Returns the test that failed, or the file that could not be imported; None when there is none."""
     files = dict.fromkeys(test.partition("::")[0] for test in tests)
-    plugin = TrialPlugin(stores, outcome, tests)
+    plugin = TrialPlugin(stores, outcome, tests, patience)
     status = pytest.main([*PYTEST, "--exitfirst", *files], [plugin])
     return plugin.failed[0] if plugin.failed else "an import" if status else None
 
