@@ -75,7 +75,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("modules", nargs="*", default=MODULES, help="all of the core when none is given")
     parser.add_argument("--sample", type=int, metavar="N", help="try that many, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that run tests at once")
+    workers = 2 * (os.cpu_count() or 1)  # tests wait half of their time
+    parser.add_argument("--workers", type=int, default=workers, help="processes that run tests at once")
     return parser.parse_args()
 
 
