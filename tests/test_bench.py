@@ -136,6 +136,43 @@ def test_every_workload_has_figures_and_the_page_shows_them(run: Run, tmp_path: 
         assert (tmp_path / f"figures-{plot}.png").stat().st_size > 0
 
 
+@pytest.mark.parametrize(
+    ("figures", "lines"),
+    [
+        (
+            {OURS: (400, 900), "node": (500, 600), "bun": (200, 2000)},
+            [
+                "| class start: CPU µs | Bun: 200 | lesson-server: 400 **2.00×** |",  # noqa: RUF001
+                "| class start: joins a second | Bun: 2,000 | lesson-server: 900 **0.45×** |",  # noqa: RUF001
+            ],
+        ),
+        (
+            {OURS: (400, 900), "node": (500, 600)},
+            [
+                "| class start: CPU µs | lesson-server: 400 | Node: 500 **1.25×** |",  # noqa: RUF001
+                "| class start: joins a second | lesson-server: 900 | Node: 600 **0.67×** |",  # noqa: RUF001
+            ],
+        ),
+        ({OURS: (400, 900)}, []),
+    ],
+    ids=["another", "ours", "nobody to compare with"],
+)
+def test_the_page_says_who_is_ahead_and_by_how_much(
+    monkeypatch: pytest.MonkeyPatch, figures: dict[str, tuple[float, float]], lines: list[str]
+) -> None:
+    rows = (page.Row("join_us", "CPU µs"), page.Row("joins_per_s", "joins a second"))
+    monkeypatch.setattr(page, "TABLES", {"class_start": ("Class start", "", rows)})
+    titles = {OURS: "lesson-server", "node": "Node", "bun": "Bun"}
+    results = {
+        "about": {"rates": []},
+        "titles": {name: titles[name] for name in figures},
+        "contestants": {
+            name: {"class_start": [{"join_us": cpu, "joins_per_s": joins}]} for name, (cpu, joins) in figures.items()
+        },
+    }
+    assert [line for line in page._ahead(results) if line.startswith("| class start")] == lines
+
+
 def figures_of_workers(run: Run) -> dict[str, Any]:
     figures: dict[str, dict[str, Any]] = {}
     for contestant in WORKERS:

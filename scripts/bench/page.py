@@ -136,22 +136,30 @@ more. lesson-server does what else its contract asks for: it gives back its pres
 fails. The comparison is to that extent unfair to lesson-server, and nothing is taken off for it.
 """
 
+AHEAD = """\
+## Who is ahead
+
+For each figure who has the best, and what {ours} has in comparison; where {ours} is ahead, who comes next.
+"""
+MORE_IS_BETTER = {"joins_per_s"}
+
 OUTLOOK = """\
-## Where we lose, and what the next factor would need
+## What the next factor would need
 
-Node acknowledges a join sooner, though it lets fewer clients in a second: a join of ours waits for RDS and twice for
-Redis, each answer of these waits for its turn behind the handshakes that have been let in, and among steady arrivals a
-join waits up to 5 ms for a query to share. That waiting is what makes a join cheap; how many handshakes are let in at
-once (`ENTRANTS`) and how far apart queries begin (`QUERY_INTERVAL`) set the price. Node also needs less CPU for a
-connection, which it reads and answers in C++, and for an end, at which ours gives back a presence that the peers leave
-to expire.
+Bun runs socket.io's own engine as machine code that it makes while it runs, and reads and answers sockets in native
+code. Ours is interpreted, and no part of it is a third of what is left. By a sampling profile of class starts: 24 %
+websockets (picows, and the system calls by which it sends and closes), 13 % the loop (uvloop, and the system calls by
+which it waits and reads), 11 % round trips to Redis, 9 % checking tokens (PyJWT), 7 % the charts (transitions), 7 %
+python-socketio, 7 % sessions of Engine.IO, 6 % connections and the gateway, 4 % each for presence, metrics and RDS, 3
+% accepting.
 
-By a sampling profile of class starts, 30 % of what is left is spent in the server's own code and the system calls that
-it makes, 21 % in asyncio and uvloop, 20 % in Tornado (the HTTP request before a websocket), 9 % in redis-py, 8 % in
-checking tokens, 4 % in python-socketio, 3 % each in the metrics and in transitions. So the next factor would need
+What was tried beyond that and did not help: aiofastnet's transport in place of uvloop's, with which all tests pass
+(no difference); a transport that has its socket at hand, since uvloop makes a new object for each of the eight things
+that picows asks of the socket (9 µs, for fifteen lines); PyJWT's prepared keys (nothing: it prepares them again); the
+scripts for Redis by their digest (fewer bytes, no less time of ours). What is left to try:
 
-* the handshake without Tornado's request and handler: at most a fifth;
-* a leaner client of Redis, which packs and reads its commands outside of Python: most of a tenth;
+* one write in place of two for the answer to a handshake and the first packet: about 5 µs, and lines of protocol code;
+* fewer timers: a connection, its join and its end set five, at 4 µs each;
 * more cores: `--workers`. A process has one, and the rest of a join is spread thinly.
 """
 
@@ -234,6 +242,7 @@ def _page(results: Results, json_name: str, plots: Sequence[tuple[Path, str]]) -
     yield "## What the stores have to do\n"
     yield f"For a class start of {about['clients']:,} joins in {-(-about['clients'] // 30)} lessons.\n"
     yield from _counts(results)
+    yield from _ahead(results)
     yield OUTLOOK
     yield METHOD.format(
         rounds=about["rounds"],
@@ -283,6 +292,37 @@ def _steady(results: Results) -> Iterator[str]:
         yield f"### {rate} clients a second\n"
         first = ("rounds in which it kept up", *(f"{len(kept[name])} of {of}" for name in titles))
         yield from _table(titles, kept, STEADY_ROWS, first)
+
+
+def _ahead(results: Results) -> Iterator[str]:
+    titles = results["titles"]
+    if OURS not in titles or len(titles) == 1:
+        return
+    yield AHEAD.format(ours=titles[OURS])
+    yield f"| | ahead | {titles[OURS]}, or the next |"
+    yield "|---|---|---|"
+    for what, rounds, row in _compared(results):
+        medians = {name: _median(of, row.figure) for name, of in rounds.items() if of}
+        if OURS not in medians or len(medians) == 1:
+            continue
+        first, second, *_ = sorted(medians, key=lambda name: medians[name], reverse=row.figure in MORE_IS_BETTER)
+        other = second if first == OURS else OURS
+        cells = [f"{titles[name]}: {medians[name]:,.{row.digits}f}" for name in (first, other)]
+        times = f"**{medians[other] / medians[first]:.2f}{TIMES}**"
+        yield f"| {what}: {row.title.strip('*')} | {cells[0]} | {cells[1]} {times} |"
+    yield ""
+
+
+def _compared(results: Results) -> Iterator[tuple[str, Rounds, Row]]:
+    """All figures in which the contestants are compared."""
+    for workload, (title, _, rows) in TABLES.items():
+        for row in rows:
+            if row.compared:
+                yield title.lower(), _rounds(results, workload), row
+    for rate in results["about"]["rates"]:
+        for row in STEADY_ROWS:
+            if row.compared:
+                yield f"{rate} a second", _kept_up(results, rate), row
 
 
 def _workers(results: Results) -> Iterator[str]:
