@@ -131,11 +131,13 @@ def test_a_defect_is_seen_by_tests_that_run_its_statement_or_use_its_constant():
                     a
                 except KeyError:
                     b
+                c()
     """)
     lines = {defect.change: sorted(defect.lines) for defect in defects("module.py", source)}
     assert lines["True → False in A = True"] == [8]
-    assert lines['"e" → \'XX\' in E = "e"'] == [7, 8, 9, 11, 12, 13, 15, 16, 17, 18]
+    assert lines['"e" → \'XX\' in E = "e"'] == [7, 8, 9, 11, 12, 13, 15, 16, 17, 18, 19]
     assert lines["condition → (not (condition)) in if condition:"] == [11]
     assert lines["3 → 4 in return 3"] == [12]
     assert lines["KeyError → () in except KeyError:"] == [15, 16, 17, 18]
     assert lines["b → pass"] == [15, 16, 17, 18]
+    assert lines["c() → pass"] == [15, 16, 17, 18, 19]

@@ -83,7 +83,7 @@ class Planter(ast.NodeVisitor):
         self._lines: frozenset[int] = frozenset()
         self._function: ast.FunctionDef | ast.AsyncFunctionDef | None = None
         self._times: Counter[tuple[str, str]] = Counter()
-        self._tried: frozenset[int] = frozenset()  # the `try` whose handler this is, and those around it
+        self._tried: frozenset[int] = frozenset()  # each `try` before this place of the function
         self._whole: set[ast.AST] = set()  # conditions that are negated as a whole
 
     # Where
@@ -101,7 +101,7 @@ class Planter(ast.NodeVisitor):
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         if node.name in SILENT_FUNCTIONS:
             return
-        outer, self._function = self._function, node
+        outer, self._function, self._tried = self._function, node, frozenset()
         self._scope.append(node.name)
         self._lines = lines_of(node.body)
         for default in [*node.args.defaults, *filter(None, node.args.kw_defaults)]:
@@ -114,15 +114,14 @@ class Planter(ast.NodeVisitor):
     visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815
 
     def visit_Try(self, node: ast.Try) -> None:
-        """What follows an exception may be reached by every test that tries: in Python 3.11 not all lines are counted
-        that run after an await which met an exception."""
+        """What comes after an exception may be reached by every test that tries: in Python 3.11 not all lines are
+        counted that a function runs after an await which met an exception."""
         for child in [*node.body, *node.orelse]:
             self.visit(child)
-        outer, self._tried = self._tried, self._tried | lines_of([node])
+        self._tried |= lines_of([node])
         for late in (*node.handlers, *node.finalbody):
             self._lines = self._tried
             self.visit(late)
-        self._tried = outer
 
     def visit(self, node: ast.AST) -> None:
         if isinstance(node, ast.expr_context | ast.Import | ast.ImportFrom | ast.Assert):
