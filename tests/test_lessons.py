@@ -7,7 +7,7 @@ from functools import partial
 
 import psycopg2
 import pytest
-from edge import until
+from edge import LONG, until
 
 from lesson_server import lessons as lessons_module
 from lesson_server.errors import LessonNotFound, StoreUnavailable
@@ -201,6 +201,34 @@ def test_while_a_query_is_under_way_the_next_one_lets_lessons_of_the_next_turn_i
 
     io_loop.run_sync(ask)
     assert held.asked == ["1", "2,3"]
+
+
+def test_a_join_that_is_given_up_in_the_moment_of_the_answer_harms_nobody(io_loop, lessons, held):
+    async def ask():
+        given_up, waiting = (asyncio.ensure_future(lessons.get("1")) for _ in range(2))
+        await until(lambda: held.under_way == ["1"])
+        given_up.cancel()
+        await lessons.close()
+        with pytest.raises(StoreUnavailable):
+            await waiting
+
+    io_loop.run_sync(ask)
+
+
+def test_after_an_outage_those_are_asked_for_who_come_then(io_loop, open_lessons):
+    lessons = open_lessons(pool_size=1)
+
+    async def ask():
+        async with lessons._turns:
+            waiting = ask_for(lessons, ["2"])
+            await until(lambda: lessons._lookups)
+            await asyncio.sleep(0)
+            lessons._fail_all()
+            assert are_too_slow(await waiting)
+        async with asyncio.timeout(LONG):
+            return await lessons.get("1")
+
+    assert io_loop.run_sync(ask) == Lesson("1", 30)
 
 
 async def comes_true(condition):
