@@ -152,6 +152,7 @@ def open_lessons(io_loop: IOLoop, stores: EmbeddedStores) -> Iterator[Callable[.
         io_loop.run_sync(lessons.close)
         assert not lessons._lookups
         assert not lessons._tasks
+        assert lessons._under_way == 0
         assert lessons._turns._value == pool_size
         assert lessons._slow_turns._value == max(pool_size - 1, 1)
 
