@@ -193,6 +193,7 @@ class Shard:
             self._idle.append(connection)
 
     async def _exchange_by(self, connection: Any, commands: list[Command]) -> list[Any]:
+        await connection.connect()  # to the master of now, if it is not connected and sentinels know one
         # One timeout for all: redis-py would set one for each answer, and start a task to send. It packs commands in
         # Python, too, seven times slower than hiredis.
         timeout, connection.socket_timeout = connection.socket_timeout, None

@@ -26,6 +26,8 @@ class FakeRedis:
         self.pings = 0
         self.asked = []
         self.lent = 0
+        self.is_connected = False
+        self.breaks = False
         self.connection_pool = self
         self.retry = Retry(NoBackoff(), 0)
 
@@ -44,14 +46,21 @@ class FakeRedis:
 
     # The connection
 
+    async def connect(self):
+        self.is_connected = True
+
     async def disconnect(self):
-        pass
+        self.is_connected = False
 
     async def send_packed_command(self, packed):
+        assert self.is_connected
         assert self.socket_timeout is None
         reader = hiredis.Reader(encoding="utf-8")
         reader.feed(packed)
         self.asked.append([tuple(command) for command in iter(reader.gets, False)])
+        if self.breaks:
+            self.breaks = False
+            raise RedisConnectionError("broken")
 
     async def parse_response(self, connection, name):
         if self.answers is None:
@@ -114,6 +123,22 @@ def test_while_a_round_trip_is_under_way_the_next_one_lets_steps_of_the_next_tur
         submit(shard, ("GET", "c"))
         await settle()
         assert client.asked == [[("GET", "a")], [("GET", "b"), ("GET", "c")]]
+        await shard.close()
+
+    run(scenario())
+
+
+def test_a_connection_that_breaks_is_connected_anew_as_the_pool_does_it():
+    """The pool of a Sentinel asks where the master is now."""
+
+    async def scenario():
+        client = FakeRedis()
+        client.retry = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
+        client.answers = {"GET": "1"}
+        client.breaks = True
+        shard = make_shard(client)
+        assert await submit(shard, ("GET", "a")) == ["1"]
+        assert client.asked == [[("GET", "a")]] * 2
         await shard.close()
 
     run(scenario())
