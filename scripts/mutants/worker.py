@@ -11,6 +11,7 @@ import ctypes
 import gc
 import importlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,10 @@ PYTEST = ["-q", "--tb=short", "-p", "no:cacheprovider", "-W", "ignore::pytest.Py
 PATIENCE_FACTOR, PATIENCE, LAST_PATIENCE = 5, 1.0, 3.0
 # Seconds after which the child is killed if the test has not ended even so.
 GRACE = 2.0
+POLL_INTERVAL = 0.02
+
+
+Deadline = Any  # a RawValue, whose type is private
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,7 @@ class Bench:
         self._outcome = folder / "outcome.json"
         self._printed = folder / "printed.txt"
         self._stores: EmbeddedStores | None = None
+        self._deadline = RawValue("d", math.inf)  # of the test that runs, by the monotonic clock; shared with the child
 
     def __enter__(self) -> "Bench":
         shutil.copytree(ROOT, self._copy, ignore=LEFT_OUT)
@@ -119,14 +126,14 @@ class Bench:
         if isinstance(job, Survey):
             return self._in_child(lambda stores: survey(job, stores, self._folder, self._outcome))
         if job.module is None:
-            return self._in_child(lambda stores: trial(job, stores, self._outcome))
+            return self._in_child(lambda stores: trial(job, stores, self._outcome, self._deadline))
         path = self._copy / job.module
         original = path.read_text("utf-8")
         path.write_text(job.source, "utf-8")
         for compiled in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
             compiled.unlink()
         try:
-            return self._in_child(lambda stores: trial(job, stores, self._outcome))
+            return self._in_child(lambda stores: trial(job, stores, self._outcome, self._deadline))
         finally:
             path.write_text(original, "utf-8")
 
@@ -134,16 +141,21 @@ class Bench:
         stores = self._running_stores()
         own = set(psutil.Process().children())
         self._outcome.write_text("{}")
+        self._deadline.value = math.inf
         pid = os.fork()
         if pid == 0:
             self._be_child(task, stores)
         try:
-            status = os.waitpid(pid, 0)[1]
+            while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+                if time.monotonic() > self._deadline.value:
+                    os.kill(pid, signal.SIGKILL)
+                time.sleep(POLL_INTERVAL)
         finally:
             kill_all(set(psutil.Process().children()) - own)
+        status = ended[1]
         outcome = Outcome(**json.loads(self._outcome.read_text()), text=self._printed.read_text("utf-8", "replace"))
-        outcome.hung = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
-        if outcome.hung or os.WIFSIGNALED(status):
+        outcome.hung = os.WIFSIGNALED(status) and time.monotonic() > self._deadline.value
+        if os.WIFSIGNALED(status):
             self._stop_stores()  # nobody has cleaned up in them
         elif status != 0 and not outcome.failed:
             outcome.failed = ["an import"]
@@ -245,8 +257,11 @@ class TookTooLong(KeyboardInterrupt):
 class TrialPlugin(Plugin):
     """Runs the tests of a trial and no others, in its order. One that takes too long has failed, and is the last."""
 
-    def __init__(self, stores: EmbeddedStores, outcome: Path, tests: dict[str, float], patience: float) -> None:
+    def __init__(
+        self, stores: EmbeddedStores, outcome: Path, deadline: Deadline, tests: dict[str, float], patience: float
+    ) -> None:
         super().__init__(stores, outcome)
+        self._deadline = deadline
         self._tests = tests
         self._patience = patience
 
@@ -256,28 +271,30 @@ class TrialPlugin(Plugin):
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        self.note(failed=[item.nodeid])  # should the second alarm kill us
+        self.note(failed=[item.nodeid])  # should we be killed
+        allowed = self._patience + PATIENCE_FACTOR * self._tests[item.nodeid]
+        self._deadline.value = time.monotonic() + allowed + GRACE
         signal.signal(signal.SIGALRM, self._interrupt)
-        signal.setitimer(signal.ITIMER_REAL, self._patience + PATIENCE_FACTOR * self._tests[item.nodeid], GRACE)
+        signal.setitimer(signal.ITIMER_REAL, allowed)
         try:
             result = yield
         except TookTooLong:
             self.failed.append(item.nodeid)
-            raise  # what the test has set up must end before the second alarm
-        signal.setitimer(signal.ITIMER_REAL, 0)
+            raise
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         self.note()
         return result
 
     def pytest_unconfigure(self) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._deadline.value = math.inf
 
     @staticmethod
     def _interrupt(number: int, frame: object) -> None:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         raise TookTooLong
 
 
-def trial(job: Trial, stores: EmbeddedStores, outcome: Path) -> int:
+def trial(job: Trial, stores: EmbeddedStores, outcome: Path, deadline: Deadline) -> int:
     """Runs the first file before the others are imported: most defects need no other. A test that fails runs once more,
     for some fail now and then on a machine that has much to do."""
     left = dict(job.tests)
@@ -286,20 +303,22 @@ def trial(job: Trial, stores: EmbeddedStores, outcome: Path) -> int:
         batch = {test: seconds for test, seconds in left.items() if test.startswith(first + "::")}
         if len(left) < len(job.tests):
             batch = left
-        failed = run_until_failure(batch, stores, outcome, PATIENCE)
+        failed = run_until_failure(batch, stores, outcome, deadline, PATIENCE)
         if failed is not None:
             again = {failed: left[failed]} if failed in left else {}
-            if not again or run_until_failure(again, stores, outcome, LAST_PATIENCE):
+            if not again or run_until_failure(again, stores, outcome, deadline, LAST_PATIENCE):
                 return 1
         done = list(batch)[: list(batch).index(failed) + 1] if failed else batch
         left = {test: seconds for test, seconds in left.items() if test not in done}
     return 0
 
 
-def run_until_failure(tests: dict[str, float], stores: EmbeddedStores, outcome: Path, patience: float) -> str | None:
+def run_until_failure(
+    tests: dict[str, float], stores: EmbeddedStores, outcome: Path, deadline: Deadline, patience: float
+) -> str | None:
     """Returns the test that failed, or the file that could not be imported; None when there is none."""
     files = dict.fromkeys(test.partition("::")[0] for test in tests)
-    plugin = TrialPlugin(stores, outcome, tests, patience)
+    plugin = TrialPlugin(stores, outcome, deadline, tests, patience)
     status = pytest.main([*PYTEST, "--exitfirst", *files], [plugin])
     return plugin.failed[0] if plugin.failed else "an import" if status else None
 
