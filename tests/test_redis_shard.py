@@ -26,7 +26,7 @@ class FakeRedis:
         self.pings = 0
         self.asked = []
         self.lent = 0
-        self.is_connected = False
+        self.is_connected = self.is_closed = False
         self.breaks = False
         self.connection_pool = self
         self.retry = Retry(NoBackoff(), 0)
@@ -36,7 +36,7 @@ class FakeRedis:
         raise RedisConnectionError("down")
 
     async def aclose(self):
-        pass
+        self.is_closed = True
 
     # The pool
 
@@ -112,6 +112,19 @@ def test_a_round_trip_that_is_given_up_at_any_turn_of_the_loop_answers_its_steps
     run(scenario())
 
 
+def test_what_is_asked_for_while_no_round_trip_is_under_way_is_sent_in_the_next_turn():
+    async def scenario():
+        client = FakeRedis()
+        shard = make_shard(client, pool_size=2)
+        submit(shard, ("GET", "a"))
+        submit(shard, ("GET", "b"))
+        await asyncio.sleep(0)
+        assert client.asked == [[("GET", "a"), ("GET", "b")]]
+        await shard.close()
+
+    run(scenario())
+
+
 def test_while_a_round_trip_is_under_way_the_next_one_lets_steps_of_the_next_turn_in():
     async def scenario():
         client = FakeRedis()
@@ -154,6 +167,7 @@ def test_a_shard_that_is_closed_answers_what_waits_and_what_comes_and_asks_nobod
         async with asyncio.timeout(5):
             await shard.close()
         assert not shard._round_trips
+        assert client.is_closed
         for done in (under_way, waiting):
             await is_refused(done)
         await is_refused(submit(shard, ("GET", "c")))
@@ -167,7 +181,7 @@ def test_a_shard_that_is_closed_answers_what_waits_and_what_comes_and_asks_nobod
 def test_a_refusal_is_told_only_when_the_rest_has_been_carried_out():
     async def scenario():
         client = FakeRedis()
-        client.answers = {"REFUSED": ResponseError("WRONGTYPE"), "DOWN": RedisConnectionError("down"), "GET": "1"}
+        client.answers = {"REFUSED": ResponseError("WRONGTYPE"), "DOWN": ResponseError("LOADING"), "GET": "1"}
         shard = make_shard(client)
         with pytest.raises(StoreRefused):
             await submit(shard, ("REFUSED",), ("GET",))

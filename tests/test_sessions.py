@@ -53,6 +53,23 @@ async def test_what_follows_the_end_in_a_body_is_not_taken_in(edge: Edge, end: s
     assert edge.application.reasons == ["client disconnect"]
 
 
+@pytest.mark.gen_test
+async def test_a_pong_counts_once_and_only_after_a_ping(edge: Edge) -> None:
+    """One that nobody asked for must not put a deadline off."""
+    client = await edge.connected_polling()
+    [session] = edge.sessions
+    until_the_ping = session._timer
+    await client.post("3")
+    assert session._timer is until_the_ping
+    session._ping()
+    until_the_pong = session._timer
+    await client.post("3")
+    until_the_next_ping = session._timer
+    assert until_the_next_ping is not until_the_pong
+    await client.post("3")
+    assert session._timer is until_the_next_ping
+
+
 # The upgrade
 
 
