@@ -70,6 +70,17 @@ async def test_a_pong_counts_once_and_only_after_a_ping(edge: Edge) -> None:
     assert session._timer is until_the_next_ping
 
 
+@pytest.mark.gen_test
+async def test_a_session_of_a_websocket_ends_with_what_was_left_and_leaves_nothing_to_a_poll(edge: Edge) -> None:
+    client = await edge.connected()
+    [session] = edge.sessions
+    session._websocket.is_writable = False  # as when the client reads nothing
+    session.send("the last")
+    session.end(edge.sio.eio.reason.SERVER_DISCONNECT)
+    assert await client.messages() == ["4the last"]
+    assert (await edge.request("GET", f"EIO=4&transport=polling&sid={session.sid}")).status == 400
+
+
 # The upgrade
 
 

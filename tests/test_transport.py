@@ -31,6 +31,18 @@ from lesson_server.transport import MAX_EVENT_SIZE, MAX_WAITING_EVENTS, SocketSe
 # The handshake
 
 
+@pytest.mark.gen_test
+async def test_the_rooms_listen_once_and_not_again_for_the_first_client(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(edge.sio.manager, "initialize", lambda: begun.append("again"))
+    await edge.connected()
+    assert begun == []
+    edge.sio.start_rooms()
+    assert begun == ["again"]
+
+
 @pytest.mark.parametrize(
     "auth", ["", "{}", "null", "[]", '"text"', "0", '{"client":"teacher"}', '{"a":' * 500 + "1" + "}" * 500]
 )
