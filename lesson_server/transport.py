@@ -102,7 +102,6 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
 
     def start_rooms(self) -> None:
         """Lets the manager listen to the other nodes; the library would wait for the first client."""
-        self.manager_initialized = True
         self.manager.initialize()
 
     def _engineio_server_class(self) -> type[Engine]:

@@ -3,6 +3,7 @@
 import asyncio
 import importlib.metadata
 import inspect
+import logging
 from typing import Any
 
 import engineio
@@ -29,6 +30,15 @@ from lesson_server.sessions import MAX_MESSAGE_SIZE
 from lesson_server.transport import MAX_EVENT_SIZE, MAX_WAITING_EVENTS, SocketServer, TooMuchData
 
 # The handshake
+
+
+@pytest.mark.gen_test
+async def test_the_log_says_nothing_of_what_clients_send(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    client = await edge.connected('{"access_token":"the secret"}')
+    await client.send('42["join_lesson","the secret"]', JOIN_WITH_ACK)
+    assert await client.receive() == ACK
+    assert caplog.records == []
 
 
 @pytest.mark.gen_test
@@ -294,6 +304,8 @@ async def test_a_client_that_waits_may_send_as_many_events_as_it_likes(edge: Edg
     for _ in range(3 * MAX_WAITING_EVENTS):
         await client.send(JOIN_WITH_ACK)
         assert await client.receive() == ACK
+    [session] = edge.sessions
+    await until(lambda: session.waiting_events == 0)
 
 
 @pytest.mark.parametrize("leaves", ["1", "41", "disappears"])

@@ -13,7 +13,7 @@ from typing import Any
 
 import picows
 import pytest
-from edge import CLOSE, LONG, TEXT, UPGRADE_HEADERS, frame, until
+from edge import CLOSE, LONG, PING, TEXT, UPGRADE_HEADERS, frame, until
 from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
 from lesson_server import websocket
@@ -71,10 +71,10 @@ class World:
 
 
 @asynccontextmanager
-async def world_of(data: bytes) -> AsyncIterator[World]:
+async def world_of(data: bytes, request: bytes = REQUEST) -> AsyncIterator[World]:
     """A client that has sent its request and these bytes before the server has looked."""
     world = World()
-    world.client.sendall(REQUEST + data)
+    world.client.sendall(request + data)
     world.begin()
     yield world
     world.client.close()
@@ -134,6 +134,46 @@ async def test_a_close_frame_is_answered_and_the_connection_closed(monkeypatch: 
     monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 10 * LONG)
     async with world_of(frame(b"", CLOSE)) as world:
         assert (await all_that_is_sent(world.client)).endswith(b"\r\n\r\n\x88\x02\x03\xe8")
+
+
+@pytest.mark.gen_test
+async def test_a_client_that_sends_the_close_frame_and_reads_nothing_is_closed_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 0.05)
+    async with world_of(b"") as world:
+        await until(lambda: world.websocket.is_writable)
+        while world.websocket.is_writable:
+            world.websocket.write("x" * 10_000)
+        world.client.sendall(frame(b"", CLOSE))
+        await until(lambda: world.session.is_lost)
+
+
+@pytest.mark.gen_test
+async def test_the_options_of_a_connection_may_stand_in_several_lines() -> None:
+    two_lines = b"\r\nConnection: keep-alive\r\nConnection: Upgrade\r\n"
+    async with world_of(b"", REQUEST.replace(b"\r\nConnection: Upgrade\r\n", two_lines)) as world:
+        await until(lambda: world.websocket.is_writable)
+
+
+@pytest.mark.gen_test
+async def test_a_client_that_reads_nothing_is_sent_no_pong() -> None:
+    async with world_of(b"") as world:
+        await until(lambda: world.websocket.is_writable)
+        while world.websocket.is_writable:
+            world.websocket.write("x" * 10_000)
+        unread = world.websocket._underlying.get_write_buffer_size()
+        world.client.sendall(frame("x" * 100, PING) * 50 + frame("4"))
+        await until(lambda: world.session.received[0])
+        assert world.websocket._underlying.get_write_buffer_size() <= unread
+
+
+@pytest.mark.gen_test
+async def test_messages_of_several_frames_may_follow_each_other_and_none_begins_in_its_middle() -> None:
+    message = frame("4", final=False) + frame("", 0x0)
+    async with world_of(message * 2 + frame("4", 0x0)) as world:
+        await until(lambda: world.session.is_lost)
+        assert world.session.received == [2]
 
 
 # Its place
