@@ -28,6 +28,7 @@ def lessons(open_lessons):
 @pytest.mark.gen_test
 async def test_a_lesson_has_its_seats(lessons):
     assert await lessons.get("1") == Lesson("1", 30)
+    await until(lambda: not lessons._tasks)  # while nobody asks, nothing runs
 
 
 @pytest.mark.gen_test
