@@ -186,7 +186,6 @@ class Websocket(WSListener):
         elif frame.msg_type == WSMsgType.CLOSE:
             transport.send_close(WSCloseCode.OK)
             transport.disconnect()
-            self.close_in_time()
 
     def pause_writing(self) -> None:
         self.is_writable = False
