@@ -25,7 +25,7 @@ bench: $(VENV)/bench.installed  ## the server and its peers, measured in turn: d
 	$(BIN)/python scripts/bench/run.py $(ARGS)
 
 explore: $(VENV)/dev.installed  ## every order of commands in small scenarios, with a fault at each point: minutes; ARGS="twice --limit 10000"
-	$(BIN)/python tests/explore.py $(ARGS)
+	$(BIN)/python tests/support/explore.py $(ARGS)
 
 clean:  ## what the targets above made, the embedded stores too
 	rm -rf $(VENV) .lesson-server .mutants build *.egg-info tests/js/node_modules scripts/bench/peers/*/node_modules .coverage* .*_cache .hypothesis

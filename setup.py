@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "lesson_server/__init__.py").read_text("utf-8"))
@@ -56,7 +56,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=["lesson_server", "statecharts"],
+    packages=find_packages(include=["lesson_server*", "statecharts*"]),
     package_data={"lesson_server": ["py.typed", "schema.sql"]},
     install_requires=[
         "aiopg>=1.4,<1.5",  # lessons.py replaces one call in the error path of 1.4
@@ -75,5 +75,5 @@ setup(
         "uvloop>=0.21; platform_system != 'Windows'",
     ],
     extras_require={"embedded": EMBEDDED, "simulate": SIMULATE, "bench": BENCH, "test": TEST, "dev": DEV},
-    entry_points={"console_scripts": ["lesson-server = lesson_server.cli:main"]},
+    entry_points={"console_scripts": ["lesson-server = lesson_server.cli.cli:main"]},
 )

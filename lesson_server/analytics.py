@@ -13,7 +13,7 @@ from collections.abc import Callable
 from threading import Condition, Thread
 from typing import Literal, Protocol
 
-from lesson_server.settings import MixpanelSettings
+from lesson_server.settings.settings import MixpanelSettings
 
 logger = logging.getLogger(__name__)
 

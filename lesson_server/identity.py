@@ -12,7 +12,7 @@ import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
 
 from lesson_server.errors import AccessTokenExpired, AccessTokenInvalid
-from lesson_server.settings import AuthSettings, SettingsError
+from lesson_server.settings.settings import AuthSettings, SettingsError
 
 # nginx, Apache and Node take about as much for all headers of a request. Decoding costs time by the character, before
 # the signature is looked at.

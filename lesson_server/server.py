@@ -11,22 +11,22 @@ import socket
 from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 
-from lesson_server.admission import Admission
 from lesson_server.analytics import make_analytics
-from lesson_server.connection import Services
-from lesson_server.gateway import Gateway
+from lesson_server.events.connection import Services
+from lesson_server.gateway.admission import Admission
+from lesson_server.gateway.gateway import Gateway
+from lesson_server.http.web import Readiness, routes
 from lesson_server.identity import Identities
-from lesson_server.lessons import Lessons
 from lesson_server.metrics import Metrics
-from lesson_server.nodes import Node
-from lesson_server.presence import Presence
-from lesson_server.protocol import EXTRA_SOCKETS, ProtocolServer
-from lesson_server.redis_store import RedisStore
-from lesson_server.rooms import Rooms
-from lesson_server.seats import Seats
-from lesson_server.settings import Settings
-from lesson_server.web import Readiness, routes
-from lesson_server.worker import Worker
+from lesson_server.protocol.protocol import EXTRA_SOCKETS, ProtocolServer
+from lesson_server.protocol.rooms import Rooms
+from lesson_server.protocol.worker import Worker
+from lesson_server.settings.settings import Settings
+from lesson_server.stores.rds.lessons import Lessons
+from lesson_server.stores.redis.nodes import Node
+from lesson_server.stores.redis.presence import Presence
+from lesson_server.stores.redis.redis_store import RedisStore
+from lesson_server.stores.redis.seats import Seats
 
 logger = logging.getLogger(__name__)
 

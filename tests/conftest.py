@@ -13,18 +13,16 @@ import psycopg2
 import pytest
 import redis
 import uvloop
+from cluster import KEY
+from configurations import WriteToml
 from tornado.ioloop import IOLoop
 
-from lesson_server.configuration import load
-from lesson_server.embedded import EmbeddedStores
-from lesson_server.lessons import Lessons
-from lesson_server.rds import Rds
+from lesson_server.embedded.embedded import EmbeddedStores
 from lesson_server.server import LessonServer
-from lesson_server.settings import RdsSettings
-
-KEY = "a key of the tests, long enough for HS256"
-
-WriteToml = Callable[[str], Path]
+from lesson_server.settings.configuration import load
+from lesson_server.settings.settings import RdsSettings
+from lesson_server.stores.rds.lessons import Lessons
+from lesson_server.stores.rds.rds import Rds
 
 # The loop of `lesson-server run`.
 asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())

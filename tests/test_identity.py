@@ -23,7 +23,7 @@ from pydantic import SecretStr
 
 from lesson_server.errors import AccessTokenExpired, AccessTokenInvalid
 from lesson_server.identity import MAX_TOKEN_LENGTH, Identities, Identity, is_role, is_subject
-from lesson_server.settings import AuthSettings, SettingsError
+from lesson_server.settings.settings import AuthSettings, SettingsError
 
 SECRET = "0123456789abcdef" * 4  # as long as the longest hash
 

@@ -11,18 +11,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import socketio
+from clients import SUCCESS, client, join, refusal, until
+from commands import running
 from prometheus_client.parser import text_string_to_metric_families
-from test_cli import running
-from test_end_to_end import SUCCESS, client, join, refusal, until
-from test_redis_store import Valkeys
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 from tornado.websocket import websocket_connect
+from valkeys import Valkeys
 
-from lesson_server.configuration import load
 from lesson_server.errors import StoreUnavailable
-from lesson_server.protocol import EXTRA_SOCKETS
+from lesson_server.protocol.protocol import EXTRA_SOCKETS
 from lesson_server.server import OTHER_FILES, LessonServer, _room_for
-from lesson_server.settings import SettingsError
+from lesson_server.settings.configuration import load
+from lesson_server.settings.settings import SettingsError
 
 
 async def get(server, path):

@@ -31,14 +31,17 @@ from typing import Any, TypeVar, cast
 from defects import Defect, defects
 from worker import ROOT, Outcome, Survey, Trial, work
 
+# Not of the core.
+UNTRIED = {"__init__.py", "lesson_table.py", "mended_aiopg.py"}
 MODULES = [
-    f"lesson_server/{name}.py"
-    for name in (
-        "acceptor", "admission", "connection", "engine", "gateway", "health", "http_server", "identity", "lesson_query",
-        "lessons", "local_rooms", "machine", "nodes", "presence", "presence_scripts", "protocol", "rds", "records",
-        "redis_shard", "redis_store", "rooms", "seats", "sessions", "transport", "websocket", "worker",
-    )
-]  # fmt: skip
+    "lesson_server/identity.py",
+    *sorted(
+        str(path.relative_to(ROOT))
+        for room in ("events", "gateway", "protocol", "stores")
+        for path in ROOT.joinpath("lesson_server", room).rglob("*.py")
+        if path.name not in UNTRIED
+    ),
+]
 KEPT = ROOT / ".mutants"
 ACCEPTED = ROOT / "docs/testing.md"
 SEEN, HUNG, NOT_SEEN, NOT_RUN = "seen", "hung", "not seen", "not run by any test"
@@ -135,8 +138,8 @@ def survey(pipes: list[Connection]) -> tuple[Surveyed, list[str]]:
     """
     path = KEPT / "survey.json"
     known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
-    files = sorted(f"tests/{file.name}" for file in ROOT.glob("tests/test_*.py"))
-    helpers = sorted(f"tests/{file.name}" for file in ROOT.glob("tests/*.py") if f"tests/{file.name}" not in files)
+    files = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("tests/**/test_*.py"))
+    helpers = ["tests/conftest.py", *(str(file.relative_to(ROOT)) for file in ROOT.glob("tests/support/*.py"))]
 
     def read_by(file: str, tests: Surveyed) -> str:
         modules = {module for _, lines in tests.values() for module in lines}
@@ -170,7 +173,7 @@ def tests_of(defect: Defect, surveyed: Surveyed) -> dict[str, float]:
     def runs(lines: Sequence[int]) -> bool:
         return bool(defect.lines & set(lines)) if defect.lines else bool(lines)
 
-    own = {module.replace("lesson_server/", "tests/test_") for module in modules}
+    own = {re.sub(r"^lesson_server/(.*/)?", r"tests/\1test_", module) for module in modules}
     running = sorted(
         (seconds > OWN or test.partition("::")[0] not in own, seconds, test)
         for test, (seconds, lines) in surveyed.items()
@@ -194,7 +197,7 @@ class Results:
 
     def __init__(self) -> None:
         self._path = KEPT / "results.jsonl"
-        self._everything = digest(*ROOT.glob("lesson_server/*.py"), *ROOT.glob("tests/*.py"))
+        self._everything = digest(*ROOT.glob("lesson_server/**/*.py"), *ROOT.glob("tests/**/*.py"))
         rows = map(json.loads, self._path.read_text("utf-8").splitlines()) if self._path.exists() else ()
         self._rows: dict[str, dict[str, str]] = {row["name"]: row for row in rows}
 

@@ -30,11 +30,11 @@ import hypothesis
 import psutil
 import pytest
 
-from lesson_server.embedded import EmbeddedStores
+from lesson_server.embedded.embedded import EmbeddedStores
 
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
-OURS = ("lesson_server", "statecharts", "test_")
+OURS = ("lesson_server", "statecharts", "tests")
 PR_SET_CHILD_SUBREAPER = 36  # processes that a killed child has started become ours, to be killed too
 
 # The libraries have been imported before pytest could rewrite the assertions in its plugins.
@@ -199,13 +199,13 @@ class Bench:
 def import_libraries() -> None:
     """Imports what the project and its tests import, without themselves."""
     names: set[str] = set()
-    for path in [*ROOT.glob("lesson_server/*.py"), *ROOT.glob("tests/*.py")]:
+    for path in [*ROOT.glob("lesson_server/**/*.py"), *ROOT.glob("tests/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import):
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module is not None:
                 names.add(node.module)
-    folders = (".", "tests", "scripts", "scripts/bench", "scripts/mutants")
+    folders = (".", "tests/support", "scripts", "scripts/bench", "scripts/mutants")
     ours = {path.stem for folder in folders for path in ROOT.joinpath(folder).iterdir()}
     for name in sorted(names):
         if name.partition(".")[0] not in ours:

@@ -1,0 +1,8 @@
+"""``python -m lesson_server.cli``."""
+
+import sys
+
+from lesson_server.cli.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The PostgreSQL and the Valkey of the default set-up."""

@@ -1,0 +1,1 @@
+"""Between Socket.IO events and connections."""

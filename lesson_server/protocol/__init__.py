@@ -1,0 +1,1 @@
+"""Between the bytes of clients and Socket.IO events."""

@@ -1,0 +1,137 @@
+"""Tornado's HTTP server with a bound on all that a client may send, leave unsaid, or leave unread.
+
+Tornado keeps what it has parsed for as long as a request waits, be it for its body or for its answer: 16 kB of tiny
+headers or URL parameters are megabytes of objects. And it waits without limit for a client to read an answer.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+from tornado.httputil import (
+    HTTPConnection,
+    HTTPHeaders,
+    HTTPInputError,
+    HTTPMessageDelegate,
+    RequestStartLine,
+    ResponseStartLine,
+)
+from tornado.iostream import IOStream
+from tornado.web import Application, HTTPError, RequestHandler
+
+from lesson_server.protocol import sessions
+from lesson_server.protocol.places import Place
+from lesson_server.protocol.sessions import MAX_MESSAGE_SIZE
+
+logger = logging.getLogger(__name__)
+
+# Bytes of the head of a request, and of its URL. nginx and Apache take 8 kB for a line; our URLs have about 100 bytes.
+MAX_HEAD_SIZE = 8 * 1024
+MAX_URL_SIZE = 2 * 1024
+# Header lines, as in Apache; parameters of a URL, of which Engine.IO has five.
+MAX_HEADER_LINES = 100
+MAX_PARAMETERS = 32
+# Bytes read at once, and held unread for one connection: what a client sends before it has had its answer.
+READ_CHUNK_SIZE = 2 * 1024
+READ_BUFFER_SIZE = MAX_MESSAGE_SIZE
+# What Tornado is told of a client's address, which nobody uses. The system has none for a client that has just gone.
+NO_ADDRESS = ("", 0)
+
+
+class ClientStream(IOStream):
+    """The socket of a client, as long as HTTP is spoken on it. What it is sent, it reads in time or it is closed.
+
+    Args:
+        connection: the accepted socket.
+        place: that of the socket, until it closes.
+    """
+
+    def __init__(self, connection: socket.socket, place: Place) -> None:
+        super().__init__(connection, max_buffer_size=READ_BUFFER_SIZE, read_chunk_size=READ_CHUNK_SIZE)
+        self.place = place
+        place.hand_over(self.close)
+
+    def write(self, data: bytes | memoryview) -> "asyncio.Future[None]":
+        written = super().write(data)
+        if not written.done():
+            deadline = asyncio.get_running_loop().call_later(sessions.HANDSHAKE_TIMEOUT, self.close)
+            written.add_done_callback(lambda _: deadline.cancel())
+        return written
+
+    def close(self, exc_info: Any = False) -> None:
+        super().close(exc_info)
+        self.place.leave()
+
+
+class _BoundedRequest(HTTPMessageDelegate):
+    """Refuses the head of a request that is too large to be parsed and kept, or that Tornado can't parse."""
+
+    def __init__(self, request: HTTPMessageDelegate) -> None:
+        self._request = request
+        self.data_received = request.data_received  # type: ignore[method-assign]
+        self.finish = request.finish  # type: ignore[method-assign]
+        self.on_connection_close = request.on_connection_close  # type: ignore[method-assign]
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> Awaitable[None] | None:
+        assert isinstance(start_line, RequestStartLine)
+        url = start_line.path
+        if len(url) > MAX_URL_SIZE or url.count("&") >= MAX_PARAMETERS:
+            raise HTTPInputError("URL too large")
+        if sum(1 for _ in headers.get_all()) > MAX_HEADER_LINES:
+            raise HTTPInputError("too many header lines")
+        try:
+            return self._request.headers_received(start_line, headers)
+        except Exception:  # whatever a client's bytes make of the parser; Tornado would log it, bytes and all
+            raise HTTPInputError("malformed head") from None
+
+
+class ClientServer(HTTPServer):
+    """The HTTP server of clients: bounds what Tornado parses."""
+
+    def serve(self, connection: socket.socket, place: Place) -> None:
+        """Serves an accepted socket."""
+        self.handle_stream(ClientStream(connection, place), NO_ADDRESS)
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        return _BoundedRequest(super().start_request(server_conn, request_conn))
+
+
+def make_http_server(application: Application) -> ClientServer:
+    """An HTTP server for streams of :class:`ClientStream`."""
+    return ClientServer(
+        application,
+        no_keep_alive=True,  # the first request of a socket decides who serves it; see acceptor.py
+        max_header_size=MAX_HEAD_SIZE,
+        max_body_size=MAX_MESSAGE_SIZE,
+        # A client that connects and says nothing, or says it by the byte. Node's default for the first is 5 s.
+        idle_connection_timeout=sessions.HANDSHAKE_TIMEOUT,
+        body_timeout=sessions.HANDSHAKE_TIMEOUT,
+    )
+
+
+class PlainHandler(RequestHandler):
+    """Answers in plain text, also when it refuses."""
+
+    def set_default_headers(self) -> None:
+        self.set_header("Content-Type", "text/plain; charset=UTF-8")
+        self.set_header("Cache-Control", "no-store")
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        self.finish(f"{status_code} {self._reason}\n")
+
+    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
+        # Tornado's own line would hold the URL, and with it whatever a client put there.
+        if not isinstance(value, HTTPError):
+            logger.error("%s request failed", self.request.method, exc_info=value)
+
+
+class NotFoundHandler(PlainHandler):
+    """Any other path."""
+
+    def prepare(self) -> None:
+        raise HTTPError(404)

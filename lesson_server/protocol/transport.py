@@ -1,0 +1,216 @@
+"""python-socketio as we run it: strict packets, refused handshakes closed, events bounded.
+
+The library dispatches whatever a client names: an event ``disconnect`` would run the handler of that name with forged
+arguments, a binary event may announce billions of attachments and is believed, each event is a new task without limit.
+Here a packet is either one that a client of this server may send now, or the end of its session. A binary event is
+none: no handler takes any, and one whose attachments never come would be held for the life of the connection.
+
+JSON becomes 20 to 40 times its size in Python objects. So nothing parsed is held while something else runs.
+
+Leans on private parts of python-socketio 5.18; ``tests/test_transport.py`` names each and fails when one changes.
+"""
+
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+import orjson
+import socketio
+from socketio.packet import ACK, CONNECT, CONNECT_ERROR, DISCONNECT, EVENT, Packet
+
+from lesson_server.protocol.engine import Engine
+from lesson_server.protocol.places import Places
+from lesson_server.protocol.sessions import ProtocolError, Session
+from lesson_server.protocol.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "/"
+
+# Events of one connection that may be under way. A client waits for the acknowledgement of its join; one that sends
+# more than this without waiting is broken or means harm.
+MAX_WAITING_EVENTS = 16
+# Characters of an event that may bring data to its handler; `["take_seat",{"seat":10000}]` has 29. A handler that waits
+# holds what it was given: 16 events at once are 60 kB of objects then.
+MAX_EVENT_SIZE = 64
+# Names that belong to the protocol; python-socketio would run its own handlers for them.
+RESERVED_EVENTS = frozenset({"connect", "connect_error", "disconnect"})
+
+
+class TooMuchData:
+    """Stands for the data of an event that is larger than any handler takes."""
+
+
+class Json:
+    """orjson with the signatures of the standard library's json."""
+
+    @staticmethod
+    def dumps(value: Any, *, separators: tuple[str, str]) -> str:
+        return orjson.dumps(value).decode()
+
+    loads = staticmethod(orjson.loads)
+
+
+class StrictPacket(Packet):  # type: ignore[misc]
+    """A Socket.IO packet that a client may send; decoding anything else raises an exception of whatever kind."""
+
+    json = Json
+    data: Any
+
+    def decode(self, encoded_packet: str) -> int:
+        if super().decode(encoded_packet):
+            raise ProtocolError("attachments")
+        if self.packet_type == EVENT:
+            name = self.data[0]
+            if not isinstance(self.data, list) or not isinstance(name, str) or name in RESERVED_EVENTS:
+                raise ProtocolError("reserved event")
+            if len(encoded_packet) > MAX_EVENT_SIZE and len(self.data) > 1:
+                self.data = [name, TooMuchData()]
+        elif self.packet_type not in (CONNECT, DISCONNECT, ACK):
+            raise ProtocolError("not a client's packet")
+        return 0
+
+
+class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
+    """The Socket.IO server.
+
+    Args:
+        session_places: see :class:`~lesson_server.protocol.engine.Engine`.
+        allowed_origins: likewise.
+        worker: likewise.
+    """
+
+    eio: Engine
+
+    def __init__(
+        self,
+        *,
+        session_places: Places,
+        allowed_origins: tuple[str, ...] = (),
+        worker: Worker | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            serializer=StrictPacket,
+            session_places=session_places,
+            allowed_origins=allowed_origins,
+            worker=worker,
+            logger=_quiet("socketio.server"),
+            engineio_logger=_quiet("engineio.server"),
+            **kwargs,
+        )
+
+    def start_rooms(self) -> None:
+        """Lets the manager listen to the other nodes; the library would wait for the first client."""
+        self.manager.initialize()
+
+    def _engineio_server_class(self) -> type[Engine]:
+        return Engine
+
+    def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> None:
+        self.environ[eio_sid] = environ
+
+    def _handle_eio_message(self, eio_sid: str, data: str) -> None:
+        """Takes a message in.
+
+        Raises:
+            ProtocolError: it is none that a client may send now.
+        """
+        packet = self._decode(data)
+        if packet.packet_type == CONNECT:
+            self._connect(self.eio.sockets[eio_sid], packet)
+        elif packet.namespace not in (None, NAMESPACE):
+            raise ProtocolError("unknown namespace")
+        elif packet.packet_type == DISCONNECT:
+            self.eio.sockets[eio_sid].end(self.reason.CLIENT_DISCONNECT)
+        elif packet.packet_type == EVENT:
+            self._begin_event(self.eio.sockets[eio_sid], packet)
+        # acknowledgements: we ask for none
+
+    @staticmethod
+    def _decode(data: str) -> StrictPacket:
+        if not data:
+            raise ProtocolError("empty packet")  # the library would not decode it, but take it for an event
+        try:
+            return StrictPacket(encoded_packet=data)
+        except ProtocolError:
+            raise
+        except Exception as error:  # whatever a foreign byte makes of the decoder
+            raise ProtocolError(f"malformed packet ({type(error).__name__})") from None
+
+    def _connected_sid(self, eio_sid: str) -> str:
+        """The Socket.IO id of a session whose handshake is complete."""
+        sid: str | None = self.manager.sid_from_eio_sid(eio_sid, NAMESPACE)
+        if not self.manager.is_connected(sid, NAMESPACE):
+            raise ProtocolError("event before the handshake")
+        assert sid is not None
+        return sid
+
+    def _connect(self, session: Session, packet: StrictPacket) -> None:
+        """Answers a handshake, and closes the transport of a refused one."""
+        if self.manager.sid_from_eio_sid(session.sid, NAMESPACE) is not None:
+            raise ProtocolError("connected twice")
+        if packet.namespace not in (None, NAMESPACE):
+            # The library would send a bare text, where the JavaScript client looks for a message.
+            refusal = StrictPacket(CONNECT_ERROR, {"message": "no such namespace"}, packet.namespace)
+            session.send(refusal.encode())
+            session.end(self.reason.SERVER_DISCONNECT)
+            return
+        try:
+            run(self._handle_connect(session.sid, packet.namespace, packet.data))
+        except Exception:
+            logger.exception("the handler of a handshake failed")
+            self._forget(session.sid)
+        if self.manager.sid_from_eio_sid(session.sid, NAMESPACE) is None:
+            session.end(self.reason.SERVER_DISCONNECT)
+        else:
+            session.establish()
+
+    async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
+        """Ends what the library holds for a session, whatever its handler raises."""
+        try:
+            await super()._handle_eio_disconnect(eio_sid, reason)
+        finally:
+            self._forget(eio_sid)
+
+    def _forget(self, eio_sid: str) -> None:
+        sid = self.manager.sid_from_eio_sid(eio_sid, NAMESPACE)
+        if sid is not None:
+            self.manager.basic_disconnect(sid, NAMESPACE)
+        self.environ.pop(eio_sid, None)
+
+    def _begin_event(self, session: Session, packet: StrictPacket) -> None:
+        """Runs the handler of an event beside the reading of the next packet: a disconnect must be seen meanwhile."""
+        sid = self._connected_sid(session.sid)
+        if packet.data[0] not in self.handlers[NAMESPACE]:
+            return
+        session.waiting_events += 1
+        if session.waiting_events > MAX_WAITING_EVENTS:
+            raise ProtocolError("too many events at once")
+        self.eio.spawn(self._run_event(session, sid, packet))
+
+    async def _run_event(self, session: Session, sid: str, packet: StrictPacket) -> None:
+        try:
+            await self._handle_event_internal(self, sid, session.sid, packet.data, NAMESPACE, packet.id)
+        finally:
+            session.waiting_events -= 1
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Runs what the library has made a coroutine though it waits for nothing: not even the handler of ``connect`` does.
+
+    So a handshake is one step, and no other packet, and no end of the connection, can come into the middle of it.
+    """
+    try:
+        work.send(None)
+    except StopIteration:
+        return
+    work.close()
+    raise RuntimeError("the handler of a handshake must not wait")
+
+
+def _quiet(name: str) -> logging.Logger:
+    """The library's logger, without the packets that it logs at INFO: they hold access tokens."""
+    library_logger = logging.getLogger(name)
+    library_logger.setLevel(logging.WARNING)
+    return library_logger

@@ -1,0 +1,304 @@
+"""A websocket of Engine.IO: the handshake and the frames of ``picows``, and the bounds that it does not have.
+
+What picows lacks, and is done here: the sizes of messages of several frames, texts that are no UTF-8, reserved bits,
+clients that read nothing, clients that send much at once.
+
+Leans on the class that picows makes for each connection of a server (``picows.picows.WSProtocol``), for it opens its
+listening sockets itself otherwise; ``tests/test_websocket.py`` fails when that changes.
+"""
+
+import asyncio
+import base64
+import logging
+import socket
+import typing
+from collections.abc import Coroutine
+from http import HTTPStatus
+from typing import Any
+
+from picows import (
+    WSAutoPingStrategy,
+    WSCloseCode,
+    WSFrame,
+    WSListener,
+    WSMsgType,
+    WSProtocolError,
+    WSTransport,
+    WSUpgradeRequest,
+    WSUpgradeResponse,
+    WSUpgradeResponseWithListener,
+)
+from picows.picows import WSProtocol  # type: ignore[attr-defined]
+
+from lesson_server.protocol.places import Place
+from lesson_server.protocol.sessions import MAX_MESSAGE_SIZE, RequestRefused, Session
+
+logger = logging.getLogger(__name__)
+
+# Bytes that are taken in at once: who sends more goes on when others have had their turn. Of the smallest frames, these
+# are 50 kB of objects.
+READ_SIZE = 2 * 1024
+# Bytes of its buffer that picows does not read to.
+UNUSED = 256
+# Bytes of a key of RFC 6455.
+KEY_SIZE = 16
+# Seconds for a client to answer the close frame, or to read what is left after its own.
+CLOSE_TIMEOUT = 5.0
+
+DATA = (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION)
+
+
+class _DefectsOnly:
+    """A logger for picows. Of what it says only tracebacks of defects are logged; the rest holds what clients send,
+    access tokens among it."""
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 (the name of the standard library)
+        return False
+
+    def exception(self, *args: object) -> None:
+        logger.exception("a message could not be handled")
+
+    def debug(self, *args: object) -> None: ...
+
+    log = info = warning = error = debug
+
+
+class Engine(typing.Protocol):
+    """Where the websockets of one loop are kept.
+
+    Attributes:
+        websockets: those that are open.
+    """
+
+    websockets: set["Websocket"]
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> object: ...
+
+    def accept(self, websocket: "Websocket", request: WSUpgradeRequest) -> Session:
+        """Gives a websocket the session that its handshake asks for.
+
+        Raises:
+            RequestRefused: it gets none.
+        """
+
+
+class Websocket(WSListener):
+    """The transport of a session, or one that is going to take the place of polling.
+
+    Args:
+        connection: a socket on which the request can be read.
+        place: that of the socket.
+        engine: where the websocket is kept.
+    """
+
+    def __init__(self, connection: socket.socket, place: Place, engine: Engine) -> None:
+        self._engine = engine
+        self._place = place
+        place.keep()  # until the socket can be closed from here
+        self._session: Session | None = None  # until its handshake has been accepted
+        self._transport: WSTransport | None = None  # until the handshake has been answered
+        self._underlying: asyncio.Transport
+        self._is_text = True  # the message that has begun
+        self._fragments: bytes | None = None  # of that message; None: no message has begun
+        self._close_timer: asyncio.TimerHandle | None = None
+        self.is_writable = False
+        engine.spawn(self._begin(connection))
+
+    async def _begin(self, connection: socket.socket) -> None:
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: _Protocol(self), connection)
+
+    def opened(self, transport: asyncio.Transport) -> None:
+        """The connection is open; the handshake has not been read."""
+        self._underlying = transport
+        self._engine.websockets.add(self)
+        self._place.hand_over(self.abort)
+        self._place.release()
+
+    def answer(self, request: WSUpgradeRequest) -> WSListener | WSUpgradeResponseWithListener:
+        """Accepts a handshake, or refuses it.
+
+        Source: RFC 6455, section 4.2; the protocol of Engine.IO.
+        """
+        try:
+            options = ",".join(request.headers.getall("Connection", [])).lower().split(",")
+            if "upgrade" not in map(str.strip, options) or not _is_key(request.headers.get("Sec-WebSocket-Key", "")):
+                raise RequestRefused(3, "Bad request")
+            if request.headers.get("Sec-WebSocket-Version") != "13":
+                raise RequestRefused(3, "Unsupported websocket version", 426)
+            request.headers["Connection"] = "Upgrade"  # picows takes no other option beside it, as Firefox sends
+            self._session = self._engine.accept(self, request)
+        except RequestRefused as refusal:
+            return _refused(refusal)
+        except Exception:
+            logger.exception("a handshake failed")  # picows would tell the client what it says
+            return _refused(RequestRefused(3, "Internal error", 500))
+        return self
+
+    # What a session asks of its websocket
+
+    def keep(self) -> None:
+        """A session depends on this websocket: its socket gives way to no other, until the end of the session."""
+        self._place.keep()
+
+    def write(self, packet: str | bytes) -> None:
+        """Sends a packet. Nothing is sent after the close frame."""
+        assert self._transport is not None
+        self._transport.send(WSMsgType.TEXT if isinstance(packet, str) else WSMsgType.BINARY, packet)
+
+    def disconnect(self, *, abort: bool) -> None:
+        """Closes the websocket; with ``abort``, without waiting for what the client has not read."""
+        if abort:
+            self.abort()
+        else:
+            assert self._transport is not None
+            self._transport.send_close(WSCloseCode.OK)
+            self._place.release()
+            self.close_in_time()
+
+    def abort(self) -> None:
+        """Closes the connection at once."""
+        self._underlying.abort()
+
+    def close_in_time(self) -> None:
+        """The client has a few seconds to end the connection, or to read what is left."""
+        if self._close_timer is None:
+            self._close_timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.abort)
+
+    # What picows calls
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        self._transport = transport
+        del transport.request.headers, transport.response.headers  # kilobytes, if the client likes
+        self.resume_writing()
+        # From here on the session keeps what the system does not take. In the transport, a frame of a few bytes would
+        # be an object of half a kB.
+        self._underlying.set_write_buffer_limits(0)
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        if frame.rsv1 or frame.rsv2 or frame.rsv3:
+            raise WSProtocolError(WSCloseCode.PROTOCOL_ERROR, "")
+        if frame.msg_type in DATA:
+            if not transport.is_close_frame_sent:
+                self._take_in(frame)
+        elif frame.msg_type == WSMsgType.PING:
+            if self.is_writable:  # else the client has a pong to read already
+                transport.send_pong(frame.get_payload_as_bytes())
+        elif frame.msg_type == WSMsgType.CLOSE:
+            transport.send_close(WSCloseCode.OK)
+            transport.disconnect()
+
+    def pause_writing(self) -> None:
+        self.is_writable = False
+
+    def resume_writing(self) -> None:
+        self.is_writable = True
+        if self._session is not None:
+            self._session.flush()
+
+    def closed(self) -> None:
+        """The connection has ended."""
+        self._engine.websockets.discard(self)
+        self._place.leave()
+        self._fragments = None
+        if self._session is not None:
+            self._session.lost(self)
+        if self._close_timer is not None:
+            self._close_timer.cancel()
+
+    def _take_in(self, frame: WSFrame) -> None:
+        """Hands a message on when its last frame has arrived."""
+        assert self._session is not None
+        data = frame.get_payload_as_bytes()
+        if frame.msg_type != WSMsgType.CONTINUATION:
+            if self._fragments is not None:
+                raise WSProtocolError(WSCloseCode.PROTOCOL_ERROR, "")
+            self._is_text = frame.msg_type == WSMsgType.TEXT
+        elif self._fragments is None:
+            raise WSProtocolError(WSCloseCode.PROTOCOL_ERROR, "")
+        else:
+            data = self._fragments + data
+            if len(data) > MAX_MESSAGE_SIZE:
+                raise WSProtocolError(WSCloseCode.MESSAGE_TOO_BIG, "")
+        if not frame.fin:
+            self._fragments = data
+            return
+        self._fragments = None
+        try:
+            self._session.receive_from(self, data.decode() if self._is_text else data)
+        except UnicodeDecodeError:
+            raise WSProtocolError(WSCloseCode.INVALID_TEXT, "") from None
+
+
+def _refused(refusal: RequestRefused) -> WSUpgradeResponseWithListener:
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(refusal.body))}
+    if refusal.status == HTTPStatus.UPGRADE_REQUIRED:
+        headers["Sec-WebSocket-Version"] = "13"
+    return WSUpgradeResponseWithListener(
+        WSUpgradeResponse.create_error_response(refusal.status, refusal.body, headers), None
+    )
+
+
+def _is_key(key: str) -> bool:
+    """Whether that is the base64 of 16 bytes, which picows would find out too late: when the session has begun."""
+    try:
+        return len(base64.b64decode(key, validate=True)) == KEY_SIZE
+    except ValueError:
+        return False
+
+
+class _Protocol(WSProtocol):  # type: ignore[misc]
+    """The connection of a websocket, as picows makes it for a server, with bounds on what is read at once."""
+
+    __slots__ = ("_after_close", "_room", "_underlying", "_websocket")
+
+    def __init__(self, websocket: Websocket) -> None:
+        super().__init__(
+            None,  # host and path: a client's
+            None,
+            False,  # is_client_side
+            websocket.answer,
+            _DefectsOnly(),
+            True,  # disconnect_on_exception
+            None,  # handshake timeout: the request has arrived
+            False,  # auto ping: Engine.IO has its own
+            1,
+            1,
+            WSAutoPingStrategy.PING_WHEN_IDLE,
+            False,  # auto pong: see on_ws_frame
+            MAX_MESSAGE_SIZE,
+            None,  # extra headers
+            READ_SIZE + UNUSED,
+        )
+        self._websocket = websocket
+        self._after_close = 0  # bytes that have arrived since the close frame was sent
+        self._underlying: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self._underlying = transport
+        self._websocket.opened(transport)
+        super().connection_made(transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        buffer: memoryview = super().get_buffer(sizehint)[:READ_SIZE]
+        self._room = len(buffer)
+        return buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if nbytes == self._room:  # there may be more
+            self._underlying.pause_reading()
+            asyncio.get_running_loop().call_soon(self._underlying.resume_reading)
+        super().buffer_updated(nbytes)
+        if self.transport.is_close_frame_sent:
+            # After a fault picows keeps what arrives, and waits without limit for the client to read.
+            self._websocket.close_in_time()
+            self._after_close += nbytes
+            if self._after_close > MAX_MESSAGE_SIZE:
+                self._underlying.abort()
+
+    def eof_received(self) -> bool:
+        self._websocket.close_in_time()
+        return bool(super().eof_received())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._websocket.closed()

@@ -1,0 +1,1 @@
+"""RDS and Redis: what stands where, and whether they answer."""

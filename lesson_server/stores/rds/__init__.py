@@ -1,0 +1,1 @@
+"""RDS, which is PostgreSQL: the lessons."""

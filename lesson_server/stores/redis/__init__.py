@@ -1,0 +1,1 @@
+"""Redis: the seats of a lesson, who is present, and which nodes live."""

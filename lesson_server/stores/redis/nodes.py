@@ -1,0 +1,266 @@
+"""Redis: which processes ("nodes") live, so that nobody's presence outlives its node, and that Redis tells the truth.
+
+==========================  ========================================================================================
+``lesson_node_counts``      node id → the count of its writes and heartbeats; below 0: the node is lost
+``lesson_node_{node_id}``   the node's index: number of a claim → its record; see presence.py
+==========================  ========================================================================================
+
+*Nodes that die.* A node adds 1 to its count every HEARTBEAT_INTERVAL seconds. A node whose count is the same in
+LOST_AFTER + 1 successive heartbeats of another one is lost. No clock is compared, so the clock of Redis may jump; and
+while Redis is away nobody's heartbeats are counted. All nodes that notice sweep the lost one together, a random part of
+its index at a time, so that it does not matter when one of them dies in mid-sweep.
+
+*A Redis that forgets.* A node knows how many of its writes Redis has acknowledged. When its count is lower, Redis came
+back empty or older, or another node has taken this one for lost: the node begins a new *incarnation* under a new id,
+writes again what its connections hold, and sweeps its former id. After each failure of Redis and each new subscription
+it checks all of its records, and otherwise a few at a time, each within CHECK_PERIOD.
+
+What a heartbeat costs does not grow with the number of connections.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Protocol
+
+from lesson_server.errors import StoreRefused, StoreUnavailable
+from lesson_server.stores.redis.presence import BATCH_SIZE, REMOVAL_PATIENCE, Presence
+from lesson_server.stores.redis.redis_store import RedisStore
+from lesson_server.stores.redis.seats import Seats
+from lesson_server.tasks import end
+
+logger = logging.getLogger(__name__)
+
+# Seconds.
+HEARTBEAT_INTERVAL = 1.0
+# Heartbeats of others in which a node's count may stay the same: a node that stands still for 5 s is not lost.
+LOST_AFTER = 9
+# The count of a node that is lost. No node comes near it by counting.
+LOST = -(2**52)
+# Seconds in which every record is checked once. When Redis loses one, it is back in twice the time at most.
+CHECK_PERIOD = 30.0
+# Seconds until the next try of what Redis did not answer.
+RETRY_INTERVAL = 1.0
+# The index of a node that died is swept long before; should no node be there to do it, it ends with the records.
+INDEX_LIFE = 7 * 24 * 60 * 60
+
+
+class Connections(Protocol):
+    """What a node asks of the connections that it holds."""
+
+    def present(self) -> Sequence[str]:
+        """The sids of those that Redis should tell of."""
+
+    def seated(self) -> Mapping[str, str]:
+        """The lessons whose seat map should stand in Redis, each with the sid of a connection that is in it."""
+
+    async def restore(self, sids: Sequence[str]) -> int:
+        """Writes again what these connections hold in Redis.
+
+        Returns:
+            how many of them are still there.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+
+
+class Node:
+    """This process among the others.
+
+    Args:
+        store: the connection to Redis.
+        presence: writes and removes the records, and keeps the index.
+        seats: the seat maps.
+        connections: the connections of this node.
+    """
+
+    def __init__(self, store: RedisStore, presence: Presence, seats: Seats, connections: Connections) -> None:
+        self._store = store
+        self._presence = presence
+        self._seats = seats
+        self._connections = connections
+        self._silences: dict[
+            str, tuple[int | None, int]
+        ] = {}  # node → its count, and how many heartbeats have found that
+        self._former: set[str] = set()  # earlier ids of this node, still to be swept
+        self._sweeps: dict[str, asyncio.Task[None]] = {}
+        self._wanted = asyncio.Event()  # all records are to be checked now
+        self._failures = 0  # of Redis, that a check of all records has followed or is to follow
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Makes the node known, and keeps it so.
+
+        Raises:
+            StoreUnavailable: Redis can't be reached.
+        """
+        await self.beat()
+        self._tasks = [asyncio.create_task(self._live()), asyncio.create_task(self._keep_records())]
+
+    async def close(self) -> None:
+        """Leaves. While its index has something in it, the node stays known, so that the others will sweep it."""
+        if not self._tasks:
+            return
+        await asyncio.gather(*map(end, [*self._tasks, *self._sweeps.values()]))
+        node_id = self._presence.incarnation.node_id
+        with contextlib.suppress(StoreUnavailable, TimeoutError):
+            async with asyncio.timeout(REMOVAL_PATIENCE):
+                (indexed,) = await self._store.run(("HLEN", self._presence.index_key(node_id)))
+                if not indexed:
+                    await self._store.run(("HDEL", self._presence.nodes_key, node_id))
+
+    def check_all(self) -> None:
+        """Has all records checked now: Redis may have lost some without a heartbeat noticing."""
+        self._wanted.set()
+
+    # Heartbeats
+
+    async def _live(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_INTERVAL)
+            try:
+                await self.beat()
+            except StoreRefused as error:
+                logger.error("heartbeat refused: %s", error.cause)
+            except StoreUnavailable:
+                pass  # the log knows of the outage
+            except Exception:
+                logger.exception("heartbeat failed")
+
+    async def beat(self) -> None:
+        """Sends one heartbeat, and begins what follows from its answer.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        incarnation = self._presence.incarnation
+        acknowledged = incarnation.acknowledged
+        count, counts, _ = await self._store.run(
+            ("HINCRBY", self._presence.nodes_key, incarnation.node_id, 1),
+            ("HGETALL", self._presence.nodes_key),
+            ("EXPIRE", self._presence.index_key(incarnation.node_id), INDEX_LIFE),
+        )
+        incarnation.acknowledged += 1
+        if count <= acknowledged:
+            logger.warning("Redis has lost what this node wrote: it is written again")
+            self._former.add(incarnation.node_id)
+            self._presence.begin_incarnation()
+            self.check_all()
+        if self._store.failures != self._failures:
+            self._failures = self._store.failures
+            self.check_all()
+        self._listen({name: int(value) for name, value in counts.items()})
+
+    def _listen(self, counts: dict[str, int]) -> None:
+        """Notes which nodes are silent, and begins to sweep those that are lost.
+
+        One whose count has vanished is silent too: it has left, and its index is empty; or Redis has lost the count.
+        """
+        silences: dict[str, tuple[int | None, int]] = {}
+        for node_id in counts.keys() | self._silences.keys():
+            if node_id == self._presence.incarnation.node_id or node_id in self._former:
+                continue
+            count = counts.get(node_id)
+            last_count, beats = self._silences.get(node_id, (None, -1))
+            beats = beats + 1 if count == last_count else 0
+            is_lost = beats >= LOST_AFTER or (count is not None and count < 0)
+            if is_lost:
+                self._begin_sweep(node_id)
+            if not is_lost or count is not None:
+                silences[node_id] = count, beats
+        self._silences = silences
+
+    # Sweeps. Beside the heartbeat: a node that waits for the sweep of a large one would be taken for lost itself.
+
+    def _begin_sweep(self, node_id: str) -> None:
+        if node_id not in self._sweeps:
+            task = self._sweeps[node_id] = asyncio.create_task(self._sweep(node_id))
+            task.add_done_callback(partial(self._end_sweep, node_id))
+
+    def _end_sweep(self, node_id: str, task: asyncio.Task[None]) -> None:
+        del self._sweeps[node_id]
+        error = None if task.cancelled() else task.exception()
+        if error is not None and (isinstance(error, StoreRefused) or not isinstance(error, StoreUnavailable)):
+            logger.error("sweep of node %s failed", node_id, exc_info=error)
+
+    async def _sweep(self, node_id: str) -> None:
+        """Removes everything that a lost node has written."""
+        # Should it live after all, its next heartbeat tells it; should this node die, the next one need not wait.
+        await self._store.run(("HSET", self._presence.nodes_key, node_id, LOST))
+        swept = await self._remove_all_of(node_id)
+        if swept:
+            logger.warning("node %s is lost; the presence of %d connections was removed", node_id, swept)
+
+    async def _remove_all_of(self, node_id: str) -> int:
+        swept = 0
+        while removed := await self._presence.sweep(node_id):
+            swept += removed
+        await self._store.run(("HDEL", self._presence.nodes_key, node_id))
+        return swept
+
+    # The records of this node
+
+    async def _keep_records(self) -> None:
+        """Checks the records: all at once when that is wanted, else a few at a time."""
+        while True:
+            wanted = self._wanted.is_set()
+            self._wanted.clear()
+            try:
+                await self.check_records(paced=not wanted)
+                continue
+            except StoreRefused as error:
+                logger.error("check of the records refused: %s", error.cause)
+            except StoreUnavailable:
+                pass  # the log knows of the outage
+            except Exception:
+                logger.exception("check of the records failed")
+            self.check_all()
+            await asyncio.sleep(RETRY_INTERVAL)
+
+    async def check_records(self, *, paced: bool = False) -> None:
+        """Makes Redis agree with the connections: writes what it has lost, and removes what belongs to nobody.
+
+        Args:
+            paced: take CHECK_PERIOD for it; ended by :meth:`check_all`.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        present = self._connections.present()
+        batches = [present[start : start + BATCH_SIZE] for start in range(0, len(present), BATCH_SIZE)]
+        pause = min(CHECK_PERIOD, self._presence.shortest_ttl / 3) / (len(batches) + 1) if paced else 0.0
+        restored = removed = 0
+        for batch in batches:
+            missing = await self._presence.check(batch)
+            restored += await self._connections.restore(missing)
+            if await self._is_interrupted(pause):
+                return
+        await self._check_seat_maps()
+        for former in list(self._former):  # whose claims have just been replaced
+            removed += await self._remove_all_of(former)
+            self._former.discard(former)
+            self.check_all()  # a join that was under way may have been written under the former id
+        async for strays in self._presence.strays():
+            removed += strays
+        if restored or removed:
+            logger.warning("Redis and this node differed: %d records written again, %d removed", restored, removed)
+        await self._is_interrupted(pause)
+
+    async def _check_seat_maps(self) -> None:
+        seated = self._connections.seated()
+        lessons = list(seated)
+        for start in range(0, len(lessons), BATCH_SIZE):
+            missing = await self._seats.missing(lessons[start : start + BATCH_SIZE])
+            await self._connections.restore([seated[lesson_id] for lesson_id in missing])
+
+    async def _is_interrupted(self, pause: float) -> bool:
+        """Waits; tells whether a check of all records has become wanted meanwhile."""
+        if not pause:
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._wanted.wait()
+        return self._wanted.is_set()

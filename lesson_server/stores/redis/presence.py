@@ -1,0 +1,370 @@
+"""Redis: who is in which lesson, by which sid. With seats.py and nodes.py the only Redis commands of the server.
+
+What stands where is in records.py. Beside each entry, in the same slot of a cluster, stands a sorted set of the claims
+on it: ``lesson_node_claims:{field}{key}``, a claim → the order of joining. Every script touches one entry and its
+claims, and leaves them so that *the entry shows its newest claim*. So of several connections of a person the one that
+joined last stands in Redis; when it ends, the one before it does, on whatever node it is, in the same atomic step.
+
+What a node has written stands in its index as well (``lesson_node_{node_id}``: number of the claim → its record), so
+that another node can remove it should this one die; see nodes.py. The index is written before the record, and a claim
+is taken from it after the record has been removed.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from itertools import chain, groupby, islice
+from operator import attrgetter
+from typing import Any
+
+from lesson_server.errors import StoreRefused, StoreUnavailable
+from lesson_server.stores.redis.presence_scripts import CHECK, REMOVE, RESTORE, WRITE
+from lesson_server.stores.redis.records import DAY, Claim, Entry, Incarnation, Record, claim_on, decode, encode
+from lesson_server.stores.redis.redis_shard import Command
+from lesson_server.stores.redis.redis_store import RedisStore
+
+logger = logging.getLogger(__name__)
+
+# Seconds that a removal may hold up an answer; after that it goes on beside the answer.
+REMOVAL_PATIENCE = 0.5
+# Seconds between two tries of a removal that Redis has not answered.
+RETRY_INTERVAL = 1.0
+# Seconds in which claims gather that have been removed, before one command takes them from the index. Nobody waits.
+UNINDEX_INTERVAL = 0.1
+# Seconds after which Redis does not carry out a write any more that it has not answered: its timeout, and the time in
+# which TCP sends again what was lost.
+LATE_WRITE = 10.0
+# Records that are checked or removed at the same time, and entries of an index that are read in one round trip.
+BATCH_SIZE = 100
+
+
+class Presence:
+    """The records of who is there.
+
+    A removal that Redis does not answer is *pending*: it is retried until Redis answers.
+
+    Args:
+        store: the connection to Redis.
+        retention: seconds that records without a TTL of their own are kept (``presence.retention``).
+    """
+
+    def __init__(self, store: RedisStore, retention: int) -> None:
+        self._store = store
+        self._retention = retention
+        self.incarnation = self.begin_incarnation()
+        self._held: dict[str, Claim] = {}  # sid → the claim of that connection
+        self._pending: list[tuple[Claim, bool]] = []
+        self._removed: list[tuple[Claim, bool]] = []  # still to be taken from the index
+        self._cleaner: asyncio.Task[None] | None = None
+
+    @property
+    def shortest_ttl(self) -> int:
+        """Seconds after which the first of the records ends that nobody renews."""
+        return min(self._retention, DAY)
+
+    # What connections do
+
+    async def write(self, record: Record) -> bool:
+        """Writes where somebody is. One round trip.
+
+        Source: Teacher App diagram, arrows 12 and 13; Participant diagram, the arrows after 11.
+
+        Returns:
+            whether this is a reconnect: a participant who was known by another sid before.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow; the record may have been written nevertheless.
+        """
+        claim = self._held[record.sid] = self._claim(record)
+        writes = [self._script(WRITE, claim, entry, int(entry.outlives)) for entry in record.entries()]
+        answers = await self._run(claim, writes)
+        claim.order = max(order for order, _ in answers)
+        return any(known for _, known in answers)
+
+    async def restore(self, record: Record) -> None:
+        """Writes a record again that Redis has lost. Newer connections of the same person stay before it.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        claim = self._held[record.sid]
+        if claim.incarnation is not self.incarnation:
+            replaced, claim = claim, self._claim(record)
+            claim.order, claim.replaced = replaced.order, replaced
+            self._held[record.sid] = claim
+        await self._run(
+            claim,
+            [
+                self._script(RESTORE, claim, entry, claim.order, *self._replaced(claim, entry))
+                for entry in record.entries()
+            ],
+        )
+        claim.replaced = None
+
+    async def remove(self, sid: str, *, undo: bool = False) -> None:
+        """Removes what was written for this sid, at once or as soon as Redis answers. Never raises StoreUnavailable.
+
+        Args:
+            sid: of a connection that has, or may have, written its record; of any other there is nothing to remove.
+            undo: whether its join has failed: ``{client_id}`` is then as if the join had never been tried. A connection
+                that ends leaves it for its 24 h.
+        """
+        held = self._held.pop(sid, None)
+        if held is None:
+            return
+        for claim in (held, *_formers(held)):
+            try:
+                async with asyncio.timeout(REMOVAL_PATIENCE):
+                    await self._remove(claim.record, claim.incarnation.node_id, claim.number, undo=undo)
+            except (StoreUnavailable, TimeoutError):
+                self._pending.append((claim, undo))
+            else:
+                self._removed.append((claim, undo))
+        if self._cleaner is None:
+            self._cleaner = asyncio.create_task(self._clean())
+
+    # What the node does for its connections
+
+    def begin_incarnation(self) -> Incarnation:
+        """Goes on under a new node id. Claims of the one before are replaced as their records are restored."""
+        self.incarnation = Incarnation(secrets.token_hex(8))
+        return self.incarnation
+
+    async def check(self, sids: Sequence[str]) -> list[str]:
+        """Which of these connections Redis does not tell of as it should. One round trip.
+
+        The records of the others are kept alive. A connection of which Redis did not answer counts as standing: another
+        check follows each failure of Redis.
+        """
+        claims = ((sid, self._held.get(sid)) for sid in sids)
+        checks = {sid: self._checks(claim) for sid, claim in claims if claim is not None and self._is_current(claim)}
+        answers = iter(await self._store.run(bookkeeping=tuple(chain.from_iterable(checks.values()))))
+        standing = {sid for sid, commands in checks.items() if all(map(_stands, list(islice(answers, len(commands)))))}
+        return [sid for sid in sids if sid not in standing]
+
+    async def strays(self) -> AsyncIterator[int]:
+        """Removes what stands in this node's index and belongs to no connection: the late write of a join that failed.
+
+        Yields:
+            after each round trip, how many were removed for good.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        incarnation = self.incarnation
+        now = asyncio.get_running_loop().time()
+        cursor: str | int = 0
+        while True:
+            ((cursor, entries),) = await self._store.run(
+                ("HSCAN", self.index_key(incarnation.node_id), cursor, "COUNT", BATCH_SIZE)
+            )
+            # A number is never used again, so what is a stray now is one for good.
+            strays = {int(number): text for number, text in entries.items() if int(number) not in incarnation.claims}
+            for undo in (True, False):
+                some = {n: text for n, text in strays.items() if incarnation.late.get(n, (now, True))[1] is undo}
+                # What may yet be written stays in the index: the next check removes it once more.
+                kept = {n for n in some if n in incarnation.late and incarnation.late[n][0] > now}
+                yield await self._remove_entries(incarnation.node_id, some, undo=undo, kept=kept)
+            if int(cursor) == 0:
+                break
+        incarnation.late = {n: late for n, late in incarnation.late.items() if late[0] > now}
+
+    async def sweep(self, node_id: str) -> int:
+        """Removes some of what a node that is lost has written. Several nodes may do so at the same time.
+
+        Returns:
+            how many claims were removed; 0 when none is left.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        (answer,) = await self._store.run(("HRANDFIELD", self.index_key(node_id), BATCH_SIZE, "WITHVALUES"))
+        entries = {int(number): text for number, text in _pairs(answer)}
+        return await self._remove_entries(node_id, entries, undo=False)
+
+    async def settled(self) -> None:
+        """Waits until nothing is pending."""
+        if self._cleaner is not None:
+            await asyncio.shield(self._cleaner)
+
+    async def close(self) -> None:
+        """Stops retrying what is pending."""
+        if self._cleaner is not None:
+            self._cleaner.cancel()
+
+    # Names in Redis
+
+    @property
+    def nodes_key(self) -> str:
+        """The key of the counts by which nodes are known to live."""
+        return self._store.key("lesson_node_counts")
+
+    def index_key(self, node_id: str) -> str:
+        """The key of a node's index."""
+        return self._store.key(f"lesson_node_{node_id}")
+
+    # Commands
+
+    def _claim(self, record: Record) -> Claim:
+        incarnation = self.incarnation
+        incarnation.last_number += 1
+        incarnation.claims.add(incarnation.last_number)
+        return Claim(record, incarnation, incarnation.last_number)
+
+    def _script(self, script: str, claim: Claim, entry: Entry, *arguments: str | bytes | int) -> Command:
+        return self._on(entry, script, claim_on(entry, claim.incarnation.node_id, claim.number), *arguments)
+
+    def _on(self, entry: Entry, script: str, claim: bytes, *arguments: str | bytes | int) -> Command:
+        key = self._store.key(entry.name)
+        # The braces are a hash tag: a cluster keeps both keys in one slot.
+        claims_key = self._store.key(f"lesson_node_claims:{entry.fields[0]}{{{key}}}")
+        return ("EVAL", script, 2, key, claims_key, claim, entry.ttl or self._retention, *arguments)
+
+    def _replaced(self, claim: Claim, entry: Entry) -> Iterator[bytes]:
+        return (claim_on(entry, former.incarnation.node_id, former.number) for former in _formers(claim))
+
+    async def _run(self, claim: Claim, commands: list[Command]) -> list[Any]:
+        """Runs commands that write a claim, after those that make it findable should this node die: by its index, and
+        by the count of its writes, which makes the node known if it was not."""
+        node_id = claim.incarnation.node_id
+        claim.unanswered = True
+        counted, _, *answers = await self._store.run(
+            *commands,
+            bookkeeping=(
+                ("HINCRBY", self.nodes_key, node_id, 1),
+                ("HSET", self.index_key(node_id), claim.number, encode(claim.record)),
+            ),
+        )
+        claim.unanswered = False
+        if not isinstance(counted, Exception):
+            claim.incarnation.acknowledged += 1
+        return answers
+
+    def _is_current(self, claim: Claim) -> bool:
+        return claim.incarnation is self.incarnation and claim.replaced is None
+
+    def _checks(self, claim: Claim) -> list[Command]:
+        # What is missing is written by the connection itself: beside its end, a write from here could come too late.
+        is_indexed = ("HEXISTS", self.index_key(claim.incarnation.node_id), claim.number)
+        return [*(self._script(CHECK, claim, entry, claim.order) for entry in claim.record.entries()), is_indexed]
+
+    async def _remove(self, record: Record, node_id: str, number: int, *, undo: bool) -> None:
+        with_claims = [
+            self._on(entry, REMOVE, claim_on(entry, node_id, number), _fate(entry, undo)) for entry in record.entries()
+        ]
+        try:
+            await self._store.run(*with_claims)
+        except StoreRefused as error:
+            # Neither can it be removed, nor can it be ours any longer.
+            logger.warning("a record can't be removed: %s", error.cause)
+
+    async def _remove_entries(
+        self, node_id: str, entries: dict[int, str], *, undo: bool, kept: Collection[int] = ()
+    ) -> int:
+        """Removes claims that were read from an index, and then takes them from the index, except those to be kept."""
+        results = await asyncio.gather(
+            *(self._remove(decode(text), node_id, number, undo=undo) for number, text in entries.items()),
+            return_exceptions=True,
+        )
+        errors = [result for result in results if isinstance(result, BaseException)]
+        if errors and len(errors) == len(entries):
+            raise errors[0]
+        removed = [
+            number for number, result in zip(entries, results, strict=True) if result is None and number not in kept
+        ]
+        if removed:
+            await self._store.run(("HDEL", self.index_key(node_id), *removed))
+        return len(removed)
+
+    # What is pending
+
+    async def _clean(self) -> None:
+        """Retries pending removals, and takes what has been removed from the index, until nothing is left."""
+        while self._pending or self._removed:
+            try:
+                await asyncio.sleep(UNINDEX_INTERVAL)
+                await self._unindex()
+                if self._pending:
+                    # A removal ends in the index; while that does not answer, it would be repeated in vain.
+                    await self._store.run(("HLEN", self.index_key(self.incarnation.node_id)))
+                    await self._retry_removals()
+                continue
+            except StoreUnavailable:
+                pass  # the log knows of the outage
+            except Exception:
+                logger.exception("removals failed")
+            await asyncio.sleep(RETRY_INTERVAL)
+        self._cleaner = None
+
+    async def _unindex(self) -> None:
+        removed, self._removed = self._removed, []
+        try:
+            for claim, undo in removed:
+                if claim.unanswered:
+                    late = asyncio.get_running_loop().time() + LATE_WRITE
+                    claim.incarnation.late[claim.number] = late, undo
+                    claim.incarnation.claims.discard(claim.number)
+            answered = (claim for claim, _ in removed if not claim.unanswered)
+            for incarnation, claims in groupby(answered, attrgetter("incarnation")):
+                numbers = [claim.number for claim in claims]
+                commands: list[Command] = [("HDEL", self.index_key(incarnation.node_id), *numbers)]
+                if incarnation is self.incarnation:  # the count of an earlier one would make it known again
+                    commands.append(("HINCRBY", self.nodes_key, incarnation.node_id, 1))
+                await self._store.run(*commands)
+                incarnation.acknowledged += 1
+                incarnation.claims.difference_update(numbers)
+        except Exception:
+            self._pending += removed  # Redis may come back with the records as they were before the removal
+            raise
+
+    async def _retry_removals(self) -> None:
+        """Tries each once.
+
+        Raises:
+            StoreUnavailable: some are still pending.
+        """
+        pending, self._pending = self._pending, []
+        for start in range(0, len(pending), BATCH_SIZE):
+            batch = pending[start : start + BATCH_SIZE]
+            results = await asyncio.gather(
+                *(
+                    self._remove(claim.record, claim.incarnation.node_id, claim.number, undo=undo)
+                    for claim, undo in batch
+                ),
+                return_exceptions=True,
+            )
+            for (claim, undo), result in zip(batch, results, strict=True):
+                if result is None:
+                    self._removed.append((claim, undo))
+                else:
+                    self._pending.append((claim, undo))
+        if self._pending:
+            raise StoreUnavailable("Redis", "removals are pending")
+
+
+def _fate(entry: Entry, undo: bool) -> str:
+    """What a removal does to an entry that nobody else has a claim on."""
+    if not entry.outlives:
+        return "remove"
+    return "undo" if undo else "keep"
+
+
+def _stands(answer: Any) -> bool:
+    if isinstance(answer, Exception) and not isinstance(answer, StoreUnavailable):
+        raise answer
+    return bool(answer)
+
+
+def _formers(claim: Claim) -> Iterator[Claim]:
+    """The claims that this one takes the place of."""
+    while claim.replaced is not None:
+        claim = claim.replaced
+        yield claim
+
+
+def _pairs(answer: list[Any]) -> Iterator[tuple[str, str]]:
+    """Field and value of HRANDFIELD, which answers pairs or, by the older protocol, one list."""
+    if answer and isinstance(answer[0], str):
+        return zip(answer[::2], answer[1::2], strict=True)
+    return ((field, value) for field, value in answer)

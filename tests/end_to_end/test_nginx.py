@@ -1,0 +1,158 @@
+"""conf/nginx.conf, run by a real nginx in front of two nodes."""
+
+import contextlib
+import re
+import shutil
+import socket
+import subprocess
+
+import aiohttp
+import pytest
+import socketio
+from clients import SUCCESS, TRANSPORTS, join, until
+from cluster import ROOT, free_port, wait_until
+from tornado.httpclient import AsyncHTTPClient
+
+from lesson_server.protocol import sessions
+
+CONF = (ROOT / "conf/nginx.conf").read_text()
+NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
+AUTH = {"client": "participant", "lesson_id": "1"}
+
+# ip_hash looks at three of the four bytes. Each of these schools is somewhere else.
+SCHOOLS = [f"127.0.{number}.1" for number in range(1, 9)]
+
+
+def seconds(directive):
+    return int(re.search(rf"^\s*{directive} (\d+)s;", CONF, re.MULTILINE)[1])
+
+
+def test_its_numbers_are_those_of_the_server():
+    silence = sessions.PING_INTERVAL + sessions.PING_TIMEOUT
+    assert seconds("proxy_read_timeout") > silence
+    assert seconds("proxy_send_timeout") > silence
+    assert f"client_max_body_size {sessions.MAX_MESSAGE_SIZE // 1024}k;" in CONF
+
+
+def localised(nodes, port, directory):
+    """The file with the addresses of a test, and without TLS; nothing else is changed."""
+    replaced = [
+        (r"listen 80;", f"listen 127.0.0.1:{free_port()};"),
+        (r"listen 443 ssl;", f"listen 127.0.0.1:{port};"),
+        (r"\n *ssl_certificate.*", ""),
+        (r"server 10\.0\.0\.11:8080", f"server {nodes[0].url.removeprefix('http://')}"),
+        (r"server 10\.0\.0\.12:8080", f"server {nodes[1].url.removeprefix('http://')}"),
+        (r"/run/nginx.pid", str(directory / "nginx.pid")),
+        (r"/var/log/nginx", str(directory)),
+        (r"worker_processes auto;", "worker_processes 1;"),
+    ]
+    text = CONF
+    for pattern, replacement in replaced:
+        text, count = re.subn(pattern, replacement, text)
+        assert count, pattern
+    temporary = "".join(
+        f"{kind}_temp_path {directory}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    return text.replace("http {\n", f"http {{\n{temporary}", 1)
+
+
+@pytest.fixture
+def nodes(start_server):
+    return start_server(), start_server()
+
+
+@pytest.fixture
+def front(nodes, tmp_path):
+    """The URL of an nginx in front of both nodes."""
+    if NGINX is None:
+        pytest.skip("nginx is not installed (apt-get install nginx)")
+    tmp_path.chmod(0o755)
+    port = free_port()
+    conf = tmp_path / "nginx.conf"
+    conf.write_text(localised(nodes, port, tmp_path))
+    command = [NGINX, "-p", tmp_path, "-c", conf]
+    checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    process = subprocess.Popen([*command, "-g", "daemon off;"], stderr=subprocess.DEVNULL)
+    wait_until(lambda: accepts(port), "nginx's start")
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    process.wait()
+
+
+def accepts(port):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
+@contextlib.asynccontextmanager
+async def client_from(address, url, transports=("websocket",), auth=AUTH):
+    """A client that comes from another address."""
+    connector = aiohttp.TCPConnector(local_addr=(address, 0))
+    async with aiohttp.ClientSession(connector=connector) as session:
+        sio = socketio.AsyncClient(reconnection=False, http_session=session)
+        await sio.connect(url, transports=list(transports), auth=auth)
+        try:
+            yield sio
+        finally:
+            await sio.disconnect()
+            await sio.shutdown()
+
+
+def homes(nodes, clients):
+    """Which node each client is connected to."""
+    return [[sio.get_sid() in node.gateway.connections for node in nodes].index(True) for sio in clients]
+
+
+@TRANSPORTS
+@pytest.mark.gen_test
+async def test_every_transport_reaches_its_node_and_schools_are_spread(front, nodes, transports):
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(client_from(school, front, transports)) for school in SCHOOLS]
+        for sio in clients:
+            assert await join(sio) == SUCCESS
+        assert set(homes(nodes, clients)) == {0, 1}
+        received = []
+        for sio in clients:
+            sio.on("news", received.append)
+        await nodes[0]._sio.emit("news", "all of them", room="1")
+        await until(lambda: received == ["all of them"] * len(clients))
+
+
+@pytest.mark.gen_test
+async def test_a_node_that_drains_gets_no_new_clients_and_nobody_is_turned_away(front, nodes):
+    async with client_from(SCHOOLS[0], front) as sio:
+        home = homes(nodes, [sio])[0]
+        await nodes[home].drain()
+        for transports in (["polling"], ["websocket"], ["polling", "websocket"]):
+            async with client_from(SCHOOLS[0], front, transports) as newcomer:
+                assert homes(nodes, [newcomer]) == [1 - home]
+                assert await join(newcomer) == SUCCESS
+
+
+@pytest.mark.gen_test
+async def test_a_node_that_is_gone_is_passed_over(front, nodes):
+    await nodes[0].stop()
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(client_from(school, front, ["polling"])) for school in SCHOOLS]
+        assert [await join(sio) for sio in clients] == [SUCCESS] * len(SCHOOLS)
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/readyz", "/healthz", "/", "/socket.io"])
+def test_nothing_but_socketio_is_public(io_loop, front, path):
+    async def story():
+        answer = await AsyncHTTPClient().fetch(front + path, raise_error=False, follow_redirects=False)
+        assert answer.code in (404, 301)
+        assert b"lesson_" not in answer.body
+
+    io_loop.run_sync(story)
+
+
+@pytest.mark.gen_test
+async def test_no_sid_is_logged(front, tmp_path):
+    async with client_from(SCHOOLS[0], front, ["polling"]) as sio:
+        assert await join(sio) == SUCCESS
+        sid = sio.eio.sid
+    await until(lambda: "/socket.io/" in (tmp_path / "access.log").read_text())
+    assert sid not in (tmp_path / "access.log").read_text()

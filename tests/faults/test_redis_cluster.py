@@ -1,0 +1,174 @@
+"""A whole server on a Redis Cluster of three masters, of which one fails: what has its keys elsewhere goes on."""
+
+import asyncio
+import contextlib
+import signal
+from itertools import islice
+
+import pytest
+from clients import SUCCESS, UNAVAILABLE, client, join, until
+from redis.crc import key_slot
+from valkeys import Valkeys, eventually
+
+from lesson_server.errors import StoreUnavailable
+from lesson_server.stores.redis import nodes
+from lesson_server.stores.redis.redis_store import RedisStore
+
+SLOTS = ((0, 5460), (5461, 10922), (10923, 16383))
+# Seconds in which a master counts as failed for the others. Its slots are not served then, those of the others are.
+NODE_TIMEOUT = 1000
+
+
+class Cluster:
+    """Three masters, each with a third of the slots and no replica."""
+
+    def __init__(self, directory):
+        self.valkeys = Valkeys(directory)
+        options = ("cluster-enabled yes", "cluster-require-full-coverage no", f"cluster-node-timeout {NODE_TIMEOUT}")
+        self.ports = [self.valkeys.start(*options) for _ in SLOTS]
+        for port, (first, last) in zip(self.ports, SLOTS, strict=True):
+            self.valkeys.ask(port, "CLUSTER", "ADDSLOTSRANGE", first, last)
+        for port in self.ports[1:]:
+            self.valkeys.ask(self.ports[0], "CLUSTER", "MEET", "127.0.0.1", port)
+        for port in self.ports:
+            eventually(lambda port=port: self._knows_all(port))
+
+    def _knows_all(self, port):
+        info = self.valkeys.ask(port, "CLUSTER", "INFO")
+        return "cluster_state:ok" in info and "cluster_slots_ok:16384" in info
+
+    @property
+    def url(self):
+        return f"redis+cluster://127.0.0.1:{self.ports[0]}"
+
+    def master_of(self, key):
+        """The index of the master that serves a key."""
+        slot = key_slot(key.encode())
+        return next(index for index, (first, last) in enumerate(SLOTS) if first <= slot <= last)
+
+    def names(self, master, count):
+        """Keys that are served by that master."""
+        numbered = (f"n{number}" for number in range(10_000))
+        return list(islice((name for name in numbered if self.master_of(name) == master), count))
+
+    def signal(self, master, number):
+        self.valkeys._running[self.ports[master]].send_signal(number)
+
+    def hgetall(self, key):
+        return self.valkeys.ask(self.ports[self.master_of(key)], "HGETALL", key)
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    cluster = Cluster(tmp_path)
+    yield cluster
+    cluster.valkeys.kill_all()
+
+
+@pytest.fixture
+def server(start_server, cluster):
+    return start_server(LESSON_REDIS_URL=cluster.url, LESSON_REDIS_TIMEOUT="1.0")
+
+
+def lesson_on(cluster, sql, master):
+    """A lesson whose keys in Redis are all on one master."""
+    for number in range(10_000):
+        lesson_id = f"L{number}"
+        if cluster.master_of(f"lesson_seat_{lesson_id}") == cluster.master_of(f"lesson_student_{lesson_id}") == master:
+            sql.execute("INSERT INTO lessons (id, seat_count) VALUES (%s, 3)", (lesson_id,))
+            return lesson_id
+    raise AssertionError
+
+
+@contextlib.asynccontextmanager
+async def participants(server, mint, lesson_id, people):
+    async with contextlib.AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(
+                client(server, client="participant", lesson_id=lesson_id, access_token=mint(person))
+            )
+            for person in people
+        ]
+
+
+@pytest.mark.parametrize("fault", ["dead", "hung"])
+@pytest.mark.parametrize("of_the_node", [False, True], ids=["another master", "the master of the node's own keys"])
+def test_a_master_that_fails_fails_only_the_joins_that_have_a_key_there(
+    io_loop, cluster, server, sql, mint, fault, of_the_node
+):
+    incarnation = server._presence.incarnation
+    index_master = cluster.master_of(f"lesson_node_{incarnation.node_id}")
+    counts_master = cluster.master_of("lesson_node_counts")
+    failing = index_master if of_the_node else next(n for n in range(3) if n not in (index_master, counts_master))
+    living = next(n for n in range(3) if n != failing)
+    living_lesson, failing_lesson = lesson_on(cluster, sql, living), lesson_on(cluster, sql, failing)
+    people = cluster.names(living, 14)
+
+    async def story():
+        async with (
+            participants(server, mint, living_lesson, people[:12]) as those_who_can,
+            participants(server, mint, failing_lesson, people[12:]) as those_who_cannot,
+        ):
+            cluster.signal(failing, signal.SIGKILL if fault == "dead" else signal.SIGSTOP)
+            answers = await asyncio.gather(*map(join, [*those_who_can, *those_who_cannot]))
+            assert answers == [SUCCESS] * 12 + [UNAVAILABLE] * 2
+            told = cluster.hgetall(f"lesson_student_{living_lesson}")
+            assert told == {who: sio.get_sid() for who, sio in zip(people, those_who_can, strict=False)}
+            if fault == "hung":
+                cluster.signal(failing, signal.SIGCONT)
+                for sio in those_who_cannot:
+                    while await join(sio) != SUCCESS:
+                        await asyncio.sleep(0.05)
+                if of_the_node:  # what could not be indexed is indexed now
+                    node_id = server._presence.incarnation.node_id
+                    await until(lambda: len(cluster.hgetall(f"lesson_node_{node_id}")) == 14)
+        await until(lambda: not cluster.hgetall(f"lesson_student_{living_lesson}"))
+
+    io_loop.run_sync(story, timeout=60)
+    if fault == "dead":
+        cluster.valkeys._running.pop(cluster.ports[failing]).wait()
+
+
+def test_what_a_master_that_came_back_empty_has_lost_is_written_again(
+    io_loop, cluster, start_server, sql, mint, monkeypatch
+):
+    """The count and the index of the node are on other masters, and so are some of the records."""
+    monkeypatch.setattr(nodes, "CHECK_PERIOD", 0.5)
+    server = start_server(LESSON_REDIS_URL=cluster.url)
+    node_id = server._presence.incarnation.node_id
+    kept = {cluster.master_of(f"lesson_node_{node_id}"), cluster.master_of("lesson_node_counts")}
+    emptied = next(n for n in range(3) if n not in kept)
+    lesson_id = lesson_on(cluster, sql, emptied)
+    people = cluster.names(emptied, 2) + cluster.names(kept.pop(), 2)
+
+    async def story():
+        async with participants(server, mint, lesson_id, people) as joined:
+            assert await asyncio.gather(*map(join, joined)) == [SUCCESS] * 4
+            keys = [f"lesson_student_{lesson_id}", f"lesson_seat_{lesson_id}", *people]
+            before = {key: cluster.hgetall(key) for key in keys}
+            cluster.valkeys.ask(cluster.ports[emptied], "FLUSHALL")
+            await until(lambda: {key: cluster.hgetall(key) for key in keys} == before)
+            assert server._presence.incarnation.node_id == node_id
+
+    io_loop.run_sync(story, timeout=60)
+
+
+def test_the_rooms_need_no_certain_master(io_loop, cluster):
+    """Each master passes a message on to all others. One that is dead is found so by messages that fail."""
+
+    async def story():
+        store = RedisStore(cluster.url, "", 1.0, 2)
+        await store.ping()
+        dead = cluster.ports.index(store.client.get_primaries()[0].port)
+        (channel,) = cluster.names(dead, 1)
+        cluster.signal(dead, signal.SIGKILL)
+        passed_on = []
+        async with asyncio.timeout(10):
+            while not passed_on:
+                with contextlib.suppress(StoreUnavailable):
+                    passed_on = await store.run(("PUBLISH", channel, "news"))
+                await asyncio.sleep(0.01)
+        await store.close()
+        cluster.valkeys._running.pop(cluster.ports[dead]).wait()
+
+    io_loop.run_sync(story, timeout=60)

@@ -1,0 +1,216 @@
+"""The nodes of an explored world: the real code on a store whose commands wait for the explorer. See explorer.py."""
+
+import asyncio
+import contextlib
+import inspect
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from unittest.mock import patch
+
+from explorer_choices import keys_of
+from explorer_loop import NodeLoop, origin
+from explorer_scenarios import Scenario, Tab
+from fakes import FakeAnalytics, FakeIdentities, FakeLessons, FakeSockets, Faults
+
+from lesson_server.events.connection import Services
+from lesson_server.gateway.admission import Admission
+from lesson_server.gateway.gateway import Answer, Gateway
+from lesson_server.metrics import Metrics
+from lesson_server.stores.redis import nodes, presence
+from lesson_server.stores.redis.nodes import Node
+from lesson_server.stores.redis.redis_shard import Command
+from lesson_server.stores.redis.redis_store import RedisStore
+from lesson_server.stores.redis.seats import Seats
+
+RETENTION = 7 * 86_400
+SEAT_COUNT = 2
+
+# The constants of production, made small; see above.
+LOST_AFTER = 1
+CHECK_PERIOD = 1.0
+# Seconds after which everything has settled: a node has been found lost and swept, its sweep has been noticed by a node
+# that lives after all, and every record has been checked twice.
+SETTLED_AFTER = (LOST_AFTER + 3) * nodes.HEARTBEAT_INTERVAL + 2 * CHECK_PERIOD
+
+
+@dataclass(eq=False, slots=True)
+class Step:
+    """What a node has asked of Redis in one round trip.
+
+    Attributes:
+        name: ``a3`` for the third step of node a.
+        bookkeeping: how many of the commands may fail.
+        origin: whose step it is.
+        waiting: for each master, the positions of the commands that are still to be carried out there.
+        cause: how many choices had been made when it was asked.
+        given_up: whether the node has its StoreUnavailable, or does not wait any more.
+    """
+
+    name: str
+    loop: NodeLoop
+    commands: tuple[Command, ...]
+    bookkeeping: int
+    origin: str
+    waiting: list[deque[int]]
+    answers: list[Any]
+    done: "asyncio.Future[list[Any]]"
+    cause: int = 0
+    given_up: bool = False
+
+    @property
+    def is_carried_out(self) -> bool:
+        return not any(self.waiting)
+
+    @property
+    def awaited(self) -> bool:
+        return not self.given_up and not self.done.done()
+
+
+class ExploredStore:
+    """In place of :class:`RedisStore`, of which nodes see no more than this: what they ask waits for the explorer.
+
+    Attributes:
+        failures: as there.
+    """
+
+    def __init__(self, loop: NodeLoop, cluster: bool, submit: Callable[[Step], None]) -> None:
+        self.failures = 0
+        self._loop = loop
+        self._cluster = cluster
+        self._submit = submit
+        self._numbers = itertools.count(1)
+
+    def key(self, name: str) -> str:
+        return name
+
+    async def run(self, *commands: Command, bookkeeping: tuple[Command, ...] = ()) -> list[Any]:
+        every = bookkeeping + commands
+        masters: dict[str, deque[int]] = {}
+        for position, command in enumerate(every):
+            master = self._hash_tag(command) if self._cluster else ""
+            masters.setdefault(master, deque()).append(position)
+        step = Step(
+            f"{self._loop.name}{next(self._numbers)}",
+            self._loop,
+            every,
+            len(bookkeeping),
+            origin.get(),
+            list(masters.values()),
+            [None] * len(every),
+            self._loop.create_future(),
+        )
+        self._submit(step)
+        return await step.done
+
+    @staticmethod
+    def _hash_tag(command: Command) -> str:
+        (key, *_) = keys_of(command) or ("",)
+        tag = key.partition("{")[2].rpartition("}")[0]
+        return tag or key
+
+
+def _same_signature(mine: Any, original: Any) -> None:
+    """The explorer replaces what it knows, and nothing that was renamed meanwhile."""
+    if inspect.signature(mine) != inspect.signature(original):
+        raise TypeError(f"{original.__qualname__} has changed, and {mine.__qualname__} takes its place: adapt it")
+
+
+_same_signature(ExploredStore.run, RedisStore.run)
+_same_signature(ExploredStore.key, RedisStore.key)
+
+
+class Member:
+    """One node: everything that a process of the server has, as server.py builds it, without its sockets."""
+
+    def __init__(self, name: str, scenario: Scenario, submit: Callable[[Step], None]) -> None:
+        self.name = name
+        self.alive = True
+        self.loop = NodeLoop(name)
+        self.store: Any = ExploredStore(self.loop, scenario.cluster, submit)
+        faults = Faults()
+        self.sockets: Any = FakeSockets(faults)
+        self.analytics = FakeAnalytics()
+        with self.loop.running():  # it gives itself a name
+            self.presence = scenario.presence(self.store, RETENTION)
+        seat_maps = Seats(self.store, RETENTION)
+        services: Any = Services(
+            sockets=self.sockets,
+            lessons=FakeLessons(faults, {tab.lesson_id: SEAT_COUNT for tab in scenario.tabs}),  # type: ignore[arg-type]
+            seats=seat_maps,
+            presence=self.presence,
+            identities=FakeIdentities(),  # type: ignore[arg-type]
+            analytics=self.analytics,  # type: ignore[arg-type]
+            metrics=_metrics(),
+            trust_teacher_user_id=False,
+        )
+        self.gateway = Gateway(self.sockets, services, Admission(1_000, 0, 0))
+        self.node = Node(self.store, self.presence, seat_maps, self.gateway)
+
+    # The events of a scenario
+
+    async def join(self, tab: Tab) -> Answer | None:
+        if tab.sid not in self.gateway.connections:
+            self.sockets.open(tab.sid)
+            self.gateway.connect(tab.sid, {}, tab.auth)
+        return await self.gateway.join_lesson(tab.sid)
+
+    async def leave(self, tab: Tab) -> None:
+        self.sockets.close(tab.sid)
+        await self.gateway.disconnect(tab.sid, "transport close")
+
+
+@cache
+def _metrics() -> Metrics:
+    """Counted by all worlds, and read by nobody."""
+    return Metrics()
+
+
+class LogHandler(logging.Handler):
+    """Collects errors that are logged: whatever comes to an end there is a defect."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        self.messages.append(f"{record.getMessage()} ({error!r})")
+
+
+@contextlib.contextmanager
+def controlled() -> Iterator[LogHandler]:
+    """What must be so while worlds run: no randomness, no pauses, and errors that are logged are seen."""
+
+    def token_hex(_size: int) -> str:
+        """Node ids: a.1, a.2, …"""
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, NodeLoop)
+        return f"{loop.name}.{next(loop.ids)}"
+
+    logger = logging.getLogger("lesson_server")
+    handler = LogHandler()
+    logger.addHandler(handler)
+    propagate, logger.propagate = logger.propagate, False
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    # patch.object refuses what is not there, so a constant that is renamed is not silently left as it is.
+    with (
+        patch.object(presence.secrets, "token_hex", token_hex),
+        patch.object(presence, "RETRY_INTERVAL", 0),
+        patch.object(presence, "UNINDEX_INTERVAL", 0),
+        patch.object(presence, "LATE_WRITE", nodes.HEARTBEAT_INTERVAL),
+        patch.object(nodes, "RETRY_INTERVAL", 0),
+        patch.object(nodes, "LOST_AFTER", LOST_AFTER),
+        patch.object(nodes, "CHECK_PERIOD", CHECK_PERIOD),
+    ):
+        try:
+            yield handler
+        finally:
+            logger.setLevel(level)
+            logger.propagate = propagate
+            logger.removeHandler(handler)
