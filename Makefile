@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo run test check mutants bench explore clean
+.PHONY: demo run test fast check mutants bench explore clean help
 
 demo: $(VENV)/run.installed  ## one teacher and thirty participants join a lesson, on real embedded stores
 	$(BIN)/python scripts/demo.py
@@ -12,8 +12,11 @@ demo: $(VENV)/run.installed  ## one teacher and thirty participants join a lesso
 run: $(VENV)/run.installed  ## the server, until Ctrl-C
 	$(BIN)/lesson-server run
 
-test: $(VENV)/dev.installed  ## all tests, with coverage
-	PATH="$(abspath $(BIN)):$$PATH" scripts/test
+test: $(VENV)/dev.installed  ## all tests, with coverage; ARGS="tests/stores -k presence": some, without
+	PATH="$(abspath $(BIN)):$$PATH" scripts/test $(ARGS)
+
+fast: $(VENV)/dev.installed  ## the tests that need no stores and start no processes: seconds
+	$(BIN)/python -m pytest --numprocesses 2 -m "not stores" $(addprefix --ignore=tests/,cli embedded end_to_end faults scripts)
 
 check: $(VENV)/dev.installed  ## style, types, and diagrams that match the charts
 	PATH="$(abspath $(BIN)):$$PATH" scripts/check
@@ -26,6 +29,9 @@ bench: $(VENV)/bench.installed  ## the server and its peers, measured in turn: d
 
 explore: $(VENV)/dev.installed  ## every order of commands in small scenarios, with a fault at each point: minutes; ARGS="twice --limit 10000"
 	$(BIN)/python tests/support/explore.py $(ARGS)
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 clean:  ## what the targets above made, the embedded stores too
 	rm -rf $(VENV) .lesson-server .mutants build *.egg-info tests/js/node_modules scripts/bench/peers/*/node_modules .coverage* .*_cache .hypothesis

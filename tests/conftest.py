@@ -35,6 +35,13 @@ for name in [name for name in os.environ if name.startswith("LESSON_")]:
     del os.environ[name]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that need stores, so that the others can be run without."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "running_stores" in item.fixturenames:
+            item.add_marker("stores")
+
+
 @pytest.fixture
 def toml(tmp_path: Path) -> WriteToml:
     """Writes a file of settings."""
