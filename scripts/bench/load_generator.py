@@ -368,6 +368,8 @@ class Load:
             client.socket.send(LEAVE)
 
     def _lose(self, client: Client, why: str) -> None:
+        if client.state == GONE:
+            return  # refused, and then closed, in one read
         if client.state != LEAVING:
             self._failed.append(why)
         self._end(client)

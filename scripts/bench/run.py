@@ -44,7 +44,7 @@ QUICK_SCALE = Scale(clients=300, warm_ups=3, rates=(50, 250), seconds=1.5, level
 ROUNDS, QUICK_ROUNDS = 5, 1
 
 # File descriptors that a server needs besides those of the clients it holds, and of the visitors.
-OTHER_DESCRIPTORS = 150
+OTHER_DESCRIPTORS = 300
 
 RESULTS = ROOT / "docs/benchmarks.json"
 EXIT_INTERRUPTED = 130
