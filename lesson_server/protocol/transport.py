@@ -7,7 +7,8 @@ none: no handler takes any, and one whose attachments never come would be held f
 
 JSON becomes 20 to 40 times its size in Python objects. So nothing parsed is held while something else runs.
 
-Leans on private parts of python-socketio 5.18; ``tests/test_transport.py`` names each and fails when one changes.
+Leans on private parts of python-socketio 5.18; ``tests/protocol/test_transport.py`` names each and fails when one
+changes.
 """
 
 import logging

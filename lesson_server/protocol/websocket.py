@@ -4,7 +4,7 @@ What picows lacks, and is done here: the sizes of messages of several frames, te
 clients that read nothing, clients that send much at once.
 
 Leans on the class that picows makes for each connection of a server (``picows.picows.WSProtocol``), for it opens its
-listening sockets itself otherwise; ``tests/test_websocket.py`` fails when that changes.
+listening sockets itself otherwise; ``tests/protocol/test_websocket.py`` fails when that changes.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Goes through every order in which the commands of small scenarios can reach Redis, with a fault at each point.
 
-See tests/explorer.py. Exits 1 when a rule of presence does not hold, and prints the schedule that shows it; and when a
-kind of fault never happened, for then nothing is known of it.
+See tests/support/explorer.py. Exits 1 when a rule of presence does not hold, and prints the schedule that shows it;
+and when a kind of fault never happened, for then nothing is known of it.
 """
 
 import argparse

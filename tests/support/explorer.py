@@ -68,7 +68,7 @@ class Counterexample:
     """A schedule after which a rule does not hold.
 
     Attributes:
-        schedule: its choices: what ``tests/explore.py --replay`` takes.
+        schedule: its choices: what ``tests/support/explore.py --replay`` takes.
         history: the same for people, with commands and answers.
         violations: what is wrong.
     """
@@ -80,7 +80,7 @@ class Counterexample:
 
     def __str__(self) -> str:
         wrong = (f"WRONG: {violation}" for violation in self.violations)
-        again = f'tests/explore.py --replay "{self.scenario.name} {" ".join(self.schedule)}"'
+        again = f'tests/support/explore.py --replay "{self.scenario.name} {" ".join(self.schedule)}"'
         return "\n".join([f"{self.scenario.name}: {self.scenario.text}", *self.history, *wrong, again])
 
 

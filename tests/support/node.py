@@ -1,4 +1,5 @@
-"""``lesson-server`` with times of a test's: ``python tests/node.py '{"stores.redis.nodes.CHECK_PERIOD": 1.0}' run``.
+"""``lesson-server`` with times of a test's:
+``python tests/support/node.py '{"stores.redis.nodes.CHECK_PERIOD": 1.0}' run``.
 
 They are constants and no settings: an operator who changed one on some nodes only would have them sweep the others.
 """

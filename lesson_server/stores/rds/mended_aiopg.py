@@ -1,6 +1,6 @@
 """What aiopg 1.4 does wrong with the descriptors of its connections, most of it when RDS closes them.
 
-Leans on private parts of aiopg; ``tests/test_mended_aiopg.py`` fails when one changes.
+Leans on private parts of aiopg; ``tests/stores/rds/test_mended_aiopg.py`` fails when one changes.
 """
 
 import asyncio
