@@ -94,8 +94,7 @@ class Acceptor:
             place.leave()
             _refuse(connection, TOO_LARGE)
         elif self._worker is not None and (other := self._worker.other(head)) is not None:
-            place.leave()
-            self._worker.send(other, connection)
+            self._worker.send(other, connection, place)
         elif head.startswith(WEBSOCKET_PATH) and WEBSOCKET_HEADER.search(head, 0, end.start() + len(b"\r\n")):
             self._serve_websocket(connection, place)
         else:

@@ -4,7 +4,8 @@ With ``--workers N`` a request of a session may be accepted by any worker. The i
 its worker; who accepts a request of another worker's session passes the socket on, with nothing read from it.
 
 Each worker has an inbox, a pair of unix sockets that is made before the fork. So the inbox of a worker that has died
-keeps what is passed to it for the worker that takes its place.
+keeps what is passed to it for the worker that takes its place. An inbox has room for some hundred sockets; the others
+wait for room where they were accepted.
 """
 
 import asyncio
@@ -12,7 +13,9 @@ import logging
 import re
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
+
+from lesson_server.protocol.places import Place
 
 logger = logging.getLogger(__name__)
 
@@ -25,17 +28,19 @@ REQUEST = re.compile(rb"[A-Z]+ /socket\.io/?\?(?:[^ ]*&)?sid=(\d{1,5})\.")
 Inbox = tuple[socket.socket, socket.socket]  # to read from, and to write to
 
 
-@dataclass(frozen=True)
 class Worker:
     """One of several workers.
 
-    Attributes:
+    Args:
         number: which one, from 0 on. A worker that takes the place of one that has died has its number.
         inboxes: those of all workers, by number.
     """
 
-    number: int
-    inboxes: tuple[Inbox, ...]
+    def __init__(self, number: int, inboxes: tuple[Inbox, ...]) -> None:
+        self.number = number
+        self.inboxes = inboxes
+        # The sockets that wait for room in the inbox of each worker, in the order of their arrival.
+        self._waiting: tuple[dict[socket.socket, Place], ...] = tuple({} for _ in inboxes)
 
     def sid(self, sid: str) -> str:
         """The id of a session of this worker."""
@@ -51,21 +56,47 @@ class Worker:
         number = self.number if request is None else int(request[1])
         return number if number != self.number and number < len(self.inboxes) else None
 
-    def send(self, number: int, connection: socket.socket) -> None:
-        """Passes a socket to another worker, and closes it here. One that finds no room in the inbox is just closed."""
-        try:
-            socket.send_fds(self.inboxes[number][1], [b"."], [connection.fileno()])
-        except BlockingIOError:
-            logger.error("worker %d does not take the requests of its sessions", number)
-        connection.close()
+    def send(self, number: int, connection: socket.socket, place: Place) -> None:
+        """Passes a socket to another worker, and closes it here. While its inbox is full, the socket waits.
+
+        Args:
+            number: that of the other worker.
+            connection: nothing has been read from it.
+            place: that of the socket, which it keeps until it is passed on.
+        """
+        waiting = self._waiting[number]
+        waiting[connection] = place
+        place.hand_over(partial(self._part_with, number, connection))
+        if len(waiting) == 1:
+            self._send(number)
 
     def receive(self, take: Callable[[socket.socket], None]) -> None:
         """Calls ``take`` with each socket that is passed to this worker, until :meth:`stop`."""
         asyncio.get_running_loop().add_reader(self.inboxes[self.number][0], self._receive, take)
 
     def stop(self) -> None:
-        """Receives nothing any more."""
+        """Receives nothing any more, and closes the sockets that wait to be passed on."""
         asyncio.get_running_loop().remove_reader(self.inboxes[self.number][0])
+        for number, waiting in enumerate(self._waiting):
+            for connection in list(waiting):
+                self._part_with(number, connection)
+
+    def _send(self, number: int) -> None:
+        inbox, waiting = self.inboxes[number][1], self._waiting[number]
+        for connection in list(waiting):
+            try:
+                socket.send_fds(inbox, [b"."], [connection.fileno()])
+            except BlockingIOError:
+                asyncio.get_running_loop().add_writer(inbox, self._send, number)
+                return
+            except OSError as error:  # more sockets are on their way between processes than the system allows
+                logger.error("can't pass a request to worker %d: %s", number, error.strerror)
+            self._part_with(number, connection)
+        asyncio.get_running_loop().remove_writer(inbox)
+
+    def _part_with(self, number: int, connection: socket.socket) -> None:
+        self._waiting[number].pop(connection).leave()
+        connection.close()
 
     def _receive(self, take: Callable[[socket.socket], None]) -> None:
         for _ in range(RECEIVE_BATCH):

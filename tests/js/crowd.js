@@ -25,6 +25,9 @@ for (const access_token of options.tokens) {
     joined.set(access_token, socket);
     report();
   });
-  socket.on("disconnect", () => joined.delete(access_token));
+  socket.on("disconnect", (reason, details) => {
+    console.error(reason, details?.message, details?.context?.responseText);
+    joined.delete(access_token);
+  });
   socket.io.engine.on("upgrade", report);
 }

@@ -244,7 +244,7 @@ async def test_what_is_passed_to_a_worker_that_has_stopped_is_left_to_the_next_o
     second.acceptor.open([second.socket])
     second.acceptor.close()
     client, server = socket.socketpair()
-    first.worker.send(1, server)
+    first.worker.send(1, server, first.places.take(server.close))
     for _ in range(3):
         await asyncio.sleep(0)
     taken = []

@@ -1,13 +1,18 @@
 """worker.py: which worker has a session, and how its sockets get there."""
 
 import asyncio
+import errno
 import resource
 import socket
+from functools import partial
 
 import pytest
 from edge import until
 
+from lesson_server.protocol.places import Places
 from lesson_server.protocol.worker import RECEIVE_BATCH, Worker, make_inboxes
+
+PLACES = 10
 
 
 @pytest.fixture
@@ -18,6 +23,20 @@ def workers():
     for inbox in inboxes:
         for end in inbox:
             end.close()
+
+
+@pytest.fixture
+def places():
+    return Places(PLACES)
+
+
+def pass_on(worker, number, places):
+    """Passes a socket to another worker; its client."""
+    client, server = socket.socketpair()
+    worker.send(number, server, places.take(server.close))
+    assert len(places) == 0
+    assert server.fileno() == -1
+    return client
 
 
 def request(sid, path="/socket.io/", method="GET"):
@@ -53,13 +72,11 @@ def test_the_ids_of_a_worker_are_its_own(workers):
 
 
 @pytest.mark.gen_test
-async def test_a_socket_is_passed_on_with_all_that_it_has_to_read(workers, caplog):
+async def test_a_socket_is_passed_on_with_all_that_it_has_to_read(workers, places, caplog):
     taken = []
     workers[2].receive(taken.append)
-    client, server = socket.socketpair()
+    client = pass_on(workers[0], 2, places)
     client.sendall(request("2.abc"))
-    workers[0].send(2, server)
-    assert server.fileno() == -1
     await until(lambda: taken)
     assert taken[0].recv(1_000) == request("2.abc")
     taken[0].sendall(b"answer")
@@ -71,12 +88,11 @@ async def test_a_socket_is_passed_on_with_all_that_it_has_to_read(workers, caplo
 
 
 @pytest.mark.gen_test
-async def test_a_worker_that_has_stopped_takes_nothing(workers):
+async def test_a_worker_that_has_stopped_takes_nothing(workers, places):
     before, after = [], []
     workers[1].receive(before.append)
     workers[1].stop()
-    client, server = socket.socketpair()
-    workers[0].send(1, server)
+    client = pass_on(workers[0], 1, places)
     for _ in range(3):
         await asyncio.sleep(0)
     workers[1].receive(after.append)
@@ -88,12 +104,10 @@ async def test_a_worker_that_has_stopped_takes_nothing(workers):
 
 
 @pytest.mark.gen_test
-async def test_what_is_passed_to_a_worker_that_has_died_waits_for_the_next_one(workers):
+async def test_what_is_passed_to_a_worker_that_has_died_waits_for_the_next_one(workers, places):
     clients = []
     for _ in range(2 * RECEIVE_BATCH):
-        client, server = socket.socketpair()
-        workers[0].send(1, server)
-        clients.append(client)
+        clients.append(pass_on(workers[0], 1, places))
     taken = []
     workers[1].receive(taken.append)
     await until(lambda: len(taken) == len(clients))
@@ -102,30 +116,100 @@ async def test_what_is_passed_to_a_worker_that_has_died_waits_for_the_next_one(w
         connection.close()
 
 
-@pytest.mark.gen_test
-async def test_who_finds_no_room_in_an_inbox_is_closed(workers, caplog):
+def fill(worker, number, places):
+    """Passes sockets to another worker until some have no room in its inbox; their clients."""
     clients = []
-    while not caplog.records:
+    while len(places) < 3:
         client, server = socket.socketpair()
-        workers[0].send(1, server)
+        worker.send(number, server, places.take(partial(pytest.fail, "the worker has the socket")))
         clients.append(client)
         assert len(clients) < 10_000
-    assert clients[-1].recv(1) == b""
     assert len(clients) > 100
-    assert caplog.records[0].getMessage() == "worker 1 does not take the requests of its sessions"
+    return clients
+
+
+@pytest.mark.gen_test
+async def test_who_finds_no_room_in_an_inbox_waits_for_it_and_keeps_a_place_meanwhile(
+    workers, places, caplog, monkeypatch
+):
+    send, sent = Worker._send, []
+    monkeypatch.setattr(Worker, "_send", lambda *arguments: send(*arguments) or sent.append(len(places)))
+    clients = fill(workers[0], 1, places)
+    for number, client in enumerate(clients):
+        client.sendall(b"%d" % number)
     taken = []
     workers[1].receive(taken.append)
-    await until(lambda: len(taken) == len(clients) - 1)
+    await until(lambda: len(taken) == len(clients))
+    assert [connection.recv(10) for connection in taken] == [b"%d" % number for number in range(len(clients))]
+    assert len(places) == 0
+    assert caplog.records == []
+    await until(lambda: sent[-1] == 0)
+    sent.clear()
+    await asyncio.sleep(0.01)
+    assert sent == []  # nobody is told of room any more
     workers[1].stop()
     for connection in (*taken, *clients):
         connection.close()
 
 
 @pytest.mark.gen_test
-async def test_without_open_files_a_socket_is_lost_and_the_next_one_is_taken(workers):
+async def test_who_waits_for_room_gives_way_to_a_newcomer(workers, places):
+    clients = fill(workers[0], 1, places)
+    newcomers = [places.take(lambda: None) for _ in range(PLACES)]  # as many as there are
+    assert [client.recv(1) for client in clients[-3:]] == [b"", b"", b""]
     taken = []
-    client, server = socket.socketpair()
-    workers[0].send(1, server)
+    workers[1].receive(taken.append)
+    await until(lambda: len(taken) == len(clients) - 3)
+    assert len(places) == len(newcomers)
+    workers[1].stop()
+    for connection in (*taken, *clients):
+        connection.close()
+
+
+@pytest.mark.gen_test
+async def test_a_worker_that_stops_closes_those_who_wait_for_room(workers, places):
+    clients = fill(workers[0], 1, places)
+    workers[0].stop()
+    assert [client.recv(1) for client in clients[-3:]] == [b"", b"", b""]
+    assert len(places) == 0
+    taken = []
+    workers[1].receive(taken.append)
+    await until(lambda: len(taken) == len(clients) - 3)
+    workers[1].stop()
+    for connection in (*taken, *clients):
+        connection.close()
+
+
+@pytest.mark.gen_test
+async def test_a_socket_that_the_system_does_not_pass_on_is_closed_and_the_next_one_is_passed(
+    workers, places, caplog, monkeypatch
+):
+    send_fds, failures = socket.send_fds, [OSError(errno.ETOOMANYREFS, "Too many references: cannot splice")]
+    monkeypatch.setattr(socket, "send_fds", lambda *arguments: _raise(failures) or send_fds(*arguments))
+    first, second = (pass_on(workers[0], 1, places) for _ in range(2))
+    assert first.recv(1) == b""
+    assert len(places) == 0
+    assert failures == []
+    assert [record.getMessage() for record in caplog.records] == [
+        "can't pass a request to worker 1: Too many references: cannot splice"
+    ]
+    taken = []
+    workers[1].receive(taken.append)
+    await until(lambda: taken)
+    workers[1].stop()
+    for connection in (*taken, first, second):
+        connection.close()
+
+
+def _raise(failures):
+    if failures:
+        raise failures.pop()
+
+
+@pytest.mark.gen_test
+async def test_without_open_files_a_socket_is_lost_and_the_next_one_is_taken(workers, places):
+    taken = []
+    client = pass_on(workers[0], 1, places)
     workers[1].receive(taken.append)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
@@ -137,8 +221,7 @@ async def test_without_open_files_a_socket_is_lost_and_the_next_one_is_taken(wor
     assert taken == []
     assert client.recv(1) == b""
     client.close()
-    client, server = socket.socketpair()
-    workers[0].send(1, server)
+    client = pass_on(workers[0], 1, places)
     await until(lambda: taken)
     workers[1].stop()
     for connection in (*taken, client):
