@@ -13,7 +13,7 @@ from collections.abc import Callable
 from threading import Condition, Thread
 from typing import Literal, Protocol
 
-from lesson_server.settings.settings import MixpanelSettings
+from lesson_server.settings.schema import MixpanelSettings
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class MixpanelAnalytics:
 
 
 def make_analytics(settings: MixpanelSettings, observe: Observe) -> Analytics:
-    """The analytics that the settings ask for.
+    """Return the analytics that the settings ask for.
 
     Args:
         settings: without a token there is nothing to send to.
@@ -164,7 +164,7 @@ class QueueingConsumer:
             self._settle(self._deliver(batch))
 
     def _next_batch(self) -> list[str]:
-        """What is there, as soon as there is something; empty when there will be nothing more."""
+        """Return what is there, as soon as there is something; empty when there will be nothing more."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
             batch = [self._waiting.popleft() for _ in range(min(BATCH_SIZE, len(self._waiting)))]

@@ -46,14 +46,25 @@ class LessonIdMalformed(HandshakeRefused):
     message = "lesson_id is malformed"
 
 
-# The acknowledgement of join_lesson: the client's fault.
+# The acknowledgement of an event: the client's fault. What only one event refuses stands in the module of the event.
+
+
+class EventNotAllowed(Refusal):
+    """The event is not one of this client's."""
+
+    outcome = "not_allowed"
+
+    def __init__(self, client: str, event: str) -> None:
+        super().__init__(f"a {client} can't send {event}")
 
 
 class UnexpectedData(Refusal):
-    """The event carried arguments; join_lesson has none."""
+    """The event carried data, and it takes none."""
 
-    message = "join_lesson takes no data"
     outcome = "unexpected_data"
+
+    def __init__(self, event: str) -> None:
+        super().__init__(f"{event} takes no data")
 
 
 class LessonNotFound(Refusal):
@@ -81,11 +92,6 @@ class AccessTokenInvalid(Refusal):
 class AccessTokenRequired(Refusal):
     message = "access token is required"
     outcome = "token_required"
-
-
-class NotATeacher(Refusal):
-    message = "only a teacher can join as teacher"
-    outcome = "not_a_teacher"
 
 
 # The handshake or the acknowledgement: our fault.
@@ -121,10 +127,10 @@ class InvalidTransition(Exception):
     Args:
         trigger: the event that was fired.
         state: the state of the connection, which it keeps.
-        story: what happened to the connection before, oldest first.
+        history: the transitions before, oldest first.
     """
 
-    def __init__(self, trigger: str, state: str, story: tuple[str, ...]) -> None:
-        super().__init__(f"can't {trigger} in state {state} (before: {', '.join(story) or 'nothing'})")
+    def __init__(self, trigger: str, state: str, history: tuple[str, ...]) -> None:
+        super().__init__(f"can't {trigger} in state {state} (before: {', '.join(history) or 'nothing'})")
         self.trigger = trigger
         self.state = state

@@ -21,14 +21,14 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
-# Seconds. A join takes about a millisecond; five seconds are its limit.
-JOIN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+# Seconds. A join takes about a millisecond; five seconds are the limit of an event.
+EVENT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 STEP_BUCKETS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
 
 # A second series for each counter and histogram, with the time it was made: nobody asked for it.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
-ClientAndState = tuple[str, str]
+Place = tuple[str, str, str]  # an event, a client, and a state of the chart for both
 
 
 class Metrics:
@@ -46,52 +46,61 @@ class Metrics:
             GCCollector(registry=self.registry)
         self.connections = Gauge(
             "lesson_connections",
-            "Connections held",
-            ("client", "state"),
+            "Connections held, by their state for each event",
+            ("event", "client", "state"),
             registry=self.registry,
             multiprocess_mode="livesum",
         )
-        self.joins = Counter(
-            "lesson_joins", "join_lesson events answered", ("client", "outcome"), registry=self.registry
+        self.events = Counter(
+            "lesson_events", "Events answered", ("event", "client", "outcome"), registry=self.registry
         )
-        self.join_seconds = Histogram(
-            "lesson_join_seconds",
-            "From join_lesson to its answer",
-            ("client",),
-            buckets=JOIN_BUCKETS,
+        self.event_seconds = Histogram(
+            "lesson_event_seconds",
+            "From an event to its acknowledgement",
+            ("event", "client"),
+            buckets=EVENT_BUCKETS,
             registry=self.registry,
         )
         self.step_seconds = Histogram(
-            "lesson_step_seconds", "Steps of the statecharts", ("step",), buckets=STEP_BUCKETS, registry=self.registry
+            "lesson_step_seconds",
+            "Steps of the statecharts",
+            ("event", "step"),
+            buckets=STEP_BUCKETS,
+            registry=self.registry,
         )
         self.reconnects = Counter("lesson_reconnects", "Participants who came back", registry=self.registry)
         self.mixpanel_events = Counter(
             "lesson_mixpanel_events", "Events for Mixpanel", ("outcome",), registry=self.registry
         )
-        self._steps: dict[str, Callable[[float], None]] = {}
 
-    def count_connections(self, connections: Iterable[ClientAndState], states: Iterable[ClientAndState]) -> None:
-        """Notes the connections of this process. Done when somebody asks, so that one that moves costs nothing.
+    def count_connections(self, connections: Iterable[Place], places: Iterable[Place]) -> None:
+        """Set the number of connections of this process in each state.
+
+        Called when somebody asks, so that a connection that changes its state costs nothing.
 
         Args:
-            connections: the client and the state of each.
-            states: those shown even when no connection is in them.
+            connections: the event, the client and the state of each.
+            places: those that are shown even when no connection is there.
         """
         count = Count(connections)
-        for client, state in states:
-            self.connections.labels(client, state).set(count[client, state])
+        for place in places:
+            self.connections.labels(*place).set(count[place])
 
     def text(self) -> bytes:
-        """All figures, in Prometheus' text format."""
+        """Return all figures, in the text format of Prometheus."""
         return generate_latest(self._all_workers or self.registry)
 
-    def observe_step(self, step: str, seconds: float) -> None:
-        """Notes how long a step took, whether it succeeded or not."""
-        observe = self._steps.get(step)
-        if observe is None:
-            observe = self._steps[step] = self.step_seconds.labels(step).observe
-        observe(seconds)
+    def step_observer(self, event: str) -> Callable[[str, float], None]:
+        """Return what observes the steps of an event: called with the name of a step and its duration in seconds."""
+        observers: dict[str, Callable[[float], None]] = {}
+
+        def observe(step: str, seconds: float) -> None:
+            if step not in observers:
+                observers[step] = self.step_seconds.labels(event, step).observe
+            observers[step](seconds)
+
+        return observe
 
     def observe_mixpanel(self, outcome: str, count: int) -> None:
-        """Notes what became of events for Mixpanel."""
+        """Count what became of events for Mixpanel."""
         self.mixpanel_events.labels(outcome).inc(count)

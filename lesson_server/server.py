@@ -3,30 +3,31 @@
 import asyncio
 import contextlib
 import logging
-import math
-import random
 import resource
 import socket
+from collections.abc import Sequence
 
 from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 
 from lesson_server.analytics import make_analytics
-from lesson_server.events.connection import Services
+from lesson_server.events.event import Event
+from lesson_server.events.registry import EVENTS
+from lesson_server.events.services import Services
 from lesson_server.gateway.admission import Admission
-from lesson_server.gateway.gateway import Gateway
-from lesson_server.http.web import Readiness, routes
-from lesson_server.identity import Identities
+from lesson_server.gateway.handlers import Gateway
+from lesson_server.http.pages import Readiness, routes
 from lesson_server.metrics import Metrics
-from lesson_server.protocol.protocol import EXTRA_SOCKETS, ProtocolServer
 from lesson_server.protocol.rooms import Rooms
+from lesson_server.protocol.server import EXTRA_SOCKETS, ProtocolServer
 from lesson_server.protocol.worker import Worker
-from lesson_server.settings.settings import Settings
+from lesson_server.settings.schema import Settings
 from lesson_server.stores.rds.lessons import Lessons
+from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.nodes import Node
 from lesson_server.stores.redis.presence import Presence
-from lesson_server.stores.redis.redis_store import RedisStore
 from lesson_server.stores.redis.seats import Seats
+from lesson_server.tokens import TokenVerifier
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +35,6 @@ logger = logging.getLogger(__name__)
 BACKLOG = 4096
 # Open files that are neither connections of clients nor of a pool.
 OTHER_FILES = 100
-# Seconds between two batches of clients that are sent away, more or less: each a random part, so that the servers of a
-# deploy don't send theirs away in step.
-DRAIN_INTERVAL = 0.25
 # Seconds between two counts of the connections for the sum that any of several workers may be asked for.
 COUNT_INTERVAL = 1.0
 # Seconds at the end for the presence that is still to be removed, and for the last events to reach Mixpanel.
@@ -45,7 +43,7 @@ ANALYTICS_DEADLINE = 3.0
 
 
 def open_port(settings: Settings) -> list[socket.socket]:
-    """The listening sockets of ``server.host`` and ``server.port``.
+    """Return the listening sockets of ``server.host`` and ``server.port``.
 
     Raises:
         OSError: the port is taken, or the address is not this machine's.
@@ -76,12 +74,13 @@ class LessonServer:
     Args:
         settings: with both stores and the key set.
         worker: which of several workers this is; None for a server alone.
+        events: the events that clients may send.
 
     Raises:
         SettingsError: the key does not fit the algorithm.
     """
 
-    def __init__(self, settings: Settings, worker: Worker | None = None) -> None:
+    def __init__(self, settings: Settings, worker: Worker | None = None, events: Sequence[Event] = EVENTS) -> None:
         assert settings.rds.dsn is not None
         assert settings.redis.url is not None
         self._settings = settings
@@ -111,23 +110,28 @@ class LessonServer:
             allowed_origins=settings.server.allowed_origins,
             worker=worker,
         )
-        self._sio = self._protocol.sio
-        identities = Identities(settings.auth)
-        if identities.weak:
+        sio = self._protocol.sio
+        tokens = TokenVerifier(settings.auth)
+        if tokens.weak:
             logger.warning("auth.key is shorter than %s wants: tokens are easier to forge", settings.auth.algorithm)
         self.gateway = Gateway(
-            self._sio,
+            sio,
             Services(
-                sockets=self._sio,
+                sockets=sio,
                 lessons=self._lessons,
                 seats=seats,
                 presence=self._presence,
-                identities=identities,
+                tokens=tokens,
                 analytics=self._analytics,
                 metrics=self._metrics,
                 trust_teacher_user_id=settings.auth.trust_teacher_user_id,
             ),
-            Admission(_room_for(settings), settings.server.connect_rate, settings.server.join_rate),
+            Admission(
+                _room_for(settings),
+                settings.server.connect_rate,
+                {event.name: event.rate(settings.server) for event in events},
+            ),
+            events,
         )
         self._node = Node(self._redis, self._presence, seats, self.gateway)
         self._rooms.on_subscribed = self._node.check_all
@@ -136,7 +140,7 @@ class LessonServer:
         self._counting = PeriodicCallback(self._count_connections, COUNT_INTERVAL * 1000)
 
     def _count_connections(self) -> None:
-        self._metrics.count_connections(self.gateway.occupied_states(), self.gateway.all_states())
+        self._metrics.count_connections(self.gateway.occupied_places(), self.gateway.all_places())
 
     def _metrics_text(self) -> bytes:
         self._count_connections()
@@ -148,7 +152,7 @@ class LessonServer:
         return url_of(self._settings, self._sockets)
 
     async def start(self, sockets: list[socket.socket] | None = None) -> None:
-        """Opens the stores, then the port.
+        """Open the stores, then the port.
 
         Args:
             sockets: what to listen on, if the port has been opened by a parent process.
@@ -161,33 +165,27 @@ class LessonServer:
         await self._node.start()
         self._sockets = sockets or open_port(self._settings)
         self._analytics.start()
-        self._protocol.open(self._sockets)
+        self._protocol.start(self._sockets)
         if self._worker is not None:
             self._counting.start()
 
     async def drain(self) -> None:
-        """Takes no new clients, and sends those that are here away over ``server.drain`` seconds, in random order, so
-        that they don't all come back elsewhere in the same moment. May be cancelled, to stop at once."""
+        """Say that the server is not ready, and end the sessions over ``server.drain`` seconds.
+
+        May be cancelled, to stop at once.
+        """
         self._readiness.close()
-        self._sio.eio.refuse_newcomers()
-        end = asyncio.get_running_loop().time() + self._settings.server.drain
-        sessions = list(self._sio.eio.sockets.values())
-        random.shuffle(sessions)
-        while sessions:
-            intervals = max(math.ceil((end - asyncio.get_running_loop().time()) / DRAIN_INTERVAL), 1)
-            for _ in range(math.ceil(len(sessions) / intervals)):
-                self._sio.eio.spawn(sessions.pop().close(self._sio.reason.SERVER_DISCONNECT))
-            if sessions:
-                await asyncio.sleep(DRAIN_INTERVAL * random.uniform(0.5, 1.5))  # noqa: S311
+        await self._protocol.drain(self._settings.server.drain)
 
     async def stop(self) -> None:
-        """Ends every connection with its presence, sends the last events, closes the stores. Bounded in time: what
-        Redis does not take any more is left for the other nodes to sweep."""
-        self._protocol.close()
+        """End every connection and its presence, send the last events, and close the stores.
+
+        Bounded in time: what Redis does not take any more is left for the other nodes to sweep.
+        """
         self._counting.stop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PRESENCE_DEADLINE):
-                await self._sio.eio.disconnect()
+                await self._protocol.stop()
                 await self._presence.settled()
         await asyncio.to_thread(self._analytics.close, ANALYTICS_DEADLINE)
         await self._node.close()
@@ -197,4 +195,3 @@ class LessonServer:
             async with asyncio.timeout(PRESENCE_DEADLINE):
                 await self._redis.close()
         await self._lessons.close()
-        await self._protocol.abort()

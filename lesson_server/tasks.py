@@ -8,8 +8,10 @@ CANCEL_INTERVAL = 0.1
 
 
 async def end(task: "asyncio.Task[Any] | None") -> None:
-    """Cancels a task until it has ended. One cancellation may have no effect: redis-py waits by ``asyncio.wait_for``,
-    which on Python 3.11 drops a cancellation that arrives together with its result.
+    """Cancel a task until it has ended.
+
+    One cancellation may have no effect: redis-py waits by ``asyncio.wait_for``, which on Python 3.11 drops a
+    cancellation that arrives together with its result.
 
     Args:
         task: None for none.

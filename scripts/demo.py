@@ -133,7 +133,7 @@ async def show_states(url: str) -> None:
         (sample.labels["client"], sample.labels["state"]): int(sample.value)
         for family in families
         for sample in family.samples
-        if sample.name == "lesson_connections" and sample.value
+        if sample.name == "lesson_connections" and sample.labels["event"] == "join_lesson" and sample.value
     }
     table = Table("client", "state")
     table.add_column("connections", justify="right")

@@ -54,7 +54,7 @@ class Report:
         return [client.connect_ms for client in self.clients if client.connect_ms is not None]
 
     def join_ms(self, outcome: str = SUCCESS) -> list[float]:
-        """The latency of each join that ended with ``outcome``."""
+        """Return the latency of each join that ended with ``outcome``."""
         return [c.join_ms for c in self.clients if c.join_ms is not None and c.outcome == outcome]
 
     def as_json(self) -> str:

@@ -1,21 +1,22 @@
-"""Draws the charts into diagrams/, as Mermaid and as SVG: ``python -m statecharts.export [--check]``.
+"""Draw the charts into diagrams/, as Mermaid and as SVG: ``python -m statecharts.export [--check]``.
 
 Every row of a chart is one arrow of its drawings, with its trigger, its [conditions] and its steps in their order.
 """
 
 import argparse
 import hashlib
+import importlib
+import pkgutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from statecharts import participant, teacher
+import statecharts
 
-CHARTS = {"teacher": teacher, "participant": participant}
 DIAGRAMS = Path(__file__).parent / "diagrams"
 COMMAND = "python -m statecharts.export"
 
@@ -25,8 +26,8 @@ SENTENCE_WIDTH = 40
 # Points. Helvetica needs about 185 for such a line; a viewer without it may have Verdana, a fifth wider.
 STATE_WIDTH = 225
 
-# The join is what a reader looks for, so it stands out; the ways back and out are there to be looked up.
-JOIN_STYLE = {"color": "#0550ae", "fontcolor": "#0550ae", "penwidth": "2.5"}
+# The path of the event is what a reader looks for, so it stands out. The ways back and out are there to be looked up.
+PATH_STYLE = {"color": "#0550ae", "fontcolor": "#0550ae", "penwidth": "2.5"}
 STYLES = {
     "abandon": {"color": "#bc7a2c", "fontcolor": "#8a4f0b", "style": "dashed"},
     "restore": {"color": "#57ab5a", "fontcolor": "#1a7f37"},
@@ -41,43 +42,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description="Draw the statecharts into statecharts/diagrams.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a drawing is stale or missing")
     if parser.parse_args(argv).check:
-        return check()
-    write()
+        return check(find_charts(), DIAGRAMS)
+    write(find_charts(), DIAGRAMS)
     return 0
 
 
-def write() -> None:
-    for name, chart in CHARTS.items():
-        source = dot(name, chart)
-        for path, text in ((_mmd(name), mermaid(chart)), (_svg(name), seal(source, draw(source)))):
+def find_charts() -> list[ModuleType]:
+    """Return every chart: the modules of the folders in ``statecharts``."""
+    names = (module.name for module in pkgutil.walk_packages(statecharts.__path__, "statecharts."))
+    return [importlib.import_module(name) for name in names if name.count(".") == 2]
+
+
+def write(charts: Iterable[ModuleType], folder: Path) -> None:
+    """Draw the charts into ``folder``, as ``<event>/<client>.mmd`` and ``.svg``."""
+    for chart in charts:
+        mmd, svg = _paths(chart, folder)
+        mmd.parent.mkdir(parents=True, exist_ok=True)
+        source = dot(chart)
+        for path, text in ((mmd, mermaid(chart)), (svg, seal(source, draw(source)))):
             path.write_text(text, encoding="utf-8", newline="\n")
             print(path)
 
 
-def check() -> int:
-    stale = [path for name, chart in CHARTS.items() for path in _stale(name, chart)]
-    for path in stale:
-        print(f"{path} is {'stale' if path.exists() else 'missing'}", file=sys.stderr)
-    if stale:
+def check(charts: Iterable[ModuleType], folder: Path) -> int:
+    """Say which drawings in ``folder`` are not those of the charts; return 1 if there are any, else 0."""
+    charts = list(charts)
+    paths = {path for chart in charts for path in _paths(chart, folder)}
+    wrong = [
+        f"{path} is {'stale' if path.exists() else 'missing'}" for chart in charts for path in _stale(chart, folder)
+    ]
+    wrong += [f"{path} is of no chart" for path in sorted(folder.rglob("*.*")) if path not in paths]
+    for line in wrong:
+        print(line, file=sys.stderr)
+    if wrong:
         print(f"to draw the charts again, run: {COMMAND}", file=sys.stderr)
-    return 1 if stale else 0
+    return 1 if wrong else 0
 
 
-def _stale(name: str, chart: ModuleType) -> Iterator[Path]:
-    if _read(_mmd(name)) != mermaid(chart):
-        yield _mmd(name)
-    svg = _read(_svg(name))
-    drawing, _, _ = svg.rpartition("<!--")
-    if svg != seal(dot(name, chart), drawing):
-        yield _svg(name)
+def _stale(chart: ModuleType, folder: Path) -> Iterator[Path]:
+    mmd, svg = _paths(chart, folder)
+    if _read(mmd) != mermaid(chart):
+        yield mmd
+    drawing, _, _ = _read(svg).rpartition("<!--")
+    if _read(svg) != seal(dot(chart), drawing):
+        yield svg
 
 
-def _mmd(name: str) -> Path:
-    return DIAGRAMS / f"{name}.mmd"
-
-
-def _svg(name: str) -> Path:
-    return DIAGRAMS / f"{name}.svg"
+def _paths(chart: ModuleType, folder: Path) -> tuple[Path, Path]:
+    stem = folder / chart.EVENT / chart.CLIENT
+    return stem.with_suffix(".mmd"), stem.with_suffix(".svg")
 
 
 def _read(path: Path) -> str:
@@ -88,7 +101,7 @@ def _read(path: Path) -> str:
 
 
 def mermaid(chart: ModuleType) -> str:
-    """The chart as a Mermaid state diagram, in the syntax that GitHub renders."""
+    """Return the chart as a Mermaid state diagram, in the syntax that GitHub renders."""
     return "\n".join(_mermaid_lines(chart)) + "\n"
 
 
@@ -106,14 +119,14 @@ def _mermaid_lines(chart: ModuleType) -> Iterator[str]:
 # DOT and SVG
 
 
-def dot(name: str, chart: ModuleType) -> str:
-    """The chart in Graphviz's language: from top to bottom, on a white card that suits a light and a dark page."""
-    return "\n".join(_dot_lines(name, chart)) + "\n"
+def dot(chart: ModuleType) -> str:
+    """Return the chart in Graphviz's language: top to bottom, on a white card that suits a light and a dark page."""
+    return "\n".join(_dot_lines(chart)) + "\n"
 
 
-def _dot_lines(name: str, chart: ModuleType) -> Iterator[str]:
+def _dot_lines(chart: ModuleType) -> Iterator[str]:
     font = 'fontname="Helvetica,Arial,sans-serif"'
-    yield f"digraph {name} {{"
+    yield f"digraph {chart.CLIENT} {{"
     yield '  graph [bgcolor="transparent", pad="0.05", nodesep="0.3", ranksep="0.3"]'
     yield f'  node [{font}, fontsize="10", shape="box", style="rounded,filled", margin="0.15,0.1", group="states"]'
     yield f'  edge [{font}, fontsize="9", arrowsize="0.7"]'
@@ -127,7 +140,7 @@ def _dot_lines(name: str, chart: ModuleType) -> Iterator[str]:
     yield "  }"
     yield f'  start -> {chart.INITIAL} [penwidth="2"]'
     for row in chart.TRANSITIONS:
-        style = JOIN_STYLE if row["trigger"] in chart.JOIN else STYLES[row["trigger"]]
+        style = PATH_STYLE if row["trigger"] in chart.PATH else STYLES.get(row["trigger"], {})
         attributes = ", ".join(f'{key}="{value}"' for key, value in (style | _route(list(chart.STATES), row)).items())
         label = _label([f"<b>{_heading(row)}</b>", *_steps(row)])
         yield f"  {row['source']} -> {row['dest']} [label={label}, {attributes}]"
@@ -149,7 +162,7 @@ def _label(lines: list[str], width: int = 0) -> str:
 
 
 def draw(source: str) -> str:
-    """The SVG of a DOT source. The only part that needs pygraphviz: ``--check`` runs without."""
+    """Return the SVG of a DOT source. The only part that needs pygraphviz: ``--check`` runs without."""
     try:
         import pygraphviz
     except ImportError:
@@ -159,7 +172,7 @@ def draw(source: str) -> str:
 
 
 def seal(source: str, drawing: str) -> str:
-    """The drawing with a digest of itself and of its source as last line.
+    """Return the drawing with a digest of itself and of its source as last line.
 
     Graphviz lays the same source out differently by its version and the fonts of the machine, so ``--check`` can't draw
     again and compare. The digest tells, anywhere and without Graphviz, whether the chart (or how it is drawn) has

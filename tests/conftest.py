@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ from cluster import KEY
 from configurations import WriteToml
 from tornado.ioloop import IOLoop
 
-from lesson_server.embedded.embedded import EmbeddedStores
+from lesson_server.embedded.stores import EmbeddedStores
+from lesson_server.events.event import Event
+from lesson_server.events.registry import EVENTS
 from lesson_server.server import LessonServer
-from lesson_server.settings.configuration import load
-from lesson_server.settings.settings import RdsSettings
+from lesson_server.settings.schema import RdsSettings
+from lesson_server.settings.sources import load
+from lesson_server.stores.rds.connections import Rds
 from lesson_server.stores.rds.lessons import Lessons
-from lesson_server.stores.rds.rds import Rds
 
 # The loop of `lesson-server run`.
 asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
@@ -109,11 +111,11 @@ def environ(stores: EmbeddedStores) -> dict[str, str]:
 
 @pytest.fixture
 def start_server(io_loop: IOLoop, environ: dict[str, str]) -> Iterator[Callable[..., LessonServer]]:
-    """Starts servers in this process; keyword arguments are further environment variables."""
+    """Starts servers in this process; keyword arguments are further environment variables, or the events."""
     servers = []
 
-    def start_server(**more: str) -> LessonServer:
-        server = LessonServer(load(environ={**environ, **more}))
+    def start_server(events: Sequence[Event] = EVENTS, **more: str) -> LessonServer:
+        server = LessonServer(load(environ={**environ, **more}), events=events)
         io_loop.run_sync(server.start)
         servers.append(server)
         return server

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from lesson_server import analytics
 from lesson_server.analytics import BATCH_SIZE, Analytics, MixpanelAnalytics, NoAnalytics, make_analytics
-from lesson_server.settings.settings import MixpanelSettings
+from lesson_server.settings.schema import MixpanelSettings
 
 TOKEN = "0123456789abcdef-the-token"
 LONG = 20.0  # seconds to wait for what always comes
@@ -366,7 +366,7 @@ def test_no_token_means_nothing(outcomes: Outcomes) -> None:
 def test_no_token_loads_no_library() -> None:
     code = (
         "import sys; from lesson_server.analytics import make_analytics; "
-        "from lesson_server.settings.settings import Settings; "
+        "from lesson_server.settings.schema import Settings; "
         "make_analytics(Settings().mixpanel, print); sys.exit('mixpanel' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

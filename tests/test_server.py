@@ -19,10 +19,11 @@ from tornado.websocket import websocket_connect
 from valkeys import Valkeys
 
 from lesson_server.errors import StoreUnavailable
-from lesson_server.protocol.protocol import EXTRA_SOCKETS
+from lesson_server.events.join_lesson import JOIN_LESSON
+from lesson_server.protocol.server import EXTRA_SOCKETS
 from lesson_server.server import OTHER_FILES, LessonServer, _room_for
-from lesson_server.settings.configuration import load
-from lesson_server.settings.settings import SettingsError
+from lesson_server.settings.schema import SettingsError
+from lesson_server.settings.sources import load
 
 
 async def get(server, path):
@@ -66,13 +67,13 @@ async def test_the_metrics_tell_what_happens(server, mint):
             await join(again)
         await until(lambda: len(server.gateway.connections) == 3)
         seen = await metrics(server)
-    assert seen["lesson_connections", "participant", "registered"] == 1
-    assert seen["lesson_connections", "participant", "seated"] == 1
-    assert seen["lesson_connections", "teacher", "connected"] == 1
-    assert seen["lesson_joins_total", "participant", "success"] == 3
-    assert seen["lesson_joins_total", "teacher", "token_required"] == 1
-    assert seen["lesson_join_seconds_count", "participant"] == 3
-    assert seen["lesson_step_seconds_count", "set_client_presence"] == 2
+    assert seen["lesson_connections", "participant", "join_lesson", "registered"] == 1
+    assert seen["lesson_connections", "participant", "join_lesson", "seated"] == 1
+    assert seen["lesson_connections", "teacher", "join_lesson", "connected"] == 1
+    assert seen["lesson_events_total", "participant", "join_lesson", "success"] == 3
+    assert seen["lesson_events_total", "teacher", "join_lesson", "token_required"] == 1
+    assert seen["lesson_event_seconds_count", "participant", "join_lesson"] == 3
+    assert seen["lesson_step_seconds_count", "join_lesson", "set_client_presence"] == 2
     assert seen["lesson_reconnects_total",] == 1
 
 
@@ -211,7 +212,7 @@ def test_from_the_first_moment_of_a_drain_nobody_new_comes_in_and_the_others_are
                 await websocket_connect(server.url.replace("http", "ws") + "/socket.io/?EIO=4&transport=websocket")
             stayed = list(server.gateway.connections)
             assert len(stayed) >= 18
-            assert await server.gateway.join_lesson(stayed[0]) == SUCCESS
+            assert await server.gateway.answer(JOIN_LESSON, stayed[0]) == SUCCESS
             drain.cancel()
             await server.stop()
 

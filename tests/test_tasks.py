@@ -6,7 +6,7 @@ import contextlib
 import pytest
 
 from lesson_server import tasks
-from lesson_server.stores.health import Availability
+from lesson_server.stores.availability import Availability
 from lesson_server.tasks import end
 
 

@@ -47,7 +47,7 @@ class LimitedHandler(logging.StreamHandler):  # type: ignore[type-arg]
         self._windows: dict[Kind, _Window] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes a line or counts it. Called with the handler's lock held, as by all of ``logging``."""
+        """Write a line or count it. Called with the handler's lock held, as by all of ``logging``."""
         kind = (record.pathname, record.lineno, getattr(record, "kind", None))
         now = self._clock()
         window = self._windows.get(kind)
@@ -95,7 +95,7 @@ class LimitedHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 def _without_traceback(record: logging.LogRecord) -> logging.LogRecord:
-    """A line with the same text, which holds none of the objects that the text was made from."""
+    """Return a line with the same text, which holds none of the objects that the text was made from."""
     return logging.LogRecord(
         record.name, record.levelno, record.pathname, record.lineno, record.getMessage(), None, None
     )

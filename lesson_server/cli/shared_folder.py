@@ -25,12 +25,12 @@ class SharedFolder:
         self._lock = self._make(prefix)
 
     def leave(self) -> None:
-        """Ends the use of the folder by this process."""
+        """End the use of the folder by this process."""
         os.close(self._lock)
         self._remove_if_unused(self.path)
 
     def _make(self, prefix: str) -> int:
-        """Makes the folder and locks it. Another process that starts may take it for left over before it is locked."""
+        """Make the folder and lock it. Another process that starts may take it for left over before it is locked."""
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=prefix))
             with contextlib.suppress(FileNotFoundError):

@@ -53,7 +53,7 @@ class Supervisor:
         self._stopping = False
 
     def run(self, ready: Callable[[], None]) -> int:
-        """Starts the workers and stays until all have ended.
+        """Start the workers and stay until all have ended.
 
         The first goes ahead: what keeps it from starting would keep them all, and need be said only once.
 
@@ -80,7 +80,7 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
     def _start_and_wait(self, slots: list[_Slot]) -> int:
-        """Starts workers for the first time; one that fails takes the others down, as it would go down alone."""
+        """Start workers for the first time; one that fails takes the others down, as it would go down alone."""
         if self._stopping:
             return 0
         for slot in slots:

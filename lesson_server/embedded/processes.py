@@ -148,7 +148,7 @@ def demotion() -> Demotion:
 
 
 def find_servers(*wanted: tuple[str, Path]) -> "list[Process]":
-    """The processes that run one of these programs on its directory.
+    """Return the processes that run one of these programs on its directory.
 
     By the command line and not by pid files: that has no moment at which a server is there and its file is not, and a
     pid that was given to another process deceives nobody.

@@ -1,1 +1,1 @@
-"""What a connection does: the statecharts, run."""
+"""The events of Socket.IO that the server answers: a module for each, and what runs their statecharts."""

@@ -1,292 +1,215 @@
-"""A connection: what the charts move, and one method for each step that they name.
+"""One client's connection, and the regions in which its charts run.
 
-The methods stand in the order of the sequence diagrams. They are written as if nothing else could happen meanwhile,
-and that is so: :meth:`Connection.fire` is the one door by which a connection moves, one transition at a time.
+A *region*, in the words of statecharts, is a part of a connection that has a state of its own: here, one chart. A
+connection has a region for each event that it has sent, so an event that it never sends costs nothing.
 """
 
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, TypeVar
 
-import statecharts.participant
-import statecharts.teacher
-from lesson_server.analytics import Analytics
-from lesson_server.errors import AccessTokenInvalid, AccessTokenRequired, NotATeacher
-from lesson_server.events.machine import Chart, LessonMachine
-from lesson_server.identity import Identities, Identity, is_subject
-from lesson_server.metrics import Metrics
-from lesson_server.stores.rds.lessons import Lesson, Lessons
-from lesson_server.stores.redis.presence import Presence
-from lesson_server.stores.redis.records import ClientRecord, Record, TeacherRecord
-from lesson_server.stores.redis.seats import Seats
+from lesson_server.errors import InvalidTransition, UnexpectedData
+from lesson_server.events.machine import Chart, ChartMachine
+from lesson_server.events.services import Services
 
 logger = logging.getLogger(__name__)
 
-# How much of its past a connection remembers for the message of a refused trigger.
-STORY_LENGTH = 6
+# How many transitions a region remembers for the message of a trigger that is refused.
+HISTORY_LENGTH = 6
 
-
-class Sockets(Protocol):
-    """The part of the Socket.IO server that the steps use."""
-
-    async def enter_room(self, sid: str, room: str) -> None: ...
-    async def leave_room(self, sid: str, room: str) -> None: ...
-    async def get_session(self, sid: str) -> dict[str, Any]: ...
-    async def save_session(self, sid: str, session: dict[str, Any]) -> None: ...
+AnyRegion = TypeVar("AnyRegion", bound="Region")
 
 
 @dataclass(frozen=True, slots=True)
-class Services:
-    """What the steps work with; the same for all connections."""
+class Handshake:
+    """Who connects, and to which lesson.
 
-    sockets: Sockets
-    lessons: Lessons
-    seats: Seats
-    presence: Presence
-    identities: Identities
-    analytics: Analytics
-    metrics: Metrics
-    trust_teacher_user_id: bool
-
-
-def giving_back(step: Callable[["Connection"], Awaitable[None]]) -> Callable[["Connection"], Coroutine[Any, Any, None]]:
-    """Marks a step that gives something back. An error in it is told to the log and keeps nothing else from being done.
-
-    Nobody could do anything about it, and a connection that could not end because of it would go on with its join.
+    Attributes:
+        client: the kind of client, ``teacher`` or ``participant``.
+        lesson_id: the lesson; not looked up yet.
+        access_token: not verified yet. None when there is none; an empty text is an invalid token.
+        user_id: counts for a teacher where ``auth.trust_teacher_user_id`` is on. None and empty as above.
     """
 
-    @functools.wraps(step)
-    async def attempt(connection: "Connection") -> None:
-        try:
-            await step(connection)
-        except Exception:
-            logger.exception("%s of %r failed", step.__name__, connection)
-
-    return attempt
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """What a handshake says of who joins; None is nothing, an empty text is an invalid one."""
-
+    client: str
+    lesson_id: str
     access_token: str | None
     user_id: str | None
 
 
 class Connection:
-    """One client's connection. It owns its state; its chart says how the state moves.
+    """One client's connection.
 
     Args:
         sid: the Socket.IO id of the connection.
-        lesson_id: the lesson that the handshake named.
-        services: what the steps work with.
-        machine: runs the chart.
-        credentials: what the handshake says of who joins; the access token is not checked before the join.
+        handshake: what the client said when it connected.
+        services: what the steps of the charts work with.
+        machines: the machine of each chart, by the class of its region.
+    """
+
+    __slots__ = ("_regions", "handshake", "lock", "machines", "services", "sid")
+
+    def __init__(
+        self,
+        sid: str,
+        handshake: Handshake,
+        services: Services,
+        machines: Mapping[type["Region"], ChartMachine],
+    ) -> None:
+        self.sid = sid
+        self.handshake = handshake
+        self.services = services
+        self.machines = machines
+        self.lock = asyncio.Lock()
+        self._regions: tuple[Region, ...] = ()
+
+    def __iter__(self) -> Iterator["Region"]:
+        """Return the regions that the connection has so far."""
+        return iter(self._regions)
+
+    def region(self, cls: type[AnyRegion]) -> AnyRegion:
+        """Return the region of that class; the first call makes it."""
+        for region in self._regions:
+            if type(region) is cls:
+                return region
+        region = cls(self)
+        self._regions = (*self._regions, region)
+        return region
+
+    async def restore(self) -> bool:
+        """Write again what Redis has lost of this connection.
+
+        Returns:
+            False when Redis should hold nothing of it.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        return any([await region.attempt("restore") for region in self])
+
+    async def end(self) -> None:
+        """End the connection in all of its regions, the latest first, and clean up."""
+        for region in reversed(self._regions):
+            await region.attempt("disconnect")
+
+
+class Region:
+    """One chart on one connection: its state, and a method for each step and condition that the chart names.
+
+    Args:
+        connection: the connection.
+
+    Attributes:
+        state: of the chart.
+        history: the last transitions, oldest first, as ``trigger → state``.
+        request: what the event that runs now asks for.
     """
 
     CHART: ClassVar[Chart]
-    CLIENT: ClassVar[str]
 
-    __slots__ = (
-        "_credentials",
-        "_identity",
-        "_lesson",
-        "_lock",
-        "_machine",
-        "_seat_count",
-        "_services",
-        "_session",
-        "lesson_id",
-        "sid",
-        "state",
-        "story",
-    )
+    __slots__ = ("connection", "history", "request", "state")
 
-    def __init__(
-        self, sid: str, lesson_id: str, services: Services, machine: LessonMachine, credentials: Credentials
-    ) -> None:
-        self.sid = sid
-        self.lesson_id = lesson_id
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
         self.state = self.CHART.INITIAL
-        self.story: tuple[str, ...] = ()
-        self._services = services
-        self._machine = machine
-        self._credentials = credentials
-        self._identity: Identity | None = None
-        self._lesson: Lesson | None = None
-        self._session: dict[str, Any] = {}
-        self._lock = asyncio.Lock()
+        self.history: tuple[str, ...] = ()
+        self.request: object = None
 
     def __repr__(self) -> str:
-        return f"<{self.CLIENT} {self.sid} lesson {self.lesson_id} {self.state}>"
+        client, sid, lesson_id = self.CHART.CLIENT, self.connection.sid, self.connection.handshake.lesson_id
+        return f"<{self.CHART.EVENT} of {client} {sid} lesson {lesson_id} {self.state}>"
+
+    # What the gateway asks
+
+    @classmethod
+    def parse(cls, data: tuple[object, ...]) -> object:
+        """Read the data of an event: the request, which equals that of another event when both ask for the same.
+
+        Without an override, the event has no data, and its request is None. A single null is no data.
+
+        Raises:
+            Refusal: these are not the data of the event.
+        """
+        if data not in ((), (None,)):
+            raise UnexpectedData(cls.CHART.EVENT)
+        return None
+
+    def result(self) -> dict[str, Any]:
+        """Return the data of the acknowledgement of an event that has succeeded."""
+        return {}
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the event has changed the state."""
+        return self.state != self.CHART.INITIAL
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the connection has ended."""
+        return self.state in self.CHART.FINAL
 
     @property
     def is_present(self) -> bool:
-        """Whether Redis should tell of this connection."""
+        """Whether Redis should hold the presence of the client because of this region."""
         return self.state in self.CHART.PRESENT
 
     @property
     def needs_seat_map(self) -> bool:
-        """Whether Redis should hold the seat map of the lesson because of this connection."""
-        return self.state in self.CHART.SEATED and self._seat_count > 0
+        """Whether Redis should hold the seat map of the lesson because of this region."""
+        return False
 
     # The one door
 
     async def fire(self, trigger: str) -> bool:
-        """Moves the connection. All transitions go through here, one at a time; a later one waits.
+        """Move the region. All transitions of a connection go through here, one at a time; a later one waits.
 
         Returns:
-            False when a condition of the chart kept the connection where it is.
+            False when a condition of the chart does not hold; the state is unchanged.
 
         Raises:
             InvalidTransition: the chart has no row for the trigger in this state; nothing has changed.
-            Refusal: a step refused; the state is as it was.
+            Refusal: a step refused; the state is unchanged.
         """
-        async with self._lock:
-            moved = await self._machine.fire(self, trigger)
-            self.story = (*self.story[1 - STORY_LENGTH :], f"{trigger} → {self.state}")
+        async with self.connection.lock:
+            moved = await self.connection.machines[type(self)].fire(self, trigger)
+            self.history = (*self.history[1 - HISTORY_LENGTH :], f"{trigger} → {self.state}")
             return moved
 
-    async def join(self) -> None:
-        """Fires what is left of the join. A disconnect that arrives meanwhile waits for the running transition, and
-        then the chart refuses the next one.
+    async def run(self) -> None:
+        """Fire the rest of the event's triggers.
+
+        A disconnect in the meantime waits for the running transition, and then the chart refuses the next one.
 
         Raises:
-            InvalidTransition: the connection ended in the middle of the join.
-            Refusal: a step refused. :meth:`fire` ``abandon`` leads back.
+            InvalidTransition: the connection ended in the middle of the event.
+            Refusal: a step refused. The trigger ``abandon`` leads back.
         """
-        for trigger in self._machine.rest_of_join(self.state):
+        for trigger in self.connection.machines[type(self)].rest_of_path(self.state):
             await self.fire(trigger)
 
-    # The steps of both diagrams
-
-    async def check_lesson_exists(self) -> None:
-        self._lesson = await self._services.lessons.get(self.lesson_id)
-
-    def check_access_token(self) -> None:
-        """Verifies who this is before the room is entered; the lesson is checked first, as in the diagrams."""
-        raise NotImplementedError
-
-    def has_access_token(self) -> bool:
-        """An empty text is a token, as in the diagram (``access_token is not None``), and an invalid one."""
-        return self._credentials.access_token is not None
-
-    async def enter_room(self) -> None:
-        await self._services.sockets.enter_room(self.sid, self.lesson_id)
-
-    def get_seat(self) -> None:
-        """RDS told the number of seats when it was asked whether the lesson exists."""
-        assert self._lesson is not None
-        self._seat_count = self._lesson.seat_count
-
-    async def get_session(self) -> None:
-        self._session = await self._services.sockets.get_session(self.sid)
-
-    def add_seat(self) -> None:
-        if self._seat_count:
-            self._session["seat"] = self._seat_count
-
-    async def save_session(self) -> None:
-        await self._services.sockets.save_session(self.sid, self._session)
-
-    async def ensure_seat_map(self) -> None:
-        await self._services.seats.ensure_map(self.lesson_id, self._seat_count)
-
-    # After Redis has lost what it held
-
-    async def restore_presence(self) -> None:
-        await self._services.presence.restore(self._record())
-
-    # Giving back
-
-    @giving_back
-    async def clear_session(self) -> None:
-        await self.get_session()  # the join may have failed before it had it
-        for key in ("seat", "client_id", "role"):
-            self._session.pop(key, None)
-        await self.save_session()
-
-    @giving_back
-    async def leave_room(self) -> None:
-        await self._services.sockets.leave_room(self.sid, self.lesson_id)
-
-    @giving_back
-    async def undo_presence(self) -> None:
-        """Removes what a join may have written that failed or did not come to its end."""
-        await self._services.presence.remove(self.sid, undo=True)
-
-    @giving_back
-    async def remove_presence(self) -> None:
-        await self._services.presence.remove(self.sid)
-
-    def _record(self) -> Record:
-        raise NotImplementedError
+    async def attempt(self, trigger: str) -> bool:
+        """As :meth:`fire`, but False where the chart has no row for the trigger in this state."""
+        try:
+            return await self.fire(trigger)
+        except InvalidTransition:
+            return False
 
 
-class TeacherConnection(Connection):
-    """The Teacher App's connection. Its ``user_id`` counts only where ``auth.trust_teacher_user_id`` is on."""
+def cleanup(step: Callable[[AnyRegion], Awaitable[None]]) -> Callable[[AnyRegion], Coroutine[Any, Any, None]]:
+    """Mark a step that cleans up: an error in it is logged, and the next steps run nevertheless.
 
-    CHART: ClassVar[Chart] = statecharts.teacher
-    CLIENT = "teacher"
-    ROLE = "teacher"
+    The client can do nothing about such an error, and a connection that could not end because of it would go on with
+    its event.
+    """
 
-    __slots__ = ()
+    @functools.wraps(step)
+    async def attempt(region: AnyRegion) -> None:
+        try:
+            await step(region)
+        except Exception:
+            logger.exception("%s of %r failed", step.__name__, region)
 
-    def check_access_token(self) -> None:
-        user_id = self._credentials.user_id
-        if user_id is not None and self._services.trust_teacher_user_id:
-            if not is_subject(user_id):
-                raise AccessTokenInvalid
-            self._identity = Identity(user_id, self.ROLE)
-            return
-        if not self.has_access_token():
-            raise AccessTokenRequired
-        identity = self._services.identities.verify(self._credentials.access_token)
-        if identity.role != self.ROLE:
-            raise NotATeacher
-        self._identity = identity
-
-    async def set_teacher_presence(self) -> None:
-        await self._services.presence.write(self._record())
-
-    def _record(self) -> TeacherRecord:
-        assert self._identity is not None
-        return TeacherRecord(self.sid, self.lesson_id, self._identity.subject)
-
-
-class ParticipantConnection(Connection):
-    """A Participant's connection. Without an access token it is a guest's, which is seated and no more."""
-
-    CHART: ClassVar[Chart] = statecharts.participant
-    CLIENT = "participant"
-
-    __slots__ = ("_client_id", "_is_reconnect")
-
-    def check_access_token(self) -> None:
-        if self.has_access_token():
-            self._identity = self._services.identities.verify(self._credentials.access_token)
-
-    def get_client_id(self) -> None:
-        assert self._identity is not None
-        self._client_id = self._identity.subject
-
-    async def save_client(self) -> None:
-        assert self._identity is not None
-        self._session.update(client_id=self._client_id, role=self._identity.role)
-        await self.save_session()
-
-    async def set_client_presence(self) -> None:
-        self._is_reconnect = await self._services.presence.write(self._record())
-
-    def report_reconnect(self) -> None:
-        if self._is_reconnect:
-            record = self._record()
-            self._services.analytics.reconnect(record.client_id, record.sid, record.lesson_id, record.role)
-            self._services.metrics.reconnects.inc()
-
-    def _record(self) -> ClientRecord:
-        assert self._identity is not None
-        return ClientRecord(self.sid, self.lesson_id, self._identity.subject, self._identity.role)
+    return attempt

@@ -1,11 +1,12 @@
-"""How a statechart runs: the ``transitions`` library, mended where it would lose steps or cancellations.
+"""Run a statechart: the ``transitions`` library, patched where it would lose steps or cancellations.
 
-One machine serves all connections of a kind. A connection is not added to it as a model: any object with a ``state``
-will do, which costs a microsecond and no memory.
+One machine per chart serves all connections. A model is not registered with the machine: any object with a ``state``
+works, at the cost of a microsecond and no memory.
 
-Source: transitions 0.9.3, ``transitions/extensions/asyncio.py``; each override says what it takes away.
+Source: transitions 0.9.3, ``transitions/extensions/asyncio.py``. Each override names what it replaces.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -16,33 +17,37 @@ from transitions.extensions.asyncio import AsyncMachine, AsyncTransition
 
 from lesson_server.errors import InvalidTransition
 
-# It logs an error for each exception that passes, and a refused join is one; the gateway says what there is to say.
+# The library logs each exception of a step as an error. A refused join is none, and the gateway logs the others.
 logging.getLogger("transitions").setLevel(logging.CRITICAL)
 
 
 class Chart(Protocol):
-    """A module of ``statecharts``."""
+    """A chart of ``statecharts``, which says what its constants mean."""
 
+    EVENT: str
+    CLIENT: str
     STATES: dict[str, str]
     INITIAL: str
-    JOIN: tuple[str, ...]
+    FINAL: tuple[str, ...]
+    PATH: tuple[str, ...]
     SEATED: tuple[str, ...]
     PRESENT: tuple[str, ...]
     TRANSITIONS: list[dict[str, object]]
 
 
-class HasState(Protocol):
-    """What a machine moves."""
+class Model(Protocol):
+    """What a machine moves: it owns its state, and has a method for each step and condition of the chart."""
 
     state: str
-    story: tuple[str, ...]
+    history: tuple[str, ...]
 
 
 class Row(AsyncTransition):
     """A row of a chart: its conditions, its steps, then the new state, one after the other.
 
-    The library gathers conditions, cancels a transition of the model that is under way (ours wait for each other at the
-    connection's lock), and has nine places for callbacks that no chart uses: 36 of the 60 µs of a join and its end.
+    The library runs conditions concurrently, cancels a running transition of the same model (here, transitions wait for
+    each other at the lock of the connection), and has nine places for callbacks that no chart uses: 36 of the 60 µs of
+    a join and its end.
     """
 
     async def execute(self, event_data: Any) -> bool:  # type: ignore[override]
@@ -55,12 +60,12 @@ class Row(AsyncTransition):
         return True
 
 
-class LessonMachine(AsyncMachine):
-    """Runs a chart: the steps of a transition one after the other, cancellation and errors intact.
+class ChartMachine(AsyncMachine):
+    """Runs one chart: the steps of a transition one after the other, with cancellations and errors intact.
 
     Args:
         chart: a module of ``statecharts``.
-        observe_step: called with a step's name and its duration in seconds, whether it succeeded or raised.
+        observe_step: called with the name of a step and its duration in seconds, whether it succeeded or raised.
     """
 
     transition_cls = Row
@@ -74,36 +79,41 @@ class LessonMachine(AsyncMachine):
             auto_transitions=False,
         )
         self._observe_step = observe_step
-        source_of = {row["trigger"]: str(row["source"]) for row in chart.TRANSITIONS if row["trigger"] in chart.JOIN}
-        self._rest_of_join = {source_of[trigger]: chart.JOIN[done:] for done, trigger in enumerate(chart.JOIN)}
+        # From a state with rows for several triggers of the path, the first one is fired.
+        self._rest_of_path = {
+            row["source"]: chart.PATH[done:]
+            for done, trigger in reversed(list(enumerate(chart.PATH)))
+            for row in chart.TRANSITIONS
+            if row["trigger"] == trigger
+        }
 
-    def rest_of_join(self, state: str) -> tuple[str, ...]:
-        """The triggers that a join still has to fire from ``state``; none once it is over."""
-        return self._rest_of_join.get(state, ())
+    def rest_of_path(self, state: str) -> tuple[str, ...]:
+        """Return the triggers of the event that are still to be fired in ``state``; none once the event is done."""
+        return self._rest_of_path.get(state, ())
 
-    async def fire(self, model: HasState, trigger: str) -> bool:
-        """Moves ``model`` along the row of ``trigger`` that fits its state.
+    async def fire(self, model: Model, trigger: str) -> bool:
+        """Move ``model`` along the row for ``trigger`` in its state.
 
         Returns:
-            False when the chart's conditions kept it where it is.
+            False when a condition of the row does not hold; the state is unchanged.
 
         Raises:
             InvalidTransition: the chart has no such row; nothing has changed.
-            Exception: what a step raised; the state is as it was.
+            Exception: what a step raised; the state is unchanged.
         """
-        try:
-            return bool(await self.events[trigger].trigger(model))
-        except MachineError:
-            raise InvalidTransition(trigger, model.state, model.story) from None
+        if trigger in self.events:  # of a chart that has no such trigger at all, the library would raise KeyError
+            with contextlib.suppress(MachineError):
+                return bool(await self.events[trigger].trigger(model))
+        raise InvalidTransition(trigger, model.state, model.history)
 
-    # The library gathers the callbacks of a list: siblings would go on after one raised.
+    # The library runs the callbacks of a list concurrently: the others would go on after one raised.
 
     async def callbacks(self, funcs: Iterable[Any], event_data: Any) -> None:  # type: ignore[override]
         for step in funcs:
             started = time.perf_counter()
             try:
                 result = getattr(event_data.model, step)()
-                if result is not None:  # a step returns nothing, or what it waits for
+                if result is not None:  # a step that is a coroutine
                     await result
             finally:
                 self._observe_step(step, time.perf_counter() - started)

@@ -1,10 +1,11 @@
-"""How much one process takes on, so that a storm makes it slow and does not make it fall.
+"""How many connections and events one process takes on, so that a burst of clients slows it down and does not stop it.
 
-A process has one core. If more clients came in a second than that core can serve, all of them would time out together,
-and together they would come back. Refused at once, they come back one after the other.
+A process has one core. If more clients came in a second than that core can serve, all of them would time out at the
+same time, and come back at the same time. Clients that are refused at once come back one after the other.
 """
 
 import time
+from collections.abc import Mapping
 
 from lesson_server.errors import ServiceBusy
 
@@ -25,7 +26,7 @@ class RateLimit:
         self._filled = time.monotonic()
 
     def take(self) -> None:
-        """Lets one in.
+        """Admit one.
 
         Raises:
             ServiceBusy: they come faster than the rate.
@@ -46,16 +47,16 @@ class Admission:
     Args:
         max_connections: held at the same time.
         connect_rate: connections a second; 0 for no limit.
-        join_rate: joins a second; 0 for no limit.
+        event_rates: for each event, how many a second may begin; 0 for no limit.
     """
 
-    def __init__(self, max_connections: int, connect_rate: float, join_rate: float) -> None:
+    def __init__(self, max_connections: int, connect_rate: float, event_rates: Mapping[str, float]) -> None:
         self._max_connections = max_connections
         self._connects = RateLimit(connect_rate)
-        self._joins = RateLimit(join_rate)
+        self._events = {event: RateLimit(rate) for event, rate in event_rates.items()}
 
     def admit_connection(self, held: int) -> None:
-        """Lets a connection in beside the ``held`` ones.
+        """Admit a connection beside the ``held`` ones.
 
         Raises:
             ServiceBusy: there are too many, or they come too fast.
@@ -64,10 +65,10 @@ class Admission:
             raise ServiceBusy
         self._connects.take()
 
-    def admit_join(self) -> None:
-        """Lets a join begin.
+    def admit_event(self, event: str) -> None:
+        """Let an event begin.
 
         Raises:
-            ServiceBusy: they come too fast.
+            ServiceBusy: events of that name come too fast.
         """
-        self._joins.take()
+        self._events[event].take()

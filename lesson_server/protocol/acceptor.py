@@ -8,10 +8,10 @@ import socket
 from collections.abc import Callable
 
 from lesson_server.errors import ServiceBusy
-from lesson_server.protocol import sessions
+from lesson_server.protocol import engine_socket
+from lesson_server.protocol.engine_socket import MAX_UNREAD_BYTES
 from lesson_server.protocol.http_server import MAX_HEAD_SIZE
 from lesson_server.protocol.places import Place, Places
-from lesson_server.protocol.sessions import MAX_UNREAD_BYTES
 from lesson_server.protocol.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Acceptor:
         self.arrivals: set[_Arrival] = set()  # those that wait
 
     def open(self, sockets: list[socket.socket]) -> None:
-        """Accepts connections from now on."""
+        """Accept connections from now on."""
         self._listening = list(sockets)
         for listening in self._listening:
             # Connections inherit it. By itself, the system holds megabytes of what a client or the server has not read.
@@ -68,7 +68,7 @@ class Acceptor:
             self._worker.receive(self._begin)
 
     def close(self) -> None:
-        """Accepts no connection any more, and closes the listening sockets."""
+        """Accept no connection any more, and close the listening sockets."""
         for listening in self._listening:
             asyncio.get_running_loop().remove_reader(listening)
             listening.close()
@@ -77,7 +77,7 @@ class Acceptor:
             self._worker.stop()
 
     def abort(self) -> None:
-        """Closes the sockets whose request has not arrived."""
+        """Close the sockets whose request has not arrived."""
         for arrival in list(self.arrivals):
             arrival.close()
 
@@ -151,7 +151,7 @@ class _Arrival:
         self._deadline: asyncio.TimerHandle | None = None
 
     def look(self) -> None:
-        """Looks at what has arrived, and waits for more while the head has no end."""
+        """Look at what has arrived, and wait for more while the head has no end."""
         try:
             head = self._socket.recv(MAX_HEAD_SIZE, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -174,7 +174,7 @@ class _Arrival:
     def _wait(self) -> None:
         if self._deadline is None:
             loop = asyncio.get_running_loop()
-            self._deadline = loop.call_later(sessions.HANDSHAKE_TIMEOUT, self.close)
+            self._deadline = loop.call_later(engine_socket.HANDSHAKE_TIMEOUT, self.close)
             loop.add_reader(self._socket, self.look)
             self._acceptor.arrivals.add(self)
 

@@ -20,10 +20,10 @@ from tornado.http1connection import HTTP1Connection
 from tornado.web import HTTPError, RequestHandler
 
 from lesson_server.errors import ServiceBusy
-from lesson_server.protocol import sessions
+from lesson_server.protocol import engine_socket
+from lesson_server.protocol.engine_socket import OPEN, EngineSocket, ProtocolError, RequestRefused
 from lesson_server.protocol.http_server import MAX_HEADER_LINES, MAX_PARAMETERS, MAX_URL_SIZE, ClientStream
 from lesson_server.protocol.places import Place, Places
-from lesson_server.protocol.sessions import OPEN, ProtocolError, RequestRefused, Session
 from lesson_server.protocol.websocket import Websocket
 from lesson_server.protocol.worker import Worker
 
@@ -32,13 +32,15 @@ logger = logging.getLogger(__name__)
 # Bytes of an id, a multiple of 3 for base64; how many ids are drawn at once.
 ID_BYTES = 15
 IDS_AT_ONCE = 256
+# Seconds between two looks at the websockets that are closing.
+CLOSE_INTERVAL = 0.01
 PATHS = ("/socket.io/", "/socket.io")
 
 
 class EngineHandler(RequestHandler):
     """One HTTP request of Engine.IO: a polling GET or POST, or a preflight."""
 
-    _session: Session | None = None
+    _socket: EngineSocket | None = None
 
     def initialize(self, engine: "Engine") -> None:
         self._engine = engine
@@ -59,32 +61,32 @@ class EngineHandler(RequestHandler):
     async def get(self, *args: str, **kwargs: str) -> None:
         try:
             query = self._query()
-            farewell = self._engine.take_farewell(query.get("sid", ""))
-            if farewell is not None:
-                self._answer(farewell)
+            final_payload = self._engine.take_final_payload(query.get("sid", ""))
+            if final_payload is not None:
+                self._answer(final_payload)
                 return
-            session = self._engine.find_session(query, "polling")
-            if session is None:
-                session = self._engine.open("polling")
-            elif session.upgraded:
+            socket = self._engine.find_socket(query, "polling")
+            if socket is None:
+                socket = self._engine.open("polling")
+            elif socket.upgraded:
                 raise RequestRefused(3, "Bad request")
-            self._session = session
-            self._answer(await self._poll(session))
+            self._socket = socket
+            self._answer(await self._poll(socket))
         except RequestRefused as refusal:
             self._refuse(refusal)
 
     def post(self) -> None:
         try:
-            session = self._engine.find_session(self._query(), "polling")
-            if session is None:
+            socket = self._engine.find_socket(self._query(), "polling")
+            if socket is None:
                 raise RequestRefused(2, "Bad handshake method")
-            if session.upgraded:
+            if socket.upgraded:
                 raise RequestRefused(3, "Bad request")
             try:
-                for packet in session.receive_post(self.request.body):
-                    session.receive(packet)
+                for packet in socket.receive_post(self.request.body):
+                    socket.receive(packet)
             except ProtocolError as error:
-                session.drop(str(error))
+                socket.drop(str(error))
                 raise RequestRefused(3, "Bad request") from None
             self._answer("ok")
         except RequestRefused as refusal:
@@ -96,14 +98,14 @@ class EngineHandler(RequestHandler):
         self.set_status(204)
 
     def _query(self) -> dict[str, str]:
-        """The last value of each parameter. Tornado's own way cleans each value by a regular expression."""
+        """Return the last value of each parameter. Tornado's own way cleans each value by a regular expression."""
         return {name: values[-1].decode("latin-1") for name, values in self.request.query_arguments.items()}
 
-    async def _poll(self, session: Session) -> str:
-        """Waits for what is to be sent. Meanwhile the socket carries the session, and gives way to no other."""
+    async def _poll(self, socket: EngineSocket) -> str:
+        """Wait for what is to be sent. Meanwhile no new connection gets the place of this one."""
         self._place.keep()
         try:
-            return await session.poll(self)
+            return await socket.poll(self)
         finally:
             self._place.release()
 
@@ -115,7 +117,7 @@ class EngineHandler(RequestHandler):
         return connection.stream.place
 
     def _answer(self, payload: str) -> None:
-        """Sends a payload. Nobody waits until the client has read it, and would hold it a second time."""
+        """Send a payload. Nobody waits until the client has read it, and would hold it a second time."""
         self.set_header("Content-Type", "text/plain; charset=UTF-8")
         self.set_header("Cache-Control", "no-store")
         self.finish(payload)
@@ -134,9 +136,9 @@ class EngineHandler(RequestHandler):
             logger.error("%s request failed", self.request.method, exc_info=value)
 
     def on_connection_close(self) -> None:
-        """The client has gone while its request waited."""
-        if self._session is not None:
-            self._session.lost(self)
+        """End the polling socket whose client has gone while its request waited."""
+        if self._socket is not None:
+            self._socket.lost(self)
 
 
 class Engine(engineio.AsyncServer):  # type: ignore[misc]
@@ -149,29 +151,29 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         kwargs: what python-socketio passes on to every Engine.IO server.
     """
 
-    sockets: dict[str, Session]
+    sockets: dict[str, EngineSocket]
 
     def __init__(
         self,
         *,
-        session_places: Places,
+        socket_places: Places,
         allowed_origins: tuple[str, ...] = (),
         worker: Worker | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(async_mode="tornado", **kwargs)
-        self._session_places = session_places
+        self._socket_places = socket_places
         self._allowed_origins = frozenset(allowed_origins)
-        self._farewells: dict[str, list[str]] = {}
-        self._takes_newcomers = True
+        self._final_payloads: dict[str, list[str]] = {}
+        self._takes_new_clients = True
         self._worker = worker
         self._ids: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.websockets: set[Websocket] = set()
 
-    def refuse_newcomers(self) -> None:
+    def refuse_new_clients(self) -> None:
         """From now on no session begins; those that are here go on."""
-        self._takes_newcomers = False
+        self._takes_new_clients = False
 
     def allows(self, origin: str, host: str) -> bool:
         """Whether a page of that origin may connect to this host."""
@@ -179,8 +181,8 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         same = authority == host.lower() and authority != ""  # of the origin "null" nothing is left
         return same or "*" in self._allowed_origins or origin.lower() in self._allowed_origins
 
-    def find_session(self, query: Mapping[str, str], transport: str) -> Session | None:
-        """The session that a request names; None when it asks for a new one.
+    def find_socket(self, query: Mapping[str, str], transport: str) -> EngineSocket | None:
+        """Return the session that a request names; None when it asks for a new one.
 
         Raises:
             RequestRefused: there is none of that name, or a new one can't begin.
@@ -191,16 +193,16 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
             raise RequestRefused(5, "Unsupported protocol version")
         sid = query.get("sid")
         if not sid:
-            if not self._takes_newcomers:  # the server is about to stop; another one will take the client
+            if not self._takes_new_clients:  # the server is about to stop; another one will take the client
                 raise RequestRefused(3, str(ServiceBusy()), 503)
             return None
-        session = self.sockets.get(sid)
-        if session is None or session.closed:
+        socket = self.sockets.get(sid)
+        if socket is None or socket.closed:
             raise RequestRefused(1, "Session ID unknown")
-        return session
+        return socket
 
-    def accept(self, websocket: Websocket, request: WSUpgradeRequest) -> Session:
-        """Gives a websocket the session that its handshake asks for: a new one, or one that is to be upgraded.
+    def accept(self, websocket: Websocket, request: WSUpgradeRequest) -> EngineSocket:
+        """Give a websocket the session that its handshake asks for: a new one, or one that is to be upgraded.
 
         Raises:
             RequestRefused: it gets none.
@@ -217,26 +219,28 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
             parameters = dict(parse_qsl(query, encoding="latin-1", max_num_fields=MAX_PARAMETERS))
         except ValueError:
             raise RequestRefused(3, "Bad request") from None
-        session = self.find_session(parameters, "websocket")
-        if session is None:
-            session = self.open("websocket")
-            session.attach(websocket)
-        elif session.upgraded or session.upgrading:
+        socket = self.find_socket(parameters, "websocket")
+        if socket is None:
+            socket = self.open("websocket")
+            socket.attach(websocket)
+        elif socket.upgraded or socket.upgrading:
             raise RequestRefused(3, "Bad request")
         else:
-            session.begin_upgrade(websocket)
-        return session
+            socket.begin_upgrade(websocket)
+        return socket
 
     def generate_id(self) -> str:
-        """An id of 15 random bytes, of Engine.IO or Socket.IO. They are drawn many at a time: a system call for each id
-        is up to a twentieth of a class start."""
+        """Return an id of 15 random bytes, of Engine.IO or Socket.IO.
+
+        They are drawn many at a time: a system call for each id is up to a twentieth of a class start.
+        """
         if not self._ids:
             text = base64.urlsafe_b64encode(secrets.token_bytes(IDS_AT_ONCE * ID_BYTES)).decode()
             size = len(text) // IDS_AT_ONCE
             self._ids = [text[start : start + size] for start in range(0, len(text), size)]
         return self._ids.pop()
 
-    def open(self, transport: str) -> Session:
+    def open(self, transport: str) -> EngineSocket:
         """Begins a session; its OPEN packet waits for the first poll, or for a websocket.
 
         Raises:
@@ -244,34 +248,34 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         """
         try:
             sid = self.generate_id() if self._worker is None else self._worker.sid(self.generate_id())
-            session = Session(self, sid, self._session_places)
+            socket = EngineSocket(self, sid, self._socket_places)
         except ServiceBusy as busy:
             raise RequestRefused(3, str(busy), 503) from None
-        self.sockets[session.sid] = session
-        self.handlers["connect"](session.sid, {})  # what WSGI would tell of the request; no handler asks for it
+        self.sockets[socket.sid] = socket
+        self.handlers["connect"](socket.sid, {})  # what WSGI would tell of the request; no handler asks for it
         opening = {
-            "sid": session.sid,
+            "sid": socket.sid,
             "upgrades": ["websocket"] if transport == "polling" and "websocket" in self.transports else [],
-            "pingInterval": sessions.PING_INTERVAL * 1000,
-            "pingTimeout": sessions.PING_TIMEOUT * 1000,
-            "maxPayload": sessions.MAX_MESSAGE_SIZE,
+            "pingInterval": engine_socket.PING_INTERVAL * 1000,
+            "pingTimeout": engine_socket.PING_TIMEOUT * 1000,
+            "maxPayload": engine_socket.MAX_MESSAGE_SIZE,
         }
-        session._write(OPEN + orjson.dumps(opening).decode())
-        return session
+        socket.write(OPEN + orjson.dumps(opening).decode())
+        return socket
 
-    def on_message(self, session: Session, data: str) -> None:
+    def on_message(self, socket: EngineSocket, data: str) -> None:
         """Hands a message to python-socketio."""
-        self.handlers["message"](session.sid, data)
+        self.handlers["message"](socket.sid, data)
 
-    async def on_close(self, session: Session, reason: str) -> None:
+    async def on_close(self, socket: EngineSocket, reason: str) -> None:
         """Tells python-socketio, and through it the application, that a session has ended."""
         try:
-            await self.handlers["disconnect"](session.sid, reason)
+            await self.handlers["disconnect"](socket.sid, reason)
         finally:
-            del self.sockets[session.sid]
+            del self.sockets[socket.sid]
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        """Runs ``work`` beside the caller, and keeps it from being collected before it is done."""
+        """Run ``work`` beside the caller, and keep it from being collected before it is done."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -279,36 +283,42 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
 
     # A polling client that is between two requests when its session ends learns of it by the next one.
 
-    def keep_farewell(self, sid: str, payloads: list[str]) -> None:
+    def keep_final_payloads(self, sid: str, payloads: list[str]) -> None:
         if payloads:
-            self._farewells[sid] = payloads
-            asyncio.get_running_loop().call_later(sessions.HANDSHAKE_TIMEOUT, self._farewells.pop, sid)
+            self._final_payloads[sid] = payloads
+            asyncio.get_running_loop().call_later(engine_socket.HANDSHAKE_TIMEOUT, self._final_payloads.pop, sid)
 
-    def take_farewell(self, sid: str) -> str | None:
-        payloads = self._farewells.get(sid)
+    def take_final_payload(self, sid: str) -> str | None:
+        payloads = self._final_payloads.get(sid)
         return payloads.pop(0) if payloads else None
 
     # What python-socketio calls
 
-    def _get_socket(self, sid: str) -> Session:
-        """A session, also one that is ending: what runs for it still may use it until its end has been handled."""
+    def _get_socket(self, sid: str) -> EngineSocket:
+        """Return a socket, also one that is ending: what runs for it may use it until its end has been handled."""
         return self.sockets[sid]
 
     async def send(self, sid: str, data: str | bytes) -> None:
-        session = self.sockets.get(sid)
-        if session is not None:
-            session.send(data)
+        socket = self.sockets.get(sid)
+        if socket is not None:
+            socket.send(data)
 
     async def send_packet(self, sid: str, pkt: engineio.packet.Packet) -> None:
         await self.send(sid, pkt.data)
 
     async def disconnect(self, sid: str | None = None) -> None:
-        """Ends one session, or all of them."""
-        sessions = list(self.sockets.values()) if sid is None else [self.sockets[sid]] if sid in self.sockets else []
-        await asyncio.gather(*(session.close(self.reason.SERVER_DISCONNECT) for session in sessions))
+        """End one session, or all of them."""
+        sockets = list(self.sockets.values()) if sid is None else [self.sockets[sid]] if sid in self.sockets else []
+        await asyncio.gather(*(socket.close(self.reason.SERVER_DISCONNECT) for socket in sockets))
+
+    async def wait_closed(self, seconds: float) -> None:
+        """Wait, so many seconds at most, until the clients have answered the close frames."""
+        end = asyncio.get_running_loop().time() + seconds
+        while self.websockets and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110 (only at a stop)
+            await asyncio.sleep(CLOSE_INTERVAL)
 
     async def abort(self) -> None:
-        """Closes the websockets whose clients have not answered the close frame."""
+        """Close the websockets whose clients have not answered the close frame."""
         while self.websockets:
             for websocket in list(self.websockets):
                 websocket.abort()

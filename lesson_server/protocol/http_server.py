@@ -22,9 +22,9 @@ from tornado.httputil import (
 from tornado.iostream import IOStream
 from tornado.web import Application, HTTPError, RequestHandler
 
-from lesson_server.protocol import sessions
+from lesson_server.protocol import engine_socket
+from lesson_server.protocol.engine_socket import MAX_MESSAGE_SIZE
 from lesson_server.protocol.places import Place
-from lesson_server.protocol.sessions import MAX_MESSAGE_SIZE
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class ClientStream(IOStream):
     def write(self, data: bytes | memoryview) -> "asyncio.Future[None]":
         written = super().write(data)
         if not written.done():
-            deadline = asyncio.get_running_loop().call_later(sessions.HANDSHAKE_TIMEOUT, self.close)
+            deadline = asyncio.get_running_loop().call_later(engine_socket.HANDSHAKE_TIMEOUT, self.close)
             written.add_done_callback(lambda _: deadline.cancel())
         return written
 
@@ -94,7 +94,7 @@ class ClientServer(HTTPServer):
     """The HTTP server of clients: bounds what Tornado parses."""
 
     def serve(self, connection: socket.socket, place: Place) -> None:
-        """Serves an accepted socket."""
+        """Serve an accepted socket."""
         self.handle_stream(ClientStream(connection, place), NO_ADDRESS)
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
@@ -102,15 +102,15 @@ class ClientServer(HTTPServer):
 
 
 def make_http_server(application: Application) -> ClientServer:
-    """An HTTP server for streams of :class:`ClientStream`."""
+    """Return an HTTP server for streams of :class:`ClientStream`."""
     return ClientServer(
         application,
         no_keep_alive=True,  # the first request of a socket decides who serves it; see acceptor.py
         max_header_size=MAX_HEAD_SIZE,
         max_body_size=MAX_MESSAGE_SIZE,
         # A client that connects and says nothing, or says it by the byte. Node's default for the first is 5 s.
-        idle_connection_timeout=sessions.HANDSHAKE_TIMEOUT,
-        body_timeout=sessions.HANDSHAKE_TIMEOUT,
+        idle_connection_timeout=engine_socket.HANDSHAKE_TIMEOUT,
+        body_timeout=engine_socket.HANDSHAKE_TIMEOUT,
     )
 
 

@@ -6,8 +6,10 @@ from lesson_server.errors import ServiceBusy
 
 
 class Places:
-    """A bounded number of places. When all are taken, a newcomer gets the one that was taken first of those that are
-    not kept: however many come and say nothing, whoever has just come has time to say what it wants.
+    """A bounded number of places.
+
+    When all are taken, a newcomer gets the one that was taken first of those that are not kept: however many come and
+    say nothing, whoever has just come has time to say what it wants.
 
     Args:
         limit: how many there are.
@@ -16,14 +18,14 @@ class Places:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         # In the order in which they were taken, with what ends those that have them.
-        self._provisional: dict[Place, Callable[[], object]] = {}
-        self._kept: dict[Place, Callable[[], object]] = {}
+        self.provisional: dict[Place, Callable[[], object]] = {}
+        self.kept: dict[Place, Callable[[], object]] = {}
 
     def __len__(self) -> int:
-        return len(self._provisional) + len(self._kept)
+        return len(self.provisional) + len(self.kept)
 
     def take(self, give_way: Callable[[], object]) -> "Place":
-        """Takes a place.
+        """Take a place.
 
         Args:
             give_way: ends what has the place, when a newcomer needs it.
@@ -32,12 +34,12 @@ class Places:
             ServiceBusy: all are kept.
         """
         if len(self) >= self._limit:
-            if not self._provisional:
+            if not self.provisional:
                 raise ServiceBusy
-            oldest = next(iter(self._provisional))
-            self._provisional.pop(oldest)()
+            oldest = next(iter(self.provisional))
+            self.provisional.pop(oldest)()
         place = Place(self)
-        self._provisional[place] = give_way
+        self.provisional[place] = give_way
         return place
 
 
@@ -51,17 +53,17 @@ class Place:
 
     def hand_over(self, give_way: Callable[[], object]) -> None:
         """Something else has the place from now on, which a newcomer ends by this."""
-        for places in (self._places._provisional, self._places._kept):
+        for places in (self._places.provisional, self._places.kept):
             if self in places:
                 places[self] = give_way
 
     def keep(self) -> None:
         """No newcomer gets the place from now on."""
-        self._move(self._places._provisional, self._places._kept)
+        self._move(self._places.provisional, self._places.kept)
 
     def release(self) -> None:
-        """A newcomer may get the place again, after those that are not kept at this moment."""
-        self._move(self._places._kept, self._places._provisional)
+        """Let a new connection have the place again, after those that are not kept at this moment."""
+        self._move(self._places.kept, self._places.provisional)
 
     def _move(
         self, origin: "dict[Place, Callable[[], object]]", destination: "dict[Place, Callable[[], object]]"
@@ -70,6 +72,6 @@ class Place:
             destination[self] = origin.pop(self)
 
     def leave(self) -> None:
-        """The place is free."""
-        self._places._provisional.pop(self, None)
-        self._places._kept.pop(self, None)
+        """Free the place."""
+        self._places.provisional.pop(self, None)
+        self._places.kept.pop(self, None)

@@ -16,8 +16,9 @@ from socketio.async_pubsub_manager import AsyncPubSubManager
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.protocol.local_rooms import LocalRooms
-from lesson_server.stores.redis.redis_shard import FAILURES
-from lesson_server.stores.redis.redis_store import RedisStore
+from lesson_server.stores.redis import keys
+from lesson_server.stores.redis.client import RedisStore
+from lesson_server.stores.redis.shard import FAILURES
 from lesson_server.tasks import end
 
 # Seconds before a lost subscription is tried again.
@@ -41,7 +42,7 @@ class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
     name = "rooms"
 
     def __init__(self, store: RedisStore) -> None:
-        super().__init__(channel=store.key("lesson_node_rooms"))
+        super().__init__(channel=store.key(keys.ROOMS))
         self._store = store
         self._echoes: dict[str, asyncio.Future[None]] = {}
         self._subscribed = asyncio.Event()
@@ -65,7 +66,7 @@ class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
             del self._echoes[echo]
 
     async def close(self) -> None:
-        """Stops listening."""
+        """Stop listening."""
         await end(self.thread)
 
     # A connection is in rooms of its own node only. The library would publish the wish of one that is just ending, for
@@ -84,7 +85,10 @@ class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
             await self._send(orjson.dumps(data).decode())
 
     async def _listen(self) -> AsyncIterator[dict[str, Any]]:
-        """What the nodes publish, without end. A subscription that hears not even this node's own echo is replaced."""
+        """Yield what the nodes publish, without end.
+
+        A subscription that hears not even this node's own echo is replaced.
+        """
         clock = asyncio.get_running_loop().time
         while True:
             # The round trips tell the log of an outage. A message that is no UTF-8 costs a new subscription.

@@ -20,8 +20,8 @@ import socketio
 from socketio.packet import ACK, CONNECT, CONNECT_ERROR, DISCONNECT, EVENT, Packet
 
 from lesson_server.protocol.engine import Engine
+from lesson_server.protocol.engine_socket import EngineSocket, ProtocolError
 from lesson_server.protocol.places import Places
-from lesson_server.protocol.sessions import ProtocolError, Session
 from lesson_server.protocol.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -86,14 +86,14 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        session_places: Places,
+        socket_places: Places,
         allowed_origins: tuple[str, ...] = (),
         worker: Worker | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
             serializer=StrictPacket,
-            session_places=session_places,
+            socket_places=socket_places,
             allowed_origins=allowed_origins,
             worker=worker,
             logger=_quiet("socketio.server"),
@@ -112,7 +112,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         self.environ[eio_sid] = environ
 
     def _handle_eio_message(self, eio_sid: str, data: str) -> None:
-        """Takes a message in.
+        """Take a message in.
 
         Raises:
             ProtocolError: it is none that a client may send now.
@@ -140,35 +140,35 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
             raise ProtocolError(f"malformed packet ({type(error).__name__})") from None
 
     def _connected_sid(self, eio_sid: str) -> str:
-        """The Socket.IO id of a session whose handshake is complete."""
+        """Return the Socket.IO id of a session whose handshake is complete."""
         sid: str | None = self.manager.sid_from_eio_sid(eio_sid, NAMESPACE)
         if not self.manager.is_connected(sid, NAMESPACE):
             raise ProtocolError("event before the handshake")
         assert sid is not None
         return sid
 
-    def _connect(self, session: Session, packet: StrictPacket) -> None:
+    def _connect(self, socket: EngineSocket, packet: StrictPacket) -> None:
         """Answers a handshake, and closes the transport of a refused one."""
-        if self.manager.sid_from_eio_sid(session.sid, NAMESPACE) is not None:
+        if self.manager.sid_from_eio_sid(socket.sid, NAMESPACE) is not None:
             raise ProtocolError("connected twice")
         if packet.namespace not in (None, NAMESPACE):
             # The library would send a bare text, where the JavaScript client looks for a message.
             refusal = StrictPacket(CONNECT_ERROR, {"message": "no such namespace"}, packet.namespace)
-            session.send(refusal.encode())
-            session.end(self.reason.SERVER_DISCONNECT)
+            socket.send(refusal.encode())
+            socket.end(self.reason.SERVER_DISCONNECT)
             return
         try:
-            run(self._handle_connect(session.sid, packet.namespace, packet.data))
+            run(self._handle_connect(socket.sid, packet.namespace, packet.data))
         except Exception:
             logger.exception("the handler of a handshake failed")
-            self._forget(session.sid)
-        if self.manager.sid_from_eio_sid(session.sid, NAMESPACE) is None:
-            session.end(self.reason.SERVER_DISCONNECT)
+            self._forget(socket.sid)
+        if self.manager.sid_from_eio_sid(socket.sid, NAMESPACE) is None:
+            socket.end(self.reason.SERVER_DISCONNECT)
         else:
-            session.establish()
+            socket.establish()
 
     async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
-        """Ends what the library holds for a session, whatever its handler raises."""
+        """End what the library holds for a session, whatever its handler raises."""
         try:
             await super()._handle_eio_disconnect(eio_sid, reason)
         finally:
@@ -180,25 +180,25 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
             self.manager.basic_disconnect(sid, NAMESPACE)
         self.environ.pop(eio_sid, None)
 
-    def _begin_event(self, session: Session, packet: StrictPacket) -> None:
-        """Runs the handler of an event beside the reading of the next packet: a disconnect must be seen meanwhile."""
-        sid = self._connected_sid(session.sid)
+    def _begin_event(self, socket: EngineSocket, packet: StrictPacket) -> None:
+        """Run the handler of an event beside the reading of the next packet: a disconnect must be seen meanwhile."""
+        sid = self._connected_sid(socket.sid)
         if packet.data[0] not in self.handlers[NAMESPACE]:
             return
-        session.waiting_events += 1
-        if session.waiting_events > MAX_WAITING_EVENTS:
+        socket.waiting_events += 1
+        if socket.waiting_events > MAX_WAITING_EVENTS:
             raise ProtocolError("too many events at once")
-        self.eio.spawn(self._run_event(session, sid, packet))
+        self.eio.spawn(self._run_event(socket, sid, packet))
 
-    async def _run_event(self, session: Session, sid: str, packet: StrictPacket) -> None:
+    async def _run_event(self, socket: EngineSocket, sid: str, packet: StrictPacket) -> None:
         try:
-            await self._handle_event_internal(self, sid, session.sid, packet.data, NAMESPACE, packet.id)
+            await self._handle_event_internal(self, sid, socket.sid, packet.data, NAMESPACE, packet.id)
         finally:
-            session.waiting_events -= 1
+            socket.waiting_events -= 1
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    """Runs what the library has made a coroutine though it waits for nothing: not even the handler of ``connect`` does.
+    """Run what the library has made a coroutine though it waits for nothing: not even the handler of ``connect`` does.
 
     So a handshake is one step, and no other packet, and no end of the connection, can come into the middle of it.
     """
@@ -211,7 +211,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _quiet(name: str) -> logging.Logger:
-    """The library's logger, without the packets that it logs at INFO: they hold access tokens."""
+    """Return the library's logger, without the packets that it logs at INFO: they hold access tokens."""
     library_logger = logging.getLogger(name)
     library_logger.setLevel(logging.WARNING)
     return library_logger

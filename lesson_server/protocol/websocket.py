@@ -30,8 +30,8 @@ from picows import (
 )
 from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
+from lesson_server.protocol.engine_socket import MAX_MESSAGE_SIZE, EngineSocket, RequestRefused
 from lesson_server.protocol.places import Place
-from lesson_server.protocol.sessions import MAX_MESSAGE_SIZE, RequestRefused, Session
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,10 @@ DATA = (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION)
 
 
 class _DefectsOnly:
-    """A logger for picows. Of what it says only tracebacks of defects are logged; the rest holds what clients send,
-    access tokens among it."""
+    """A logger for picows.
+
+    Of what it says only tracebacks of defects are logged; the rest holds what clients send, access tokens among it.
+    """
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802 (the name of the standard library)
         return False
@@ -74,8 +76,8 @@ class Engine(typing.Protocol):
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> object: ...
 
-    def accept(self, websocket: "Websocket", request: WSUpgradeRequest) -> Session:
-        """Gives a websocket the session that its handshake asks for.
+    def accept(self, websocket: "Websocket", request: WSUpgradeRequest) -> EngineSocket:
+        """Give a websocket the session that its handshake asks for.
 
         Raises:
             RequestRefused: it gets none.
@@ -95,7 +97,7 @@ class Websocket(WSListener):
         self._engine = engine
         self._place = place
         place.keep()  # until the socket can be closed from here
-        self._session: Session | None = None  # until its handshake has been accepted
+        self._engine_socket: EngineSocket | None = None  # until its handshake has been accepted
         self._transport: WSTransport | None = None  # until the handshake has been answered
         self._underlying: asyncio.Transport
         self._is_text = True  # the message that has begun
@@ -108,14 +110,14 @@ class Websocket(WSListener):
         await asyncio.get_running_loop().connect_accepted_socket(lambda: _Protocol(self), connection)
 
     def opened(self, transport: asyncio.Transport) -> None:
-        """The connection is open; the handshake has not been read."""
+        """Note that the connection is open; the handshake has not been read."""
         self._underlying = transport
         self._engine.websockets.add(self)
         self._place.hand_over(self.abort)
         self._place.release()
 
     def answer(self, request: WSUpgradeRequest) -> WSListener | WSUpgradeResponseWithListener:
-        """Accepts a handshake, or refuses it.
+        """Accept a handshake, or refuse it.
 
         Source: RFC 6455, section 4.2; the protocol of Engine.IO.
         """
@@ -126,7 +128,7 @@ class Websocket(WSListener):
             if request.headers.get("Sec-WebSocket-Version") != "13":
                 raise RequestRefused(3, "Unsupported websocket version", 426)
             request.headers["Connection"] = "Upgrade"  # picows takes no other option beside it, as Firefox sends
-            self._session = self._engine.accept(self, request)
+            self._engine_socket = self._engine.accept(self, request)
         except RequestRefused as refusal:
             return _refused(refusal)
         except Exception:
@@ -137,16 +139,16 @@ class Websocket(WSListener):
     # What a session asks of its websocket
 
     def keep(self) -> None:
-        """A session depends on this websocket: its socket gives way to no other, until the end of the session."""
+        """Keep the place of this websocket: an Engine.IO socket depends on it."""
         self._place.keep()
 
     def write(self, packet: str | bytes) -> None:
-        """Sends a packet. Nothing is sent after the close frame."""
+        """Send a packet. Nothing is sent after the close frame."""
         assert self._transport is not None
         self._transport.send(WSMsgType.TEXT if isinstance(packet, str) else WSMsgType.BINARY, packet)
 
     def disconnect(self, *, abort: bool) -> None:
-        """Closes the websocket; with ``abort``, without waiting for what the client has not read."""
+        """Close the websocket; with ``abort``, without waiting for what the client has not read."""
         if abort:
             self.abort()
         else:
@@ -156,11 +158,11 @@ class Websocket(WSListener):
             self.close_in_time()
 
     def abort(self) -> None:
-        """Closes the connection at once."""
+        """Close the connection at once."""
         self._underlying.abort()
 
     def close_in_time(self) -> None:
-        """The client has a few seconds to end the connection, or to read what is left."""
+        """Give the client a few seconds to end the connection, or to read what is left."""
         if self._close_timer is None:
             self._close_timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.abort)
 
@@ -192,22 +194,22 @@ class Websocket(WSListener):
 
     def resume_writing(self) -> None:
         self.is_writable = True
-        if self._session is not None:
-            self._session.flush()
+        if self._engine_socket is not None:
+            self._engine_socket.flush()
 
     def closed(self) -> None:
-        """The connection has ended."""
+        """Clean up after the end of the connection."""
         self._engine.websockets.discard(self)
         self._place.leave()
         self._fragments = None
-        if self._session is not None:
-            self._session.lost(self)
+        if self._engine_socket is not None:
+            self._engine_socket.lost(self)
         if self._close_timer is not None:
             self._close_timer.cancel()
 
     def _take_in(self, frame: WSFrame) -> None:
         """Hands a message on when its last frame has arrived."""
-        assert self._session is not None
+        assert self._engine_socket is not None
         data = frame.get_payload_as_bytes()
         if frame.msg_type != WSMsgType.CONTINUATION:
             if self._fragments is not None:
@@ -224,7 +226,7 @@ class Websocket(WSListener):
             return
         self._fragments = None
         try:
-            self._session.receive_from(self, data.decode() if self._is_text else data)
+            self._engine_socket.receive_from(self, data.decode() if self._is_text else data)
         except UnicodeDecodeError:
             raise WSProtocolError(WSCloseCode.INVALID_TEXT, "") from None
 

@@ -43,11 +43,11 @@ class Worker:
         self._waiting: tuple[dict[socket.socket, Place], ...] = tuple({} for _ in inboxes)
 
     def sid(self, sid: str) -> str:
-        """The id of a session of this worker."""
+        """Return the id of a session of this worker."""
         return f"{self.number}.{sid}"
 
     def other(self, head: bytes) -> int | None:
-        """The worker that has the session of a request, if that is another one.
+        """Return the worker that has the session of a request, if that is another one.
 
         Args:
             head: the beginning of the request.
@@ -57,7 +57,7 @@ class Worker:
         return number if number != self.number and number < len(self.inboxes) else None
 
     def send(self, number: int, connection: socket.socket, place: Place) -> None:
-        """Passes a socket to another worker, and closes it here. While its inbox is full, the socket waits.
+        """Pass a socket to another worker, and close it here. While its inbox is full, the socket waits.
 
         Args:
             number: that of the other worker.
@@ -71,7 +71,7 @@ class Worker:
             self._send(number)
 
     def receive(self, take: Callable[[socket.socket], None]) -> None:
-        """Calls ``take`` with each socket that is passed to this worker, until :meth:`stop`."""
+        """Call ``take`` with each socket that is passed to this worker, until :meth:`stop`."""
         asyncio.get_running_loop().add_reader(self.inboxes[self.number][0], self._receive, take)
 
     def stop(self) -> None:
@@ -109,7 +109,7 @@ class Worker:
 
 
 def make_inboxes(count: int) -> tuple[Inbox, ...]:
-    """The inboxes of that many workers; made before the fork."""
+    """Return the inboxes of that many workers; made before the fork."""
     inboxes = tuple(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(count))
     for inbox in inboxes:
         for end in inbox:

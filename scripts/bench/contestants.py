@@ -146,7 +146,7 @@ class Running:
 
 @contextmanager
 def running(contestant: Contestant, stores: Stores, key: str, core: int | None, log: Path) -> Iterator[Running]:
-    """Starts a server and yields when it accepts connections; it is stopped at the end.
+    """Start a server and yield when it accepts connections; it is stopped at the end.
 
     Args:
         contestant: which.

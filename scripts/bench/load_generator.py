@@ -52,7 +52,7 @@ HTTP, OPENING, CONNECTING, CONNECTED, JOINING, JOINED, LEAVING, GONE = range(8)
 
 
 def frame(payload: bytes, opcode: int = TEXT) -> bytes:
-    """A client's frame, masked with zeros."""
+    """Return a client's frame, masked with zeros."""
     if len(payload) < 126:
         header = bytes((opcode, 0x80 | len(payload)))
     else:
@@ -67,7 +67,7 @@ LEAVE = frame(b"41") + frame((1000).to_bytes(2, "big"), CLOSE)
 
 
 def handshake(number: int, key: str) -> bytes:
-    """The CONNECT packet of a client: the first of a lesson is its teacher."""
+    """Return the CONNECT packet of a client: the first of a lesson is its teacher."""
     role = "teacher" if number % LESSON_SIZE == 0 else "student"
     claims = {"sub": f"{role}-{number}", "role": role, "exp": int(time.time()) + TOKEN_TTL}
     auth = {
@@ -132,7 +132,7 @@ class Load:
         return {}
 
     def connect(self, first: int, count: int, join: bool = True, calm: bool = False, seed: int = 1) -> dict[str, Any]:
-        """These clients connect, in an order of chance.
+        """Connect these clients, in an order of chance.
 
         Args:
             first: number of the first.
@@ -157,7 +157,7 @@ class Load:
         return self._all(clients, JOINED, self._join)
 
     def leave(self, first: int = 0, count: int | None = None) -> dict[str, Any]:
-        """These clients, or all, take their leave as the official client does, and wait for the server to close."""
+        """Disconnect these clients, or all, as the official client does, and wait for the server to close."""
         return self._all(self._select(first, count), GONE, self._leave)
 
     def drop(self) -> dict[str, Any]:
@@ -244,7 +244,7 @@ class Load:
         }
 
     def turn(self, timeout: float, also: int | None = None) -> bool:
-        """Handles what the sockets have for us, once.
+        """Handle what the sockets have for us, once.
 
         Returns:
             whether the file descriptor ``also`` has something to read.
@@ -406,7 +406,7 @@ def serve(load: Load, lines: Iterable[str]) -> None:
 
 
 def main() -> None:
-    """Serves commands from stdin until its end."""
+    """Serve commands from stdin until its end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)

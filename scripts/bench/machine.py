@@ -17,7 +17,7 @@ NPM_PACKAGES = {"socket.io": NODE, "pg": NODE, "redis": NODE, "@socket.io/bun-en
 
 
 def about(stores: Mapping[str, str]) -> dict[str, Any]:
-    """The date, the machine, and the versions."""
+    """Return the date, the machine, and the versions."""
     model = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     memory = re.search(r"^MemTotal:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
     return {

@@ -192,7 +192,7 @@ METHOD = """\
 
 
 def summary(results: Results) -> Iterator[str]:
-    """The most telling lines, for the terminal."""
+    """Return the most telling lines, for the terminal."""
     for row in (Row("life_us", "CPU µs: connection + join + end"), Row("ack_p95_ms", "ack p95, ms", 1)):
         yield f"class start, {row.title}"
         for name, title in results["titles"].items():
@@ -215,7 +215,7 @@ def summary(results: Results) -> Iterator[str]:
 
 
 def write(results: Results, output: Path) -> None:
-    """Writes the results to ``output``, and beside it the page and its plots."""
+    """Write the results to ``output``, and beside it the page and its plots."""
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     plots = _plots(results, output.with_suffix(""))
@@ -265,7 +265,7 @@ def _table(
     first: tuple[str, ...] | None = None,
     base: str = OURS,
 ) -> Iterator[str]:
-    """A table, under its header the cells of ``first``, and then the rows of figures, as compared to ``base``'s."""
+    """Return a table: the header, the cells of ``first``, and the rows of figures, as compared to those of ``base``."""
     yield "| | " + " | ".join(titles.values()) + " |"
     yield "|---" + "|---:" * len(titles) + "|"
     if first is not None:
@@ -338,7 +338,7 @@ def _rounds(results: Results, workload: str) -> Rounds:
 
 
 def _kept_up(results: Results, rate: int) -> Rounds:
-    """The rounds in which a server kept up with a rate."""
+    """Return the rounds in which a server kept up with a rate."""
     steady = {name: results["contestants"][name]["steady"][str(rate)] for name in results["titles"]}
     return {name: [figures for figures in rounds if figures["kept_up"]] for name, rounds in steady.items()}
 

@@ -54,7 +54,7 @@ Results = dict[str, Any]
 
 @contextmanager
 def running_stores(directory: Path) -> Iterator[Stores]:
-    """Starts a PostgreSQL and a Valkey: those of an idle lesson-server in its default set-up, which keeps them.
+    """Start a PostgreSQL and a Valkey: those of an idle lesson-server in its default set-up, which keeps them.
 
     Args:
         directory: what they write goes there, and the log of that server, which complains when Redis is emptied.
@@ -70,12 +70,12 @@ def running_stores(directory: Path) -> Iterator[Stores]:
             stderr=output,
             text=True,
             start_new_session=True,
-        ) as keeper,
+        ) as callbacks,
     ):
         try:
-            assert keeper.stdout is not None
+            assert callbacks.stdout is not None
             said = ""
-            for line in keeper.stdout:
+            for line in callbacks.stdout:
                 said += line
                 if "listening on" in line:
                     break
@@ -85,7 +85,7 @@ def running_stores(directory: Path) -> Iterator[Stores]:
                 raise BenchError(f"the stores did not start: {said}{_tail(log)}")
             yield Stores(dsn[1], redis_url[1], data / "postgresql.log")
         finally:
-            keeper.terminate()
+            callbacks.terminate()
 
 
 class Bench:
@@ -138,7 +138,7 @@ class Bench:
         self._results |= {contestant.name: {"warm_ups": [], "class_start": []} for contestant in workers}
 
     def run(self) -> Results:
-        """The results, by contestant."""
+        """Return the results, by contestant."""
         for contestant in self._contestants:
             with self._contending(contestant, self._core) as workloads:
                 self._step(contestant, "counts")
@@ -178,7 +178,7 @@ class Bench:
 
     @contextmanager
     def _contending(self, contestant: Contestant, core: int | None) -> Iterator[Workloads]:
-        """Starts a contestant and its load generator, and warms it up.
+        """Start a contestant and its load generator, and warms it up.
 
         Args:
             contestant: which.
@@ -203,7 +203,7 @@ def _tail(log: Path) -> str:
 
 
 def fitting(levels: tuple[int, ...], visitors: int) -> tuple[int, ...]:
-    """The levels, as far as the limit of open files lets a process hold them; the last one is cut to it."""
+    """Return the levels, as far as the limit of open files lets a process hold them; the last one is cut to it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # for the servers, which inherit it
     most = hard - visitors - OTHER_DESCRIPTORS
@@ -211,7 +211,7 @@ def fitting(levels: tuple[int, ...], visitors: int) -> tuple[int, ...]:
 
 
 def measure(contestants: list[Contestant], scale: Scale, rounds: int, console: Console) -> Results:
-    """Runs everything and returns the results with what there is to know about the run."""
+    """Run everything and return the results with what there is to know about the run."""
     columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     workers = WORKERS if any(contestant.name == OURS for contestant in contestants) else ()
     others = machine.Others()
@@ -240,7 +240,7 @@ def _results_of(contestants: Sequence[Contestant], results: Results) -> Results:
 
 
 def main() -> int:
-    """Runs the command line; returns the exit status."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Measure lesson-server and its peers; write docs/benchmarks.md.")
     parser.add_argument("--rounds", type=int, help=f"at least 1 (default {ROUNDS})")
     parser.add_argument("--quick", action="store_true", help="a small run; without --output it writes no file")

@@ -99,7 +99,7 @@ class LoadProcess:
 
 @contextmanager
 def load_generator(port: int, key: str) -> Iterator[LoadProcess]:
-    """Starts the load generator for a server; its clients end with it."""
+    """Start the load generator for a server; its clients end with it."""
     with subprocess.Popen(
         (sys.executable, str(Path(__file__).parent / "load_generator.py"), "--port", str(port)),
         env=os.environ | {"BENCH_KEY": key},
@@ -145,7 +145,7 @@ class Workloads:
         return costs
 
     def class_start(self, look: Callable[[], Figures] = dict) -> Figures:
-        """The figures of a class start.
+        """Return the figures of a class start.
 
         Args:
             look: called when all have joined; its figures are added.
@@ -167,7 +167,7 @@ class Workloads:
         }
 
     def workers(self) -> Figures:
-        """A class start, and how evenly the server's workers share the clients."""
+        """Return a class start, and how evenly the server's workers share the clients."""
         return self.class_start(self._shares)
 
     def _shares(self) -> Figures:
@@ -178,7 +178,7 @@ class Workloads:
         }
 
     def counted_class_start(self) -> Figures:
-        """What the stores have to do for a class start. It is slower, so its times are left out."""
+        """Return what the stores have to do for a class start. It is slower, so its times are left out."""
         clients = self._scale.clients
         self._stores.empty_redis()
         with self._stores.counting() as joins:
@@ -217,7 +217,7 @@ class Workloads:
         }
 
     def steady(self, rate: float) -> Figures:
-        """The figures, or that the server did not keep up, which leaves it with work undone."""
+        """Return the figures, or that the server did not keep up, which leaves it with work undone."""
         self._stores.empty_redis()
         self._load("prepare", first=0, count=int(rate * self._scale.seconds))
         phase, cpu = self._cpu_of("steady", first=0, rate=rate, seconds=self._scale.seconds, stay=STAY)
@@ -259,7 +259,7 @@ class Workloads:
         return levels
 
     def _visit(self) -> Figures:
-        """A few hundred clients come and go beside those that are held."""
+        """Have a few hundred clients come and go beside those that are held."""
         count = self._scale.visitors
         visitors = {"first": VISITORS, "count": count}
         connected, connect = self._cpu_of("connect", **visitors, join=False)
@@ -279,7 +279,7 @@ class Workloads:
         return self._process.rss_kb()
 
     def _cpu_of(self, command: str, **arguments: float) -> tuple[dict[str, Any], float]:
-        """A phase and the server's CPU for it, in µs, until it is at rest again."""
+        """Measure a phase and the server's CPU for it, in µs, until the server is at rest again."""
         before = self._process.cpu()
         phase = self._load(command, **arguments)
         return phase, (self._process.cpu_at_rest() - before) * 1e6
@@ -298,12 +298,12 @@ def is_warm(costs: Sequence[float]) -> bool:
 
 
 def not_kept_up(rate: float) -> Figures:
-    """What there is to say of a steady rate that was too high."""
+    """Return what there is to say of a steady rate that was too high."""
     return {"rate": rate, "kept_up": False}
 
 
 def _take_pings_off(levels: list[dict[str, Any]], visitors: int) -> None:
-    """Takes from each visit what the pings of the held clients cost meanwhile."""
+    """Take from each visit what the pings of the held clients cost meanwhile."""
     telling = [level["idle_us"] / level["idle_pings"] for level in levels if level["idle_pings"] >= ENOUGH_PINGS]
     ping_us = statistics.median(telling) if telling else 0.0
     for level in levels:

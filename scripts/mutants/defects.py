@@ -114,8 +114,10 @@ class Planter(ast.NodeVisitor):
     visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815
 
     def visit_Try(self, node: ast.Try) -> None:
-        """What comes after an exception may be reached by every test that tries: in Python 3.11 not all lines are
-        counted that a function runs after an await which met an exception."""
+        """Count what comes after an exception as reached by every test that tries.
+
+        In Python 3.11 not all lines are counted that a function runs after an await which met an exception.
+        """
         for child in [*node.body, *node.orelse]:
             self.visit(child)
         self._tried |= lines_of([node])
@@ -148,8 +150,11 @@ class Planter(ast.NodeVisitor):
         super().visit(node)
 
     def _reached_by(self, node: ast.stmt) -> frozenset[int]:
-        """A statement of a function: its own lines, without those of the statements inside of it. A constant: where the
-        module uses it. Anything else at the level of the module or of a class: all functions of the module."""
+        """Return the lines that a test must reach.
+
+        A statement of a function: its own, without those of the statements inside. A constant: where the module uses
+        it. Anything else at the level of the module or of a class: all functions of the module.
+        """
         if self._function is not None:
             inner = getattr(node, "body", None)
             return frozenset(range(node.lineno, inner[0].lineno if inner else node.end_lineno + 1))  # type: ignore[operator]
@@ -307,7 +312,7 @@ def one_line(text: str) -> str:
 
 
 def is_silent(node: ast.AST) -> bool:
-    """Is it a call whose arguments only people or type checkers read?"""
+    """Return whether that is a call whose arguments only people or type checkers read."""
     if not isinstance(node, ast.Call):
         return False
     func = node.func
@@ -317,7 +322,7 @@ def is_silent(node: ast.AST) -> bool:
 
 
 def is_number(node: ast.expr) -> bool:
-    """Is it a number, or a calculation of numbers alone?"""
+    """Return whether that is a number, or a calculation of numbers alone."""
     parts = (ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop)
     return all(
         type(part.value) in (int, float) if isinstance(part, ast.Constant) else isinstance(part, parts)

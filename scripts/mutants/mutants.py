@@ -32,9 +32,9 @@ from defects import Defect, defects
 from worker import ROOT, Outcome, Survey, Trial, work
 
 # Not of the core.
-UNTRIED = {"__init__.py", "lesson_table.py", "mended_aiopg.py"}
+UNTRIED = {"__init__.py", "lesson_admin.py", "aiopg_patches.py"}
 MODULES = [
-    "lesson_server/identity.py",
+    "lesson_server/tokens.py",
     *sorted(
         str(path.relative_to(ROOT))
         for room in ("events", "gateway", "protocol", "stores")
@@ -88,7 +88,7 @@ def parse_options() -> argparse.Namespace:
 
 @contextmanager
 def workers(count: int) -> Iterator[list[Connection]]:
-    """Processes that run tests, each at the other end of a pipe."""
+    """Start processes that run tests, each at the other end of a pipe."""
     context = multiprocessing.get_context("fork")
     pipes, processes = [], []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
@@ -131,7 +131,7 @@ def distribute(jobs: Iterable[tuple[Key, Survey | Trial]], pipes: list[Connectio
 
 
 def survey(pipes: list[Connection]) -> tuple[Surveyed, list[str]]:
-    """Runs every test file of which this is not known from an earlier run.
+    """Run every test file of which this is not known from an earlier run.
 
     Returns:
         what is known of the tests that pass, and those that fail.
@@ -184,7 +184,7 @@ def tests_of(defect: Defect, surveyed: Surveyed) -> dict[str, float]:
 
 
 def users_of(module: str) -> list[str]:
-    """The modules of the core that import from a module."""
+    """Return the modules of the core that import from a module."""
     statement = f"from {module.removesuffix('.py').replace('/', '.')} import "
     return [user for user in MODULES if statement in (ROOT / user).read_text("utf-8")]
 
@@ -229,12 +229,12 @@ class Results:
             file.write(json.dumps(row) + "\n")
 
     def _digest(self, test: str) -> str:
-        """What is seen stays seen while the test that saw it stays as it is."""
+        """Return what is seen stays seen while the test that saw it stays as it is."""
         return digest_of(text_of(test)) if test else self._everything
 
 
 def try_defects(planted: list[Defect], surveyed: Surveyed, results: Results, pipes: list[Connection]) -> set[str]:
-    """Tries every defect that is not known yet; those that hang once more, for the machine may have had much to do.
+    """Try every defect that is not known yet; those that hang once more, for the machine may have had much to do.
 
     Returns:
         the tests that saw one.
@@ -275,7 +275,7 @@ def try_defects(planted: list[Defect], surveyed: Surveyed, results: Results, pip
 
 
 def check(saw: set[str], surveyed: Surveyed, results: Results, pipes: list[Connection]) -> list[str]:
-    """Runs the tests that saw a defect once more without one, in the same place.
+    """Run the tests that saw a defect once more without one, in the same place.
 
     Returns:
         the one that fails even so, if any; what it saw is not known any more.
@@ -293,7 +293,7 @@ def check(saw: set[str], surveyed: Surveyed, results: Results, pipes: list[Conne
 
 
 def report(planted: list[Defect], results: Results) -> int:
-    """Prints the counts of each module, and the defects that should have been seen.
+    """Print the counts of each module, and the defects that should have been seen.
 
     Returns:
         the exit status.
@@ -322,14 +322,14 @@ def report(planted: list[Defect], results: Results) -> int:
 
 
 def accepted(kind: str) -> set[str]:
-    """The names in the blocks of that kind in the list of what no test sees."""
+    """Return the names in the blocks of that kind in the list of what no test sees."""
     text = ACCEPTED.read_text("utf-8") if ACCEPTED.exists() else ""
     return {name for block in re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for name in block.splitlines()}
 
 
 @cache
 def text_of(test: str) -> str:
-    """The text of the function that a test is, by its id; empty when there is none of that name."""
+    """Return the text of the function that a test is, by its id; empty when there is none of that name."""
     file, _, name = test.partition("::")
     path = ROOT / file
     tree = ast.parse(path.read_text("utf-8") if path.is_file() else "")

@@ -30,7 +30,7 @@ import hypothesis
 import psutil
 import pytest
 
-from lesson_server.embedded.embedded import EmbeddedStores
+from lesson_server.embedded.stores import EmbeddedStores
 
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
@@ -197,7 +197,7 @@ class Bench:
 
 
 def import_libraries() -> None:
-    """Imports what the project and its tests import, without themselves."""
+    """Import what the project and its tests import, without themselves."""
     names: set[str] = set()
     for path in [*ROOT.glob("lesson_server/**/*.py"), *ROOT.glob("tests/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -295,8 +295,10 @@ class TrialPlugin(Plugin):
 
 
 def trial(job: Trial, stores: EmbeddedStores, outcome: Path, deadline: Deadline) -> int:
-    """Runs the first file before the others are imported: most defects need no other. A test that fails runs once more,
-    for some fail now and then on a machine that has much to do."""
+    """Run the first file before the others are imported: most defects need no other.
+
+    A test that fails runs once more, for some fail now and then on a machine that has much to do.
+    """
     left = dict(job.tests)
     while left:
         first = next(iter(left)).partition("::")[0]
@@ -316,7 +318,7 @@ def trial(job: Trial, stores: EmbeddedStores, outcome: Path, deadline: Deadline)
 def run_until_failure(
     tests: dict[str, float], stores: EmbeddedStores, outcome: Path, deadline: Deadline, patience: float
 ) -> str | None:
-    """Returns the test that failed, or the file that could not be imported; None when there is none."""
+    """Return the test that failed, or the file that could not be imported; None when there is none."""
     files = dict.fromkeys(test.partition("::")[0] for test in tests)
     plugin = TrialPlugin(stores, outcome, deadline, tests, patience)
     status = pytest.main([*PYTEST, "--exitfirst", *files], [plugin])
@@ -341,7 +343,7 @@ class SurveyPlugin(Plugin):
             self._surveyed[item.nodeid] = (seconds, dict(self._lines_of_processes()))
 
     def _lines_of_processes(self) -> Iterator[tuple[str, list[int]]]:
-        """What processes ran that the test has started, and that have ended."""
+        """Return what processes ran that the test has started, and that have ended."""
         lines: dict[str, set[int]] = {}
         for path in self._data.parent.glob(self._data.name + ".*"):
             if f".pid{os.getpid()}." in path.name:

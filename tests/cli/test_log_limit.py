@@ -177,7 +177,7 @@ def test_a_storm_of_broken_clients_is_a_few_lines_of_the_server_s_log(environ, i
         _, log = server.communicate(timeout=30)
     lines = [re.sub(r"^.* INFO ", "", line) for line in log.splitlines()]
     for reason in ("malformed packet (ValueError)", "unknown packet"):
-        line = f"lesson_server.protocol.sessions: client dropped: {reason}"
+        line = f"lesson_server.protocol.engine_socket: client dropped: {reason}"
         assert lines.count(line) == LINES
         assert left_out(line, 50 - LINES) in lines
     assert len(lines) == 2 * (LINES + 1)

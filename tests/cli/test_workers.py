@@ -20,7 +20,7 @@ from clients import SUCCESS, client, join
 from cluster import ROOT
 from commands import COMMAND, clean_environ, running
 
-from lesson_server.cli import cli
+from lesson_server.cli import commands
 
 LONG = 20.0
 
@@ -303,9 +303,9 @@ def test_two_workers_are_one_server(environ, io_loop, mint):
                 await io_loop.run_in_executor(None, check_sums)
 
         def check_sums():
-            registered = 'lesson_connections{client="participant",state="registered"}'
+            registered = 'lesson_connections{client="participant",event="join_lesson",state="registered"}'
             until(lambda: figure(server.url, registered) == 20)
-            joins = 'lesson_joins_total{client="participant",outcome="success"}'
+            joins = 'lesson_events_total{client="participant",event="join_lesson",outcome="success"}'
             assert {figure(server.url, joins) for _ in range(10)} == {20.0}
 
         io_loop.run_sync(class_joins)
@@ -400,7 +400,7 @@ def test_an_orphan_is_told_to_stop_once(io_loop):
         parent_gone, parent_lives = os.pipe()
         os.close(parent_lives)
         signals = asyncio.Queue()
-        asyncio.get_running_loop().add_reader(parent_gone, cli._stop_as_orphan, parent_gone, signals)
+        asyncio.get_running_loop().add_reader(parent_gone, commands._stop_as_orphan, parent_gone, signals)
         await signals.get()
         for _ in range(10):
             await asyncio.sleep(0.001)

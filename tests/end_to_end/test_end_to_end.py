@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from clients import SUCCESS, TRANSPORTS, UNAVAILABLE, client, error, join, refusal, until
+from joins import join_of
 
 # The stories
 
@@ -26,7 +27,7 @@ async def test_a_participant_joins_and_leaves(server, redis_client, mint, transp
         assert await join(sio) == SUCCESS
         assert redis_client.hgetall("lesson_student_1") == {"p1": sio.get_sid()}
         assert redis_client.hgetall("p1") == {"sid": sio.get_sid(), "client_id": "p1", "role": "student"}
-        session = await server.gateway.connections[sio.get_sid()]._services.sockets.get_session(sio.get_sid())
+        session = await server.gateway.connections[sio.get_sid()].services.sockets.get_session(sio.get_sid())
         assert session == {"seat": 30, "client_id": "p1", "role": "student"}
     await until(lambda: sorted(redis_client.keys()) == ["lesson_seat_1", "p1"])
 
@@ -36,7 +37,7 @@ async def test_a_participant_joins_and_leaves(server, redis_client, mint, transp
 async def test_a_guest_is_seated_and_no_more(server, redis_client, transports):
     async with client(server, transports, client="participant", lesson_id="1") as sio:
         assert await join(sio) == SUCCESS
-        assert server.gateway.connections[sio.get_sid()].state == "seated"
+        assert join_of(server.gateway.connections[sio.get_sid()]).state == "seated"
         assert redis_client.keys() == ["lesson_seat_1"]
 
 
@@ -52,7 +53,7 @@ async def test_all_of_a_lesson_are_in_its_room_and_nobody_else(server, mint):
             sio.on("news", lambda data, name=name: received.append(name))
         await join(joined)
         await join(guest)
-        await server.gateway.connections[joined.get_sid()]._services.sockets.emit("news", {}, room="1")
+        await server.gateway.connections[joined.get_sid()].services.sockets.emit("news", {}, room="1")
         await until(lambda: len(received) == 2)
         assert await join(waiting) == SUCCESS  # a round trip later nothing else has come
         assert sorted(received) == ["guest", "joined"]
@@ -112,8 +113,8 @@ def test_a_join_answers_for_the_token(io_loop, server, redis_client, mint, kind,
             assert await join(sio) == answer
             if answer != SUCCESS:
                 connection = server.gateway.connections[sio.get_sid()]
-                assert connection.state == "connected"
-                assert connection._services.sockets.rooms(sio.get_sid()) == []
+                assert join_of(connection).state == "connected"
+                assert connection.services.sockets.rooms(sio.get_sid()) == []
                 assert redis_client.keys() == []
                 assert await join(sio) == answer
 
@@ -155,12 +156,12 @@ async def test_a_defect_is_an_internal_error_and_the_log_knows_why(server, redis
             raise RuntimeError("a secret of ours")
 
         with monkeypatch.context() as patch:
-            patch.setattr(connection._services.seats, "ensure_map", defect)
+            patch.setattr(connection.services.seats, "ensure_map", defect)
             assert await join(sio) == error("internal error")
         assert "a secret of ours" in caplog.text
         assert sio.get_sid() in caplog.text
         assert token not in caplog.text
-        assert connection.state == "connected"
+        assert join_of(connection).state == "connected"
         assert await join(sio) == SUCCESS
 
 

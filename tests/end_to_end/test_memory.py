@@ -27,8 +27,8 @@ from edge import (
     websocket_query,
 )
 
+from lesson_server.protocol.engine_socket import MAX_MESSAGE_SIZE, MAX_UNREAD_BYTES
 from lesson_server.protocol.http_server import MAX_HEAD_SIZE, MAX_HEADER_LINES, MAX_PARAMETERS, READ_CHUNK_SIZE
-from lesson_server.protocol.sessions import MAX_MESSAGE_SIZE, MAX_UNREAD_BYTES
 from lesson_server.protocol.transport import MAX_EVENT_SIZE, MAX_WAITING_EVENTS
 
 KB = 1_000
@@ -267,13 +267,13 @@ async def test_a_poll_that_nobody_reads_and_the_next_one(clients, server):
     tracemalloc.start()
     try:
         for client, sid in attackers:
-            await server._sio.eio.send(sid, "x" * (MAX_UNREAD_BYTES - 1_000))
+            await server._protocol.sio.eio.send(sid, "x" * (MAX_UNREAD_BYTES - 1_000))
             client.write_soon(
                 b"GET /socket.io/?%b&sid=%b HTTP/1.1\r\nHost: here\r\n\r\n" % (POLLING.encode(), sid.encode())
             )
-        await until(lambda: not any(server._sio.eio.sockets[sid]._outbox for _, sid in attackers))
+        await until(lambda: not any(server._protocol.sio.eio.sockets[sid]._outbox for _, sid in attackers))
         for _, sid in attackers:
-            await server._sio.eio.send(sid, "x" * (MAX_UNREAD_BYTES - 1_000))
+            await server._protocol.sio.eio.send(sid, "x" * (MAX_UNREAD_BYTES - 1_000))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

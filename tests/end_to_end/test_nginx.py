@@ -13,7 +13,7 @@ from clients import SUCCESS, TRANSPORTS, join, until
 from cluster import ROOT, free_port, wait_until
 from tornado.httpclient import AsyncHTTPClient
 
-from lesson_server.protocol import sessions
+from lesson_server.protocol import engine_socket
 
 CONF = (ROOT / "conf/nginx.conf").read_text()
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
@@ -28,10 +28,10 @@ def seconds(directive):
 
 
 def test_its_numbers_are_those_of_the_server():
-    silence = sessions.PING_INTERVAL + sessions.PING_TIMEOUT
+    silence = engine_socket.PING_INTERVAL + engine_socket.PING_TIMEOUT
     assert seconds("proxy_read_timeout") > silence
     assert seconds("proxy_send_timeout") > silence
-    assert f"client_max_body_size {sessions.MAX_MESSAGE_SIZE // 1024}k;" in CONF
+    assert f"client_max_body_size {engine_socket.MAX_MESSAGE_SIZE // 1024}k;" in CONF
 
 
 def localised(nodes, port, directory):
@@ -116,7 +116,7 @@ async def test_every_transport_reaches_its_node_and_schools_are_spread(front, no
         received = []
         for sio in clients:
             sio.on("news", received.append)
-        await nodes[0]._sio.emit("news", "all of them", room="1")
+        await nodes[0]._protocol.sio.emit("news", "all of them", room="1")
         await until(lambda: received == ["all of them"] * len(clients))
 
 

@@ -69,12 +69,16 @@ def held_participants(home: Path, url: str, hold: int) -> Iterator[subprocess.Po
         stderr=subprocess.PIPE,
         text=True,
     ) as script:
-        deadline = time.monotonic() + SCRIPT_TIMEOUT
-        while 'lesson_connections{client="participant",state="registered"} 3.0' not in metrics(url):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        time.sleep(0.5)  # the server has registered them; their answers are on the way
-        yield script
+        try:
+            deadline = time.monotonic() + SCRIPT_TIMEOUT
+            registered = 'lesson_connections{client="participant",event="join_lesson",state="registered"} 3.0'
+            while registered not in metrics(url):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            time.sleep(0.5)  # the server has registered them; their answers are on the way
+            yield script
+        finally:
+            script.kill()  # a test that failed must not wait for it
 
 
 def metrics(url: str) -> str:

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from lesson_server.errors import InvalidTransition
-from lesson_server.events.machine import LessonMachine
+from lesson_server.events.machine import ChartMachine
 
 # A chart of its own, so that what is tested is the machine and not a join.
 CHART = SimpleNamespace(
     STATES={"lying": "It lies.", "sitting": "It sits.", "standing": "It stands."},
     INITIAL="lying",
-    JOIN=("sit_up", "stand_up"),
+    PATH=("sit_up", "stand_up"),
     TRANSITIONS=[
         {"trigger": "sit_up", "source": "lying", "dest": "sitting", "before": ["wake", "stretch", "yawn"]},
         {
@@ -32,7 +32,7 @@ class Body:
 
     def __init__(self, *, rested: bool = True) -> None:
         self.state = "lying"
-        self.story = ("born",)
+        self.history = ("born",)
         self.notes: list[str] = []
         self.stretched = asyncio.Event()
         self.error: Exception | None = None
@@ -72,7 +72,7 @@ def observed():
 
 @pytest.fixture
 def machine(observed):
-    return LessonMachine(CHART, lambda step, seconds: observed.append((step, seconds)))
+    return ChartMachine(CHART, lambda step, seconds: observed.append((step, seconds)))
 
 
 @pytest.mark.gen_test
@@ -137,11 +137,11 @@ async def test_conditions_are_asked_one_after_the_other_before_the_steps(machine
 
 
 @pytest.mark.gen_test
-async def test_a_refused_trigger_names_itself_the_state_and_the_story(machine):
+async def test_a_refused_trigger_names_itself_the_state_and_the_history(machine):
     body = Body()
     with pytest.raises(InvalidTransition, match=r"^can't lie_down in state lying \(before: born\)$"):
         await machine.fire(body, "lie_down")
-    assert (body.notes, body.state, body.story) == ([], "lying", ("born",))
+    assert (body.notes, body.state, body.history) == ([], "lying", ("born",))
 
 
 @pytest.mark.gen_test
@@ -186,8 +186,29 @@ async def test_one_machine_moves_many_models_at_once_and_keeps_none(machine):
 @pytest.mark.parametrize(
     ("state", "rest"), [("lying", ("sit_up", "stand_up")), ("sitting", ("stand_up",)), ("standing", ())]
 )
-def test_the_rest_of_a_join_is_what_its_state_has_not_done(machine, state, rest):
-    assert machine.rest_of_join(state) == rest
+def test_the_rest_of_the_path_is_what_its_state_has_not_done(machine, state, rest):
+    assert machine.rest_of_path(state) == rest
+
+
+def test_from_a_state_with_rows_for_several_triggers_of_the_path_the_first_is_fired():
+    rows = [{"trigger": "sit_up", "source": "sitting", "dest": "sitting"}, *CHART.TRANSITIONS]
+    machine = ChartMachine(SimpleNamespace(**{**vars(CHART), "TRANSITIONS": rows}), lambda *_: None)
+    assert machine.rest_of_path("sitting") == ("sit_up", "stand_up")
+
+
+@pytest.mark.gen_test
+async def test_a_trigger_that_the_chart_does_not_have_at_all_is_refused_likewise(machine):
+    with pytest.raises(InvalidTransition, match=r"^can't fly in state lying"):
+        await machine.fire(Body(), "fly")
+
+
+@pytest.mark.gen_test
+async def test_a_key_error_of_a_step_is_not_taken_for_a_trigger_that_is_not_there(machine):
+    body = Body()
+    body.stretched.set()
+    body.error = KeyError("sit_up")
+    with pytest.raises(KeyError):
+        await machine.fire(body, "sit_up")
 
 
 @pytest.mark.gen_test

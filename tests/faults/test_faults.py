@@ -20,12 +20,12 @@ from cluster import PATIENCE, QUICK_NODES, ROOT, NodeProcess, Postgres, Proxy, V
 from tornado.httpclient import AsyncHTTPClient
 
 from lesson_server import server as server_module
-from lesson_server.gateway import gateway
+from lesson_server.events import join_lesson
 from lesson_server.protocol import rooms
 from lesson_server.server import LessonServer
-from lesson_server.settings.configuration import load
-from lesson_server.settings.settings import Settings
-from lesson_server.stores import health
+from lesson_server.settings.schema import Settings
+from lesson_server.settings.sources import load
+from lesson_server.stores import availability
 from lesson_server.stores.redis import nodes, presence
 
 # The contract: seconds in which a join is answered, and in which a server is itself again once a store has returned.
@@ -216,7 +216,7 @@ async def held_up(node, state="lesson_validated", count=1):
 
     async def reached():
         _, text = await get(node, "/metrics")
-        return f'lesson_connections{{client="participant",state="{state}"}} {count}.0' in text
+        return f'lesson_connections{{client="participant",event="join_lesson",state="{state}"}} {count}.0' in text
 
     await until(reached)
 
@@ -226,7 +226,7 @@ def changes_of_condition(caplog, store):
     return [
         "down" if "is unavailable" in record.message else "up"
         for record in caplog.records
-        if record.name == "lesson_server.stores.health" and record.message.startswith(f"{store} is ")
+        if record.name == "lesson_server.stores.availability" and record.message.startswith(f"{store} is ")
     ]
 
 
@@ -613,7 +613,7 @@ async def test_a_room_reaches_across_nodes(two_nodes, mint):
             sio.on("news", lambda data, name=name: received.append(name))
         assert await answered(near, far) == [SUCCESS] * 2
         await until(lambda: is_ready(there))  # its subscription hears
-        await here._sio.emit("news", {}, room="1")
+        await here._protocol.sio.emit("news", {}, room="1")
         await until(lambda: sorted(received) == ["far", "near"])
         assert await join(waiting) == SUCCESS  # a round trip later, it has heard nothing
         assert sorted(received) == ["far", "near"]
@@ -629,7 +629,7 @@ async def test_a_subscription_that_was_cut_is_made_again(two_nodes, redis_client
         await until(lambda: is_ready(there))
         redis_client.client_kill_filter(_type="pubsub")
         await until(lambda: redis_client.pubsub_numsub("lesson_node_rooms") == [("lesson_node_rooms", 2)], RECOVERED)
-        await here._sio.emit("news", "again", room="1")
+        await here._protocol.sio.emit("news", "again", room="1")
         await until(lambda: received == ["again"])
 
 
@@ -891,8 +891,8 @@ def test_every_time_of_the_matrix_is_what_its_constants_make_of_it():
         **{f"{module.__name__.rpartition('.')[2]}.{name}": value for module in (nodes, presence)
            for name, value in constants_of(module).items()},
         **{name: constants_of(module)[name] for module, name in (
-            (gateway, "JOIN_DEADLINE"), (presence, "REMOVAL_PATIENCE"), (presence, "LATE_WRITE"),
-            (health, "PROBE_INTERVAL"), (health, "PROBE_TIMEOUT"),
+            (join_lesson, "DEADLINE"), (presence, "REMOVAL_PATIENCE"), (presence, "LATE_WRITE"),
+            (availability, "PROBE_INTERVAL"), (availability, "PROBE_TIMEOUT"),
             (server_module, "PRESENCE_DEADLINE"), (server_module, "ANALYTICS_DEADLINE"))},
     }  # fmt: skip
 

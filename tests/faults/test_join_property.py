@@ -13,8 +13,8 @@ from fakes import Faults, Hold, World, run, settle, store_down
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lesson_server.events.connection import Connection
-from lesson_server.gateway.gateway import Answer
+from lesson_server.events.join_lesson import Join as JoinRegion
+from lesson_server.gateway.handlers import Answer
 from lesson_server.stores.redis.records import Entry
 
 # A connection that has not joined is nothing yet. So a cast with somebody in it twice is also one who comes back.
@@ -105,7 +105,7 @@ class Play:
     def __init__(self) -> None:
         self.director = Director()
         self.world = World(faults=self.director)
-        self.cast: list[Connection] = []
+        self.cast: list[JoinRegion] = []
         self.gone: set[int] = set()
         self.joins: list[tuple[int, asyncio.Task[Answer | None]]] = []
         self.ends: list[asyncio.Task[None]] = []
@@ -126,10 +126,10 @@ class Play:
         acting.set(number)
         match action:
             case Join() if number not in self.gone:
-                self.joins.append((number, asyncio.create_task(self.world.join(self.cast[number].sid))))
+                self.joins.append((number, asyncio.create_task(self.world.join(self.cast[number].connection.sid))))
             case Disconnect() if number not in self.gone:
                 self.gone.add(number)
-                self.ends.append(asyncio.create_task(self.world.disconnect(self.cast[number].sid)))
+                self.ends.append(asyncio.create_task(self.world.disconnect(self.cast[number].connection.sid)))
             case Proceed():
                 for _ in range(action.awaits):
                     self.director.proceed(number)
@@ -140,7 +140,7 @@ class Play:
                     await settle()
                 self.director.proceed(number, store_down())
         await settle()
-        assert all(connection.state in connection.CHART.STATES for connection in self.cast)
+        assert all(region.state in region.CHART.STATES for region in self.cast)
         if not self.director.who_waits():
             self.check_rest()
 
@@ -154,42 +154,42 @@ class Play:
 
     def check_states(self) -> None:
         """Every connection is where its joins and its end have led it, and holds what that state says."""
-        for number, connection in enumerate(self.cast):
+        for number, region in enumerate(self.cast):
             answers = [join.result() for owner, join in self.joins if owner == number]
             if number in self.gone:
                 expected = "disconnected"
             elif {"status": "SUCCESS", "data": {}} in answers:
-                expected = "registered" if connection.has_access_token() else "seated"
+                expected = "registered" if region.has_access_token() else "seated"
             else:
                 assert None not in answers
                 expected = "connected"
-            assert connection.state == expected
+            assert region.state == expected
         assert self.world.gateway.connections.keys() == {
-            connection.sid for number, connection in enumerate(self.cast) if number not in self.gone
+            region.connection.sid for number, region in enumerate(self.cast) if number not in self.gone
         }
 
     def check_rooms_and_sessions(self) -> None:
-        joined = [connection for connection in self.cast if connection.state in ("seated", "registered")]
+        joined = [region for region in self.cast if region.state in ("seated", "registered")]
         rooms: dict[str, set[str]] = {}
-        for connection in joined:
-            rooms.setdefault(connection.lesson_id, set()).add(connection.sid)
+        for region in joined:
+            rooms.setdefault(region.connection.handshake.lesson_id, set()).add(region.connection.sid)
         assert self.world.sockets.rooms == rooms
         seated = {sid for sid, session in self.world.sockets.sessions.items() if session}
-        assert seated == {connection.sid for connection in joined}
+        assert seated == {region.connection.sid for region in joined}
 
     def check_presence(self) -> None:
         """Each entry tells of the registered connection that wrote it last, and there is nothing else.
 
         ``{client_id}`` outlives the last connection that was registered, but not a join that failed.
         """
-        by_sid = {connection.sid: connection for connection in self.cast}
+        by_sid = {region.connection.sid: region for region in self.cast}
         shown: dict[tuple[str, str], Entry] = {}
         live: set[tuple[str, str]] = set()
         for record in self.world.presence.written:
-            connection = by_sid[record.sid]
+            region = by_sid[record.sid]
             for entry in record.entries():
                 name = entry.name, entry.fields[0]
-                if connection.state == "registered":
+                if region.state == "registered":
                     shown[name] = entry
                     live.add(name)
         for record in self.world.presence.ended:

@@ -12,7 +12,7 @@ from valkeys import Valkeys, eventually
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.stores.redis import nodes
-from lesson_server.stores.redis.redis_store import RedisStore
+from lesson_server.stores.redis.client import RedisStore
 
 SLOTS = ((0, 5460), (5461, 10922), (10923, 16383))
 # Seconds in which a master counts as failed for the others. Its slots are not served then, those of the others are.

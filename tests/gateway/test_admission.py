@@ -69,7 +69,7 @@ def test_no_rate_is_no_limit(clock):
 
 
 def test_connections_are_bounded_by_their_number_and_their_rate(clock):
-    admission = Admission(max_connections=3, connect_rate=1, join_rate=0)
+    admission = Admission(max_connections=3, connect_rate=1, event_rates={})
     admission.admit_connection(held=2)
     with pytest.raises(ServiceBusy):
         admission.admit_connection(held=3)
@@ -78,13 +78,14 @@ def test_connections_are_bounded_by_their_number_and_their_rate(clock):
         admission.admit_connection(held=0)
 
 
-def test_joins_have_a_rate_of_their_own(clock):
-    admission = Admission(max_connections=1, connect_rate=0.1, join_rate=1)
+def test_each_event_has_a_rate_of_its_own(clock):
+    admission = Admission(max_connections=1, connect_rate=0.1, event_rates={"join_lesson": 1, "take_seat": 1})
     admission.admit_connection(held=0)
-    admission.admit_join()
-    admission.admit_join()
+    admission.admit_event("join_lesson")
+    admission.admit_event("join_lesson")
     with pytest.raises(ServiceBusy, match="the lesson service is busy, try again"):
-        admission.admit_join()
+        admission.admit_event("join_lesson")
+    admission.admit_event("take_seat")
 
 
 # Places
@@ -178,6 +179,6 @@ def test_who_gives_way_may_say_so_itself():
     """As a socket does that is closed."""
     places = Places(1)
     places.take(lambda: place.leave())
-    place = next(iter(places._provisional))
+    place = next(iter(places.provisional))
     places.take(lambda: None)
     assert len(places) == 1

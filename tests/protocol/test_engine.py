@@ -34,16 +34,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tornado.ioloop import IOLoop
 
-from lesson_server.protocol import sessions
+from lesson_server.protocol import engine_socket
 from lesson_server.protocol.engine import ID_BYTES, IDS_AT_ONCE, Engine
-from lesson_server.protocol.http_server import MAX_HEADER_LINES, MAX_PARAMETERS, MAX_URL_SIZE
-from lesson_server.protocol.places import Places
-from lesson_server.protocol.sessions import (
+from lesson_server.protocol.engine_socket import (
     MAX_MESSAGE_SIZE,
     MAX_PACKETS_IN_POST,
     MAX_UNREAD_BYTES,
     MAX_UNREAD_PACKETS,
 )
+from lesson_server.protocol.http_server import MAX_HEADER_LINES, MAX_PARAMETERS, MAX_URL_SIZE
+from lesson_server.protocol.places import Places
 
 impatient = pytest.mark.usefixtures("impatient")
 FOREIGN = "https://elsewhere.example"
@@ -122,10 +122,10 @@ async def test_a_socket_whose_poll_is_answered_carries_no_session_any_more(edge:
     await until(lambda: len(edge.server.places) == 0)
     connection = await edge.connection(receive_buffer=4096)
     await connection.send_request("GET", client.query)
-    await until(lambda: edge.server.places._kept)
+    await until(lambda: edge.server.places.kept)
     await edge.sio.eio.send(client.sid, "x" * 30_000)
-    await until(lambda: not edge.sessions[0]._outbox)
-    await until(lambda: not edge.server.places._kept)
+    await until(lambda: not edge.sockets[0]._outbox)
+    await until(lambda: not edge.server.places.kept)
     assert len(edge.server.places) == 1
 
 
@@ -142,7 +142,7 @@ async def test_the_end_of_a_session_reaches_a_poll_that_waits(edge: Edge) -> Non
 async def test_the_end_of_a_session_reaches_the_next_poll(edge: Edge) -> None:
     client = await edge.connected_polling()
     await client.post(JOIN_WITH_ACK)
-    await until(lambda: edge.sessions[0]._outbox)
+    await until(lambda: edge.sockets[0]._outbox)
     await edge.sio.eio.disconnect(client.sid)
     assert await client.poll() == [ACK]
     assert await client.poll() == ["1"]
@@ -154,7 +154,7 @@ async def test_the_end_of_a_session_reaches_the_next_poll(edge: Edge) -> None:
 async def test_the_last_words_to_a_client_that_never_asks_are_forgotten(edge: Edge) -> None:
     client = await edge.connected_polling()
     await edge.sio.eio.disconnect(client.sid)
-    await until(lambda: not edge.sio.eio._farewells)
+    await until(lambda: not edge.sio.eio._final_payloads)
 
 
 @pytest.mark.gen_test
@@ -169,7 +169,7 @@ async def test_a_session_that_is_ending_is_unknown_to_requests(edge: Edge) -> No
 
     edge.sio.on("disconnect", slow_disconnect)
     leaving = asyncio.create_task(client.post("1"))
-    await until(lambda: edge.sessions[0].closed)
+    await until(lambda: edge.sockets[0].closed)
     assert await client.poll() == ["1"]
     assert (await client.get()).status == 400
     assert (await client.post(JOIN)).status == 400
@@ -235,7 +235,7 @@ async def test_a_polling_client_that_never_polls_is_dropped(edge: Edge) -> None:
     client = await edge.connected_polling()
     for _ in range(MAX_UNREAD_PACKETS + 1):
         await edge.sio.eio.send(client.sid, "")
-    await until(lambda: not edge.sessions)
+    await until(lambda: not edge.sockets)
     assert edge.log == ["client dropped: slow reader"]
     assert await client.poll() == ["1"]
 
@@ -244,7 +244,7 @@ async def test_a_polling_client_that_never_polls_is_dropped(edge: Edge) -> None:
 async def test_large_messages_count_more_than_small_ones(edge: Edge) -> None:
     client = await edge.connected_polling()
     await edge.sio.eio.send(client.sid, "x" * MAX_UNREAD_BYTES)
-    await until(lambda: not edge.sessions)
+    await until(lambda: not edge.sockets)
     assert edge.application.reasons == ["transport error"]
 
 
@@ -256,7 +256,7 @@ async def test_a_defect_is_logged_without_what_the_client_sent(
         raise LookupError
 
     client = await edge.polling()
-    monkeypatch.setattr(edge.sio.eio, "find_session", defective)
+    monkeypatch.setattr(edge.sio.eio, "find_socket", defective)
     assert (await edge.request("POST", f"{client.query}&access_token={SECRET}", b"40{}")).status == 500
     [record] = caplog.records
     assert record.getMessage() == "POST request failed"
@@ -273,7 +273,7 @@ async def test_a_defect_at_the_handshake_of_a_websocket_is_logged_and_not_told(
     def defective(*args: object) -> None:
         raise LookupError("for the log only")
 
-    monkeypatch.setattr(edge.sio.eio, "find_session", defective)
+    monkeypatch.setattr(edge.sio.eio, "find_socket", defective)
     response = await edge.request("GET", f"{websocket_query()}&access_token={SECRET}", **UPGRADE_HEADERS)
     assert (response.status, orjson.loads(response.body)) == (500, {"code": 3, "message": "Internal error"})
     [record] = caplog.records
@@ -294,7 +294,7 @@ async def test_a_defect_at_a_message_of_a_websocket_is_logged_and_ends_it(
     monkeypatch.setattr(edge.sio, "_begin_event", defective)
     await client.send(f'42["join_lesson","{SECRET}"]')
     assert await client.messages() == []
-    await until(lambda: not edge.sessions)
+    await until(lambda: not edge.sockets)
     [record] = caplog.records
     assert record.getMessage() == "a message could not be handled"
     assert SECRET not in caplog.text
@@ -333,7 +333,7 @@ async def test_websocket_handshake_join_and_acknowledgement(edge: Edge) -> None:
     client = await edge.connected()
     await client.send(JOIN_WITH_ACK)
     assert await client.receive() == ACK
-    await edge.sio.eio.send(edge.sessions[0].sid, b"\x02")
+    await edge.sio.eio.send(edge.sockets[0].sid, b"\x02")
     assert await client.receive() == b"\x02"
     await client.leave()
     await until(lambda: edge.application.reasons == ["transport close"])
@@ -359,7 +359,7 @@ async def test_a_request_that_arrives_in_pieces_is_waited_for(edge: Edge) -> Non
     for byte in request[:-1]:
         await connection.write(bytes([byte]))
         await asyncio.sleep(0)
-    assert not edge.sessions
+    assert not edge.sockets
     await connection.write(request[-1:])
     assert (await connection.response()).status == 101
 
@@ -386,7 +386,7 @@ async def test_a_client_that_does_not_answer_the_close_frame_is_closed(
 async def test_a_server_that_has_stopped_closes_the_websockets_that_are_left(edge: Edge) -> None:
     """Whatever their clients do: these have not even been told."""
     clients = [await edge.connected() for _ in range(3)]
-    await edge.server.abort()
+    await edge.sio.eio.abort()
     assert [await client.is_ended() for client in clients] == [b""] * 3
     await until(lambda: edge.application.reasons == ["transport close"] * 3)
 
@@ -494,20 +494,20 @@ async def test_a_client_that_closes_and_never_reads_is_closed_in_time(
     monkeypatch.setattr("lesson_server.protocol.websocket.CLOSE_TIMEOUT", 0.2)
     edge.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     client = await edge.connected(receive_buffer=4096)
-    session = edge.sessions[0]
+    session = edge.sockets[0]
     while session._websocket.is_writable:
         session.send("x" * 1_000)
     await client.write(farewell)
-    await until(lambda: not edge.sessions and not edge.sio.eio.websockets)
+    await until(lambda: not edge.sockets and not edge.sio.eio.websockets)
 
 
 @pytest.mark.gen_test
 async def test_a_lost_connection_leaves_no_timer(edge: Edge) -> None:
     client = await edge.connected()
-    [session] = edge.sessions
+    [session] = edge.sockets
     websocket = session._websocket
     client.disappear()
-    await until(lambda: not edge.sessions)
+    await until(lambda: not edge.sockets)
     assert session._timer.cancelled()
     assert websocket._close_timer is None or websocket._close_timer.cancelled()
 
@@ -528,7 +528,7 @@ async def test_fragments_without_end_leave_no_more_than_their_message(edge: Edge
     begun, rest = JOIN_WITH_ACK[:9], JOIN_WITH_ACK[9:]
     await client.write(frame(begun, final=False) + frame("", 0x0, final=False) * 20_000 + frame("so far", PING))
     assert await client.receive() == b"so far"
-    assert edge.sessions[0]._websocket._fragments == begun.encode()
+    assert edge.sockets[0]._websocket._fragments == begun.encode()
     await client.write(frame(rest, 0x0))
     assert await client.receive() == ACK
 
@@ -550,10 +550,10 @@ async def test_a_client_that_floods_and_never_reads_is_dropped(edge: Edge) -> No
     client = await edge.connected(receive_buffer=4096)
     joins = edge.application.joins
     ack_id = "1" * 100
-    while edge.sessions:
+    while edge.sockets:
         answered = len(joins)
         await client.send(*[f'42{ack_id}["join_lesson"]'] * 8)
-        await until(lambda answered=answered: len(joins) == answered + 8 or not edge.sessions)
+        await until(lambda answered=answered: len(joins) == answered + 8 or not edge.sockets)
     assert edge.log == ["client dropped: slow reader"]
     assert len(joins) * len(ack_id) < MAX_UNREAD_BYTES + 32 * 1024
     await edge.serves_others()
@@ -563,7 +563,7 @@ async def test_a_client_that_floods_and_never_reads_is_dropped(edge: Edge) -> No
 async def test_a_client_that_reads_late_gets_everything_in_order(edge: Edge) -> None:
     edge.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     client = await edge.connected(receive_buffer=4096)
-    [session] = edge.sessions
+    [session] = edge.sockets
     messages = [f"{number:1000}" for number in range(40)]
     sent = 0
     while len(session._outbox) < 3:
@@ -578,7 +578,7 @@ async def behind(edge: Edge) -> Client:
     """A client that has something left to read which the system does not take."""
     edge.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     client = await edge.connected(receive_buffer=4096)
-    [session] = edge.sessions
+    [session] = edge.sockets
     while len(session._outbox) < 10:
         session.send("x" * 1_000)
         if len(session._outbox) == 10:
@@ -590,7 +590,7 @@ async def behind(edge: Edge) -> Client:
 async def test_pings_of_a_client_that_reads_nothing_cost_nothing(edge: Edge) -> None:
     """RFC 6455, 5.5.3: one pong is enough for several pings."""
     client = await behind(edge)
-    [session] = edge.sessions
+    [session] = edge.sockets
     await client.write(frame("x" * 100, PING) * 1_000 + frame(JOIN))
     await until(lambda: edge.application.joins)
     assert session._websocket._underlying.get_write_buffer_size() <= len(frame("4" + "x" * 1_000))
@@ -599,7 +599,7 @@ async def test_pings_of_a_client_that_reads_nothing_cost_nothing(edge: Edge) -> 
 @pytest.mark.gen_test
 async def test_a_slow_reader_gets_what_it_has_left_and_then_the_end(edge: Edge) -> None:
     client = await behind(edge)
-    sent = len(edge.sessions[0]._outbox)
+    sent = len(edge.sockets[0]._outbox)
     await edge.sio.eio.disconnect()
     messages = await client.messages()
     assert len(messages) > sent
@@ -631,7 +631,7 @@ async def test_after_a_fault_a_client_that_reads_nothing_is_closed_in_time(
         monkeypatch.setattr("lesson_server.protocol.websocket.CLOSE_TIMEOUT", 0.05)
     client = await behind(edge)
     client.write_soon(fault + bytes(200_000 if goes_on else 0))
-    await until(lambda: not edge.sessions and not edge.sio.eio.websockets)
+    await until(lambda: not edge.sockets and not edge.sio.eio.websockets)
 
 
 @pytest.mark.gen_test
@@ -641,17 +641,17 @@ async def test_a_client_that_reads_nothing_and_ends_its_sending_is_closed_in_tim
     monkeypatch.setattr("lesson_server.protocol.websocket.CLOSE_TIMEOUT", 0.05)
     client = await behind(edge)
     client._writer.write_eof()
-    await until(lambda: not edge.sessions and not edge.sio.eio.websockets)
+    await until(lambda: not edge.sockets and not edge.sio.eio.websockets)
 
 
 @pytest.mark.gen_test
 async def test_an_upgrade_that_is_given_up_leaves_nothing(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its deadline would hold it, and a client may begin as many as it likes."""
-    monkeypatch.setattr(sessions, "HANDSHAKE_TIMEOUT", 10 * LONG)
+    monkeypatch.setattr(engine_socket, "HANDSHAKE_TIMEOUT", 10 * LONG)
     sid = (await edge.connected_polling()).sid
     websocket = await edge.websocket(sid)
     await websocket.write(frame("x" * 16_000, final=False))
-    left = weakref.ref(edge.sessions[0]._upgrading)
+    left = weakref.ref(edge.sockets[0]._upgrading)
     gc.collect()
     gc.disable()
     try:
@@ -666,7 +666,7 @@ async def test_an_upgrade_that_is_complete_has_no_deadline(edge: Edge) -> None:
     websocket = await edge.probing((await edge.connected_polling()).sid)
     await websocket.send("5", JOIN_WITH_ACK)
     assert await websocket.receive() == ACK
-    assert edge.sessions[0]._upgrade_timer.cancelled()
+    assert edge.sockets[0]._upgrade_timer.cancelled()
 
 
 @pytest.mark.gen_test
@@ -705,14 +705,14 @@ async def test_an_ended_connection_leaves_nothing_to_the_garbage_collector(edge:
             await edge.sio.eio.disconnect()
             await client.messages()
         await client.leave()
-        await until(lambda: not edge.sessions and not edge.sio.eio.websockets)
+        await until(lambda: not edge.sockets and not edge.sio.eio.websockets)
         gc.collect()
         left = {type(item).__name__ for item in gc.garbage}
     finally:
         gc.set_debug(0)
         gc.enable()
         gc.garbage.clear()
-    assert not left & {"Session", "Websocket", "_Protocol", "WSTransport", "EngineHandler", "IOStream", "Task"}
+    assert not left & {"EngineSocket", "Websocket", "_Protocol", "WSTransport", "EngineHandler", "IOStream", "Task"}
 
 
 def handshake(url: str, *headers: str) -> bytes:
@@ -795,7 +795,7 @@ async def test_after_an_upgrade_polling_is_refused(edge: Edge) -> None:
     client = await edge.connected_polling()
     websocket = await edge.websocket(client.sid)
     await websocket.send("2probe", "5")
-    await until(lambda: edge.sessions[0].upgraded)
+    await until(lambda: edge.sockets[0].upgraded)
     assert (await client.get()).status == 400
     assert (await client.post(JOIN)).status == 400
     assert (await edge.request("GET", websocket_query(client.sid), **UPGRADE_HEADERS)).status == 400
@@ -820,7 +820,7 @@ async def test_after_an_upgrade_that_failed_another_one_may_be_tried(edge: Edge)
     client = await edge.connected_polling()
     first = await edge.probing(client.sid)
     await first.leave()
-    await until(lambda: not edge.sessions[0].upgrading)
+    await until(lambda: not edge.sockets[0].upgrading)
     second = await edge.probing(client.sid)
     await second.send("5", JOIN_WITH_ACK)
     assert await second.receive() == ACK
@@ -899,14 +899,14 @@ async def test_a_polling_client_without_a_handshake_is_dropped(edge: Edge) -> No
 @impatient
 @pytest.mark.gen_test
 async def test_after_the_handshake_no_handshake_is_missed(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "PING_INTERVAL", 3 * sessions.HANDSHAKE_TIMEOUT)
+    monkeypatch.setattr(engine_socket, "PING_INTERVAL", 3 * engine_socket.HANDSHAKE_TIMEOUT)
     client = await edge.connected()
     assert await client.receive() == "2"
 
 
 @pytest.mark.gen_test
 async def test_a_client_that_answers_pings_stays(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "PING_INTERVAL", 0.02)
+    monkeypatch.setattr(engine_socket, "PING_INTERVAL", 0.02)
     client = await edge.connected()
     for _ in range(3):
         assert await client.receive() == "2"
@@ -919,8 +919,8 @@ async def test_a_client_that_answers_no_ping_is_dropped(
     edge: Edge, monkeypatch: pytest.MonkeyPatch, packets: tuple[str, ...]
 ) -> None:
     """Whatever else it says: a pong that was sent before the ping is none."""
-    monkeypatch.setattr(sessions, "PING_INTERVAL", 0.05)
-    monkeypatch.setattr(sessions, "PING_TIMEOUT", 0.05)
+    monkeypatch.setattr(engine_socket, "PING_INTERVAL", 0.05)
+    monkeypatch.setattr(engine_socket, "PING_TIMEOUT", 0.05)
     client = await edge.connected()
     await client.send("3")
     assert await client.receive() == "2"
@@ -931,8 +931,8 @@ async def test_a_client_that_answers_no_ping_is_dropped(
 
 @pytest.mark.gen_test
 async def test_a_polling_client_is_pinged_too(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "PING_INTERVAL", 0.05)
-    monkeypatch.setattr(sessions, "PING_TIMEOUT", 0.5)
+    monkeypatch.setattr(engine_socket, "PING_INTERVAL", 0.05)
+    monkeypatch.setattr(engine_socket, "PING_TIMEOUT", 0.5)
     client = await edge.connected_polling()
     assert await client.poll() == ["2"]
     await client.post("3")
@@ -946,7 +946,7 @@ async def test_a_refused_handshake_is_answered_and_its_websocket_closed(edge: Ed
     client = await edge.websocket()
     await client.send(REFUSED_HANDSHAKE)
     assert await client.messages() == ['44{"message":"' + REFUSAL + '"}']
-    assert not edge.sessions
+    assert not edge.sockets
 
 
 @pytest.mark.gen_test
@@ -1027,7 +1027,7 @@ async def test_a_refused_request_is_answered_and_its_socket_closed(
     assert SECRET.encode() not in response.body
     assert response.headers["connection"] == "close"
     assert await connection.is_ended() == b""
-    assert not edge.sessions
+    assert not edge.sockets
     assert edge.log == []
 
 
@@ -1040,7 +1040,7 @@ async def are_told_that_the_server_is_busy(edge: Edge) -> None:
 
 @pytest.mark.gen_test
 async def test_newcomers_for_whose_session_there_is_no_place_are_told_so(edge: Edge) -> None:
-    edge.sio.eio._session_places = Places(1)
+    edge.sio.eio._socket_places = Places(1)
     await edge.connected()
     await are_told_that_the_server_is_busy(edge)
 
@@ -1050,7 +1050,7 @@ async def test_a_server_that_is_about_to_stop_begins_no_session_and_goes_on_with
     edge: Edge,
 ) -> None:
     polling, websocket = await edge.connected_polling(), await edge.connected()
-    edge.sio.eio.refuse_newcomers()
+    edge.sio.eio.refuse_new_clients()
     await are_told_that_the_server_is_busy(edge)
     await polling.post(JOIN_WITH_ACK)
     assert await polling.poll() == [ACK]
@@ -1095,7 +1095,7 @@ async def test_origins(edge: Edge, allowed: tuple[str, ...], origin: str, is_all
 
 
 def test_allowed_origins_reach_the_engine() -> None:
-    eio = Engine(session_places=Places(1), allowed_origins=(FOREIGN,))
+    eio = Engine(socket_places=Places(1), allowed_origins=(FOREIGN,))
     assert eio.allows(FOREIGN, "here.example")
     assert not eio.allows("https://other.example", "here.example")
     assert not eio.allows("null", "")
@@ -1181,7 +1181,7 @@ async def test_a_socket_that_trickles_is_closed(edge: Edge, head: bytes) -> None
     async def trickle() -> None:
         while True:
             await connection.write(b"x")
-            await asyncio.sleep(sessions.HANDSHAKE_TIMEOUT / 10)
+            await asyncio.sleep(engine_socket.HANDSHAKE_TIMEOUT / 10)
 
     trickling = asyncio.create_task(trickle())
     await connection.is_ended()
@@ -1200,20 +1200,20 @@ async def test_a_socket_that_is_kept_alive_for_nothing_is_closed(edge: Edge) -> 
 
 
 def test_each_id_is_as_many_random_bytes_of_its_own() -> None:
-    engine = Engine(session_places=Places(1))
+    engine = Engine(socket_places=Places(1))
     ids = [engine.generate_id() for _ in range(2 * IDS_AT_ONCE)]
     assert {len(base64.urlsafe_b64decode(sid)) for sid in ids} == {ID_BYTES}
     assert len(set(ids)) == len(ids)
 
 
 def test_what_python_socketio_passes_on_reaches_the_engine() -> None:
-    assert Engine(session_places=Places(1), transports=["polling"]).transports == ["polling"]
+    assert Engine(socket_places=Places(1), transports=["polling"]).transports == ["polling"]
 
 
 @pytest.mark.gen_test
 async def test_messages_to_a_session_that_has_gone_are_dropped(edge: Edge) -> None:
     client = await edge.connected_polling()
-    session = edge.sessions[0]
+    session = edge.sockets[0]
     await edge.sio.eio.disconnect(client.sid)
     session.send("late")
     await edge.sio.eio.send(client.sid, "late")
@@ -1252,7 +1252,7 @@ def test_whatever_arrives_nothing_is_left_and_nothing_is_logged_as_an_error(edge
         client = await (edge.connected() if handshake else edge.websocket())
         await client.write(b"".join(frames))
         client.disappear()
-        await until(lambda: not edge.sessions)
+        await until(lambda: not edge.sockets)
 
     @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(st.lists(FRAMES, max_size=12), st.booleans())

@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tornado.ioloop import IOLoop
 
-from lesson_server.protocol import sessions
+from lesson_server.protocol import engine_socket
 from lesson_server.protocol.http_server import MAX_HEAD_SIZE, MAX_HEADER_LINES, MAX_PARAMETERS, MAX_URL_SIZE
-from lesson_server.protocol.protocol import EXTRA_SOCKETS
+from lesson_server.protocol.server import EXTRA_SOCKETS
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n"
 METRICS = b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -67,7 +67,7 @@ async def test_a_polling_client_that_reads_no_answer_is_closed(edge: Edge) -> No
     await edge.sio.eio.send(client.sid, "x" * 30_000)
     connection = await edge.connection(receive_buffer=4096)
     connection.write_soon(WAITING % client.sid.encode())
-    await until(lambda: not edge.sessions[0]._outbox)
+    await until(lambda: not edge.sockets[0]._outbox)
     await until(lambda: len(edge.server.places) == 0)
 
 
@@ -82,7 +82,7 @@ async def test_a_client_that_does_not_send_its_body_in_time_is_closed(edge: Edge
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No deadline ends while a test runs."""
-    monkeypatch.setattr(sessions, "HANDSHAKE_TIMEOUT", 10 * LONG)
+    monkeypatch.setattr(engine_socket, "HANDSHAKE_TIMEOUT", 10 * LONG)
 
 
 @pytest.mark.usefixtures("patient")

@@ -13,7 +13,7 @@ NAMESPACE = "/"
 @pytest.fixture
 def rooms():
     rooms = LocalRooms()
-    rooms.set_server(SocketServer(client_manager=rooms, session_places=Places(1)))
+    rooms.set_server(SocketServer(client_manager=rooms, socket_places=Places(1)))
     return rooms
 
 

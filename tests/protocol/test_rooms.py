@@ -37,8 +37,8 @@ async def test_what_is_emitted_on_one_node_reaches_the_room_on_both(nodes):
         received = news_of(first, second, outside)
         assert await join(first) == await join(second) == SUCCESS
         await asyncio.gather(here._rooms.ping(), there._rooms.ping())
-        await here._sio.emit("news", {"from": "here"}, room="1")
-        await there._sio.emit("news", {"from": "there"}, room="1")
+        await here._protocol.sio.emit("news", {"from": "here"}, room="1")
+        await there._protocol.sio.emit("news", {"from": "there"}, room="1")
         await until(lambda: all(len(box) == 2 for box in received[:2]))
         assert received[2] == []
         for box in received[:2]:
@@ -94,7 +94,7 @@ async def test_a_killed_subscription_is_renewed_and_hears_again(nodes, redis_cli
             await asyncio.gather(here._rooms.ping(), there._rooms.ping())
             assert redis_client.execute_command("CLIENT", "KILL", "TYPE", "pubsub") == 2
             await until(lambda: redis_client.pubsub_numsub("lesson_node_rooms") == [("lesson_node_rooms", 2)])
-            await here._sio.emit("news", {}, room="1")
+            await here._protocol.sio.emit("news", {}, room="1")
             await until(lambda times=times: len(received) == times)
 
 
@@ -242,5 +242,5 @@ async def test_without_redis_the_clients_of_this_node_are_served(server, monkeyp
         (received,) = news_of(sio)
         await join(sio)
         monkeypatch.setattr(server._rooms, "_send", outage)
-        await server._sio.emit("news", {}, room="1")
+        await server._protocol.sio.emit("news", {}, room="1")
         await until(lambda: received)

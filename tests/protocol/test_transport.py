@@ -25,8 +25,8 @@ from edge import (
 from socketio.packet import Packet
 from tornado.web import RequestHandler
 
+from lesson_server.protocol.engine_socket import MAX_MESSAGE_SIZE
 from lesson_server.protocol.places import Places
-from lesson_server.protocol.sessions import MAX_MESSAGE_SIZE
 from lesson_server.protocol.transport import MAX_EVENT_SIZE, MAX_WAITING_EVENTS, SocketServer, TooMuchData
 
 # The handshake
@@ -69,7 +69,7 @@ async def test_a_refused_client_is_neither_connected_nor_disconnected(edge: Edge
     client = await edge.websocket()
     await client.send(REFUSED_HANDSHAKE, JOIN_WITH_ACK)
     assert await client.messages() == ['44{"message":"' + REFUSAL + '"}']
-    await until(lambda: not edge.sessions)
+    await until(lambda: not edge.sockets)
     assert (edge.application.connected, edge.application.ended, edge.application.joins) == ([], [], [])
 
 
@@ -89,7 +89,7 @@ async def test_nothing_is_an_event_before_the_handshake(edge: Edge, packet: str)
     client = await edge.websocket()
     await client.send(packet)
     assert await client.messages() == []
-    await until(lambda: not edge.sessions)
+    await until(lambda: not edge.sockets)
     assert edge.application.joins == []
     assert len(edge.log) == 1
 
@@ -113,7 +113,7 @@ async def test_a_defect_in_the_handler_of_the_handshake_leaves_nothing(
     assert await websocket.messages() == []
     assert (await polling.post("40{}")).body == b"ok"
     assert await polling.poll() == ["1"]
-    await until(lambda: not edge.sessions)
+    await until(lambda: not edge.sockets)
     assert [record.getMessage() for record in caplog.records] == ["the handler of a handshake failed"] * 2
     caplog.clear()
 
@@ -128,7 +128,7 @@ async def test_a_defect_in_a_handler_of_the_end_leaves_nothing(edge: Edge) -> No
     await edge.connected()
     with pytest.raises(LookupError, match="seen by the caller"):
         await edge.sio.eio.disconnect()
-    assert not edge.sessions
+    assert not edge.sockets
 
 
 # Events
@@ -262,7 +262,7 @@ async def test_a_packet_that_is_none_of_a_client_s_ends_its_session(
     client = await edge.connected()
     await client.send(*messages, JOIN)
     assert await client.messages() == []
-    await until(lambda: not edge.sessions)
+    await until(lambda: not edge.sockets)
     assert edge.application.reasons == ["transport error"]
     assert edge.application.joins == []
     [line] = edge.log
@@ -304,7 +304,7 @@ async def test_a_client_that_waits_may_send_as_many_events_as_it_likes(edge: Edg
     for _ in range(3 * MAX_WAITING_EVENTS):
         await client.send(JOIN_WITH_ACK)
         assert await client.receive() == ACK
-    [session] = edge.sessions
+    [session] = edge.sockets
     await until(lambda: session.waiting_events == 0)
 
 
@@ -329,7 +329,7 @@ async def test_what_runs_for_a_session_may_use_it_until_its_end_has_been_handled
     seen = []
 
     async def join_lesson(sid: str) -> dict[str, Any]:
-        await until(lambda: edge.sessions[0].closed)
+        await until(lambda: edge.sockets[0].closed)
         await edge.sio.save_session(sid, {"seat": 30})
         await edge.sio.enter_room(sid, "lesson")
         joined.set()
@@ -364,14 +364,14 @@ async def test_a_server_that_stops_waits_for_the_end_of_clients_that_have_just_g
         client.disappear()
     else:
         await client.send(leaves)
-    await until(lambda: edge.sessions[0].closed)
+    await until(lambda: edge.sockets[0].closed)
     stopping = asyncio.create_task(edge.sio.eio.disconnect())
     await asyncio.sleep(0.01)
     assert not stopping.done()
     may_end.set()
     await stopping
     assert len(edge.application.ended) == 1
-    assert not edge.sessions
+    assert not edge.sockets
 
 
 @pytest.mark.gen_test
@@ -422,7 +422,7 @@ def test_a_private_part_that_we_lean_on_is_as_it_was(function: Any) -> None:
 
 
 def test_the_private_attributes_that_we_lean_on_are_as_they_were() -> None:
-    sio = SocketServer(session_places=Places(1))
+    sio = SocketServer(socket_places=Places(1))
     assert sio.environ == {}
     assert sio.handlers == {}
     assert sio.eio.sockets == {}

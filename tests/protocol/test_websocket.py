@@ -18,8 +18,8 @@ from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
 from lesson_server.errors import ServiceBusy
 from lesson_server.protocol import websocket
+from lesson_server.protocol.engine_socket import MAX_MESSAGE_SIZE
 from lesson_server.protocol.places import Places
-from lesson_server.protocol.sessions import MAX_MESSAGE_SIZE
 from lesson_server.protocol.websocket import READ_SIZE, Websocket
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n%b\r\n" % b"".join(

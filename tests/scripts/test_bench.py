@@ -23,7 +23,7 @@ from load_generator import LESSON_SIZE, Load, frame
 from measuring import Process, Stores
 from workloads import LESSONS, SEATS, LoadProcess, Scale, Workloads, is_warm, load_generator, not_kept_up
 
-from lesson_server.embedded.embedded import EmbeddedStores
+from lesson_server.embedded.stores import EmbeddedStores
 
 CLASS = 10
 HOUR = 60 * 60

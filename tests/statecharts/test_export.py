@@ -1,9 +1,10 @@
-"""The drawings are those of the charts, wherever they were drawn; docs/arrows.md names what the charts name."""
+"""The drawings are those of the charts, wherever they were drawn; the pages of the events name what the charts name."""
 
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
@@ -13,9 +14,11 @@ import pytest
 from statecharts import export
 
 ROOT = Path(__file__).parents[2]
-DRAWINGS = ["participant.mmd", "participant.svg", "teacher.mmd", "teacher.svg"]
+CHARTS = export.find_charts()
+EVENTS = sorted({chart.EVENT for chart in CHARTS})
+DRAWINGS = sorted(f"{chart.EVENT}/{chart.CLIENT}.{ending}" for chart in CHARTS for ending in ("mmd", "svg"))
 
-every_chart = pytest.mark.parametrize("name", export.CHARTS)
+every_chart = pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: f"{chart.EVENT}-{chart.CLIENT}")
 every_drawing = pytest.mark.parametrize("drawing", DRAWINGS)
 
 
@@ -28,8 +31,19 @@ def diagrams(tmp_path, monkeypatch) -> Path:
     return copy
 
 
-def names(chart: ModuleType, *lists: str) -> set[str]:
-    return {name for row in chart.TRANSITIONS for kind in lists for name in row.get(kind, [])}
+def names(charts: Iterable[ModuleType]) -> set[str]:
+    """The steps and conditions that the charts name."""
+    rows = [row for chart in charts for row in chart.TRANSITIONS]
+    return {name for row in rows for kind in ("before", "conditions") for name in row.get(kind, [])}
+
+
+def test_the_charts_are_those_of_the_contract():
+    assert DRAWINGS[:4] == [
+        "join_lesson/participant.mmd",
+        "join_lesson/participant.svg",
+        "join_lesson/teacher.mmd",
+        "join_lesson/teacher.svg",
+    ]
 
 
 # Fresh
@@ -48,18 +62,18 @@ def test_the_command_of_the_message_is_a_command():
 def test_drawing_again_changes_nothing_but_the_layout(diagrams, capsys):
     """The Graphviz of this machine need not be the one of the machine that the drawings were made on."""
     pytest.importorskip("pygraphviz")
-    committed = {path: path.read_bytes() for path in diagrams.glob("*.mmd")}
-    for path in diagrams.iterdir():
-        path.unlink()
+    committed = {path: path.read_bytes() for path in diagrams.rglob("*.mmd")}
+    shutil.rmtree(diagrams)
     assert export.main([]) == 0
     assert sorted(capsys.readouterr().out.split()) == [str(diagrams / drawing) for drawing in DRAWINGS]
-    assert {path: path.read_bytes() for path in diagrams.glob("*.mmd")} == committed
+    assert {path: path.read_bytes() for path in diagrams.rglob("*.mmd")} == committed
     assert export.main(["--check"]) == 0
 
 
 def test_another_layout_of_the_same_chart_is_fresh(diagrams):
-    source = export.dot("teacher", export.CHARTS["teacher"])
-    (diagrams / "teacher.svg").write_text(export.seal(source, "<svg/>\n"))
+    (chart, *_) = CHARTS
+    source = export.dot(chart)
+    (diagrams / chart.EVENT / f"{chart.CLIENT}.svg").write_text(export.seal(source, "<svg/>\n"))
     assert export.main(["--check"]) == 0
 
 
@@ -121,11 +135,17 @@ def with_another_sentence(chart: ModuleType) -> dict[str, object]:
 
 @every_chart
 @pytest.mark.parametrize("change", [without_last_row, with_steps_reversed, with_a_condition, with_another_sentence])
-def test_a_chart_that_changed_makes_both_its_drawings_stale(diagrams, capsys, monkeypatch, name, change):
-    chart = export.CHARTS[name]
+def test_a_chart_that_changed_makes_both_its_drawings_stale(diagrams, capsys, monkeypatch, chart, change):
     for attribute, value in change(chart).items():
         monkeypatch.setattr(chart, attribute, value)
-    assert_check_fails(capsys, f"{diagrams / name}.mmd is stale", f"{diagrams / name}.svg is stale")
+    stem = diagrams / chart.EVENT / chart.CLIENT
+    assert_check_fails(capsys, f"{stem}.mmd is stale", f"{stem}.svg is stale")
+
+
+def test_a_drawing_of_no_chart_is_told(diagrams, capsys):
+    stray = diagrams / "join_lesson" / "hub.svg"
+    stray.write_text("<svg/>")
+    assert_check_fails(capsys, f"{stray} is of no chart")
 
 
 # Complete
@@ -138,8 +158,7 @@ def words(row: dict) -> list[str]:
 
 
 @every_chart
-def test_mermaid_has_an_arrow_for_each_row_and_a_note_for_each_state(name):
-    chart = export.CHARTS[name]
+def test_mermaid_has_an_arrow_for_each_row_and_a_note_for_each_state(chart):
     lines = [line.strip() for line in export.mermaid(chart).splitlines()]
     assert lines[:2] == ["stateDiagram-v2", f"[*] --> {chart.INITIAL}"]
     for row in chart.TRANSITIONS:
@@ -150,12 +169,11 @@ def test_mermaid_has_an_arrow_for_each_row_and_a_note_for_each_state(name):
 
 
 @every_chart
-def test_the_picture_has_every_row_with_its_words_in_order(name):
+def test_the_picture_has_every_row_with_its_words_in_order(chart):
     """Read from the committed SVG: what Graphviz was given is one thing, what a reader sees another."""
-    chart = export.CHARTS[name]
     svg = "{http://www.w3.org/2000/svg}"
     drawn: dict[str, list[list[str]]] = {}
-    for group in ElementTree.parse(export.DIAGRAMS / f"{name}.svg").iter(f"{svg}g"):
+    for group in ElementTree.parse(export.DIAGRAMS / chart.EVENT / f"{chart.CLIENT}.svg").iter(f"{svg}g"):
         title = re.sub(r":\w+", "", group.find(f"{svg}title").text)  # without the sides: ``seated:w->connected:sw``
         drawn.setdefault(title, []).append([text.text.strip() for text in group.findall(f"{svg}text")])
     for row in chart.TRANSITIONS:
@@ -166,19 +184,21 @@ def test_the_picture_has_every_row_with_its_words_in_order(name):
     assert len(drawn[f"start->{chart.INITIAL}"]) == 1
 
 
-# docs/arrows.md
+# docs/events/
 
 
-def documented(section: str) -> set[str]:
-    """The names in the column "Step" of a section's table."""
-    text = (ROOT / "docs" / "arrows.md").read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
-    header, _, *rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
-    column = header.index(next(title for title in header if title.strip() == "Step"))
-    return {name for row in rows for name in re.findall(r"`(\w+)`", row[column])}
-
-
-@pytest.mark.parametrize(("name", "section"), [("teacher", "Teacher App"), ("participant", "Participant")])
-def test_the_table_of_arrows_names_what_the_chart_names(name, section):
-    assert documented(section) | documented("Steps that are no arrow") == names(
-        export.CHARTS[name], "before", "conditions"
-    )
+@pytest.mark.parametrize("event", EVENTS)
+def test_the_page_of_an_event_names_what_its_charts_name(event):
+    """Every step stands in a table with a column "Step"; a name that no chart has is a step that was renamed."""
+    text = (ROOT / "docs" / "events" / f"{event}.md").read_text()
+    documented: set[str] = set()
+    column = None
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        if "Step" in cells:
+            column = cells.index("Step")
+        elif not cells:
+            column = None
+        elif column is not None:
+            documented |= set(re.findall(r"`(\w+)`", cells[column]))
+    assert documented == names(chart for chart in CHARTS if event == chart.EVENT)

@@ -21,7 +21,7 @@ from platform import machine
 import psutil
 import redis
 
-from lesson_server.embedded.embedded import EmbeddedStores
+from lesson_server.embedded.stores import EmbeddedStores
 
 ROOT = Path(__file__).parents[2]
 KEY = "a key of the tests, long enough for HS256"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lesson_server.settings.configuration import load
-from lesson_server.settings.settings import SettingsError
+from lesson_server.settings.schema import SettingsError
+from lesson_server.settings.sources import load
 
 # Writes a file of settings.
 WriteToml = Callable[[str], Path]

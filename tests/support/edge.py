@@ -16,14 +16,14 @@ from socketio.exceptions import ConnectionRefusedError  # noqa: A004 (the librar
 from tornado.ioloop import IOLoop
 from tornado.testing import bind_unused_port
 
-from lesson_server.embedded.embedded import EmbeddedStores
-from lesson_server.http.web import Readiness, routes
-from lesson_server.protocol.protocol import ProtocolServer
+from lesson_server.embedded.stores import EmbeddedStores
+from lesson_server.http.pages import Readiness, routes
+from lesson_server.protocol.engine_socket import HANDSHAKE_TIMEOUT, SEPARATOR, EngineSocket
 from lesson_server.protocol.rooms import Rooms
-from lesson_server.protocol.sessions import HANDSHAKE_TIMEOUT, SEPARATOR, Session
+from lesson_server.protocol.server import ProtocolServer
 from lesson_server.protocol.transport import SocketServer
 from lesson_server.protocol.worker import Worker, make_inboxes
-from lesson_server.stores.redis.redis_store import RedisStore
+from lesson_server.stores.redis.client import RedisStore
 
 LONG = 20.0  # seconds to wait for what always comes
 # What a client sends and the log must never show. In URLs it stands as it is.
@@ -168,10 +168,10 @@ class Edge(Clients):
         )
         self.sio = self.server.sio
         self.application = FakeApplication(self.sio)
-        self.server.open([self.socket])
+        self.server.start([self.socket])
 
     @property
-    def sessions(self) -> list[Session]:
+    def sockets(self) -> list[EngineSocket]:
         return list(self.sio.eio.sockets.values())
 
     @property
@@ -202,22 +202,20 @@ class Edge(Clients):
 
     async def stop(self) -> None:
         """Takes every client away."""
-        self.server.close()
         self.application.may_answer.set()
         self.disappear()
         # A polling client that has gone is missed only when it doesn't answer a ping; a websocket at once.
-        await until(lambda: not any(session.upgraded for session in self.sessions))
-        await self.sio.eio.disconnect()
+        await until(lambda: not any(session.upgraded for session in self.sockets))
+        await self.server.stop()
         await until(lambda: not self.sio.eio.sockets and not self.sio.eio._tasks)
         await self.rooms.close()
-        await self.server.abort()
         await self._redis.close()
 
     def check(self) -> None:
         """Asserts that nothing of any client is left, and that the log kept to the rules."""
         assert left_of(self.sio) == {}
         assert len(self.server.places) == 0
-        assert len(self.sio.eio._session_places) == 0
+        assert len(self.sio.eio._socket_places) == 0
         assert sorted(self.application.connected) == sorted(sid for sid, _ in self.application.ended)
 
         for record in self._caplog.get_records("call") + self._caplog.get_records("teardown"):
@@ -297,7 +295,7 @@ def workers_fixture(
 @pytest.fixture(name="impatient")
 def impatient_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
     """The handshake timeouts are short. Before ``edge``: the HTTP server reads them when it is made."""
-    monkeypatch.setattr("lesson_server.protocol.sessions.HANDSHAKE_TIMEOUT", HANDSHAKE_TIMEOUT / 100)
+    monkeypatch.setattr("lesson_server.protocol.engine_socket.HANDSHAKE_TIMEOUT", HANDSHAKE_TIMEOUT / 100)
 
 
 # Clients

@@ -18,7 +18,7 @@ from explorer_scenarios import SCENARIOS, Scenario
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from lesson_server.embedded.embedded import EmbeddedStores
+from lesson_server.embedded.stores import EmbeddedStores
 
 # Schedules of one scenario with so many faults. All of them take minutes; what is cut is said.
 LIMIT = 3_000

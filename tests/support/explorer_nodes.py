@@ -15,17 +15,18 @@ from unittest.mock import patch
 from explorer_choices import keys_of
 from explorer_loop import NodeLoop, origin
 from explorer_scenarios import Scenario, Tab
-from fakes import FakeAnalytics, FakeIdentities, FakeLessons, FakeSockets, Faults
+from fakes import FakeAnalytics, FakeLessons, FakeSockets, FakeTokens, Faults, unlimited
 
-from lesson_server.events.connection import Services
-from lesson_server.gateway.admission import Admission
-from lesson_server.gateway.gateway import Answer, Gateway
+from lesson_server.events.join_lesson import JOIN_LESSON
+from lesson_server.events.registry import EVENTS
+from lesson_server.events.services import Services
+from lesson_server.gateway.handlers import Answer, Gateway
 from lesson_server.metrics import Metrics
 from lesson_server.stores.redis import nodes, presence
+from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.nodes import Node
-from lesson_server.stores.redis.redis_shard import Command
-from lesson_server.stores.redis.redis_store import RedisStore
 from lesson_server.stores.redis.seats import Seats
+from lesson_server.stores.redis.shard import Command
 
 RETENTION = 7 * 86_400
 SEAT_COUNT = 2
@@ -143,12 +144,12 @@ class Member:
             lessons=FakeLessons(faults, {tab.lesson_id: SEAT_COUNT for tab in scenario.tabs}),  # type: ignore[arg-type]
             seats=seat_maps,
             presence=self.presence,
-            identities=FakeIdentities(),  # type: ignore[arg-type]
+            tokens=FakeTokens(),  # type: ignore[arg-type]
             analytics=self.analytics,  # type: ignore[arg-type]
             metrics=_metrics(),
             trust_teacher_user_id=False,
         )
-        self.gateway = Gateway(self.sockets, services, Admission(1_000, 0, 0))
+        self.gateway = Gateway(self.sockets, services, unlimited(), EVENTS)
         self.node = Node(self.store, self.presence, seat_maps, self.gateway)
 
     # The events of a scenario
@@ -157,7 +158,7 @@ class Member:
         if tab.sid not in self.gateway.connections:
             self.sockets.open(tab.sid)
             self.gateway.connect(tab.sid, {}, tab.auth)
-        return await self.gateway.join_lesson(tab.sid)
+        return await self.gateway.answer(JOIN_LESSON, tab.sid)
 
     async def leave(self, tab: Tab) -> None:
         self.sockets.close(tab.sid)

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from explorer_nodes import SEAT_COUNT
 from explorer_scenarios import FLUSH, Tab
 from explorer_world import Violation, World
+from joins import join_of
 
 from lesson_server.errors import StoreUnavailable
-from lesson_server.gateway.gateway import SUCCESS, Answer
+from lesson_server.gateway.handlers import Answer
 from lesson_server.stores.redis.records import decode
 
 CLAIMS = "lesson_node_claims:"  # how the keys of the claims begin
+SUCCESS: Answer = {"status": "SUCCESS", "data": {}}
 UNAVAILABLE: Answer = {"status": "ERROR", "message": str(StoreUnavailable("", ""))}
 
 
@@ -77,7 +79,7 @@ def _events(world: World) -> Iterator[str]:
             if answer not in allowed:
                 yield f"{begun.label} was answered {answer}"
             connection = world.members[tab.node].gateway.connections.get(who)
-            if is_live(world, tab) and (connection is None or not connection.is_present):
+            if is_live(world, tab) and (connection is None or not join_of(connection).is_present):
                 yield f"{who} has joined, and is {connection}"
 
 

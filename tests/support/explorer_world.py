@@ -14,7 +14,7 @@ from explorer_scenarios import CRASH, FLUSH, LATE, LOST, UNANSWERED, Event, Scen
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.stores.redis import nodes, presence_scripts, seats
-from lesson_server.stores.redis.redis_shard import Command
+from lesson_server.stores.redis.shard import Command
 
 # More choices than any scenario has: one that goes on has a node that asks without end.
 ENDLESS = 2_000

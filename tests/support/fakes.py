@@ -9,20 +9,25 @@ sockets are in the process, and have no answer to lose.
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
+from joins import join_of
+
 from lesson_server.errors import AccessTokenExpired, AccessTokenInvalid, LessonNotFound, StoreUnavailable
-from lesson_server.events.connection import Connection, Services
+from lesson_server.events.event import Event
+from lesson_server.events.join_lesson import Join
+from lesson_server.events.registry import EVENTS
+from lesson_server.events.services import Services
 from lesson_server.gateway.admission import Admission
-from lesson_server.gateway.gateway import Answer, Gateway
-from lesson_server.identity import Identity
+from lesson_server.gateway.handlers import Answer, Gateway
 from lesson_server.metrics import Metrics
 from lesson_server.stores.rds.lessons import Lesson
+from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.records import Entry, Record
-from lesson_server.stores.redis.redis_shard import Command
-from lesson_server.stores.redis.redis_store import RedisStore
+from lesson_server.stores.redis.shard import Command
+from lesson_server.tokens import Identity
 
 T = TypeVar("T")
 
@@ -317,7 +322,7 @@ class BreakableStore(RedisStore):
         raise store_down()
 
 
-class FakeIdentities:
+class FakeTokens:
     """Tokens that can be read: ``<role>:<subject>``; besides ``expired`` and whatever else, which is invalid."""
 
     def verify(self, token: object) -> Identity:
@@ -336,6 +341,16 @@ class FakeAnalytics:
     def reconnect(self, client_id: str, sid: str, lesson_id: str, role: str) -> None:
         self.reconnects.append((client_id, sid, lesson_id, role))
 
+    def start(self) -> None:
+        """Nothing is sent."""
+
+    def close(self, deadline: float) -> None:
+        """Nothing is left."""
+
+
+def unlimited(events: Sequence[Event] = EVENTS) -> Admission:
+    return Admission(1_000, 0, dict.fromkeys((event.name for event in events), 0))
+
 
 class World:
     """A gateway with its services in memory: lesson ``1`` has 3 seats, lesson ``2`` has 2, lesson ``0`` none."""
@@ -346,6 +361,7 @@ class World:
         faults: Faults | None = None,
         trust_teacher_user_id: bool = False,
         admission: Admission | None = None,
+        events: Sequence[Event] = EVENTS,
     ) -> None:
         self.faults = faults or Faults()
         self.redis = FakeRedis()
@@ -360,17 +376,18 @@ class World:
             lessons=self.lessons,
             seats=self.seats,
             presence=self.presence,
-            identities=FakeIdentities(),
+            tokens=FakeTokens(),
             analytics=self.analytics,
             metrics=self.metrics,
             trust_teacher_user_id=trust_teacher_user_id,
         )
-        self.gateway = Gateway(self.sockets, self.services, admission or Admission(1_000, 0, 0))
+        self.gateway = Gateway(self.sockets, self.services, admission or unlimited(events), events)
 
-    async def connect(self, sid: str, auth: object) -> Connection:
+    async def connect(self, sid: str, auth: object) -> Join:
+        """Connects a client; its join is in the state that its chart begins with."""
         self.sockets.open(sid)
         self.sockets.handlers["connect"](sid, {}, auth)
-        return self.gateway.connections[sid]
+        return join_of(self.gateway.connections[sid])
 
     async def join(self, sid: str, *data: object) -> Answer | None:
         return await self.sockets.handlers["join_lesson"](sid, *data)
@@ -382,11 +399,12 @@ class World:
 
     def joins(self, client: str) -> dict[str, float]:
         """The answers counted for a client, by outcome."""
-        (family,) = self.metrics.joins.collect()
+        (family,) = self.metrics.events.collect()
         return {
             sample.labels["outcome"]: sample.value
             for sample in family.samples
-            if sample.name == "lesson_joins_total" and sample.labels["client"] == client
+            if sample.name == "lesson_events_total"
+            and (sample.labels["event"], sample.labels["client"]) == ("join_lesson", client)
         }
 
     def held_by(self, sid: str) -> list[str]:

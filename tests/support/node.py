@@ -8,7 +8,7 @@ import importlib
 import json
 import sys
 
-from lesson_server.cli.cli import main
+from lesson_server.cli.commands import main
 
 if __name__ == "__main__":
     for name, seconds in json.loads(sys.argv[1]).items():

@@ -1,5 +1,7 @@
-"""``rds.lesson_query``, the operator's query for one lesson: as it is, for several lessons at once, and what is wrong
-with it. The start explains and prepares it, and never runs it: it may be slow, and it may write."""
+"""``rds.lesson_query``, the operator's query for one lesson.
+
+Here it is asked as it is, and for several lessons at once; and here is found out what is wrong with it.
+"""
 
 import logging
 import re
@@ -10,8 +12,8 @@ from typing import Any
 import psycopg2
 import psycopg2.errors
 
-from lesson_server.settings.settings import SettingsError
-from lesson_server.stores.rds.rds import Statement, StatementFault, cause_of
+from lesson_server.settings.schema import SettingsError
+from lesson_server.stores.rds.connections import Statement, StatementFault, cause_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ class LessonQuery:
         self._text = text.strip().rstrip(";")
 
     def for_one(self, lesson_id: str) -> Statement:
-        """The statement that asks for one lesson."""
+        """Return the statement that asks for one lesson."""
         return self._text, {"lesson_id": lesson_id}
 
     def for_several(self, lesson_ids: Sequence[str]) -> Statement:
@@ -55,7 +57,7 @@ class LessonQuery:
         return " UNION ALL ".join(parts), parameters
 
     async def check(self, fetch: Fetch) -> bool:
-        """Finds a wrong query at the start: at a join it would look like an outage.
+        """Find a wrong query at the start: at a join it would look like an outage.
 
         Args:
             fetch: :meth:`Rds.fetch`.
@@ -117,8 +119,10 @@ class LessonQuery:
 
 
 class _Numbers:
-    """Stands for the parameters of psycopg2 and gives them the names that PREPARE wants: each use of the lesson's id is
-    one of its own, as it is with psycopg2, for each may be of another type."""
+    """The parameters of psycopg2, under the names that PREPARE wants.
+
+    Each use of the lesson's id is a parameter of its own, as it is with psycopg2, because each may be of another type.
+    """
 
     def __init__(self) -> None:
         self._last = 0
@@ -129,8 +133,10 @@ class _Numbers:
 
 
 def is_about(fault: StatementFault, lesson_id: str) -> bool:
-    """Whether RDS refused the lesson's id: such a lesson does not exist. It may have stumbled over its own data, too,
-    and then its message names those."""
+    """Whether RDS refused the lesson's id: such a lesson does not exist.
+
+    It may have stumbled over its own data, too, and then its message names those.
+    """
     return isinstance(fault.error, NO_ID) and lesson_id in _WORD.findall(fault.error.diag.message_primary)
 
 

@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lesson_server.errors import LessonNotFound
+from lesson_server.stores.rds.connections import Rds, StatementFault, cause_of
 from lesson_server.stores.rds.lesson_query import LessonQuery, is_about
-from lesson_server.stores.rds.rds import Rds, StatementFault, cause_of
 
 # A lesson_id, as text.
 LESSON_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -94,7 +94,7 @@ class Lessons:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """Opens the connections.
+        """Open the connections.
 
         Raises:
             SettingsError: RDS can't make sense of the query.
@@ -105,14 +105,14 @@ class Lessons:
             self._lessons_in_query = self._max_lessons_in_query = 1
 
     async def close(self) -> None:
-        """Ends the lookups and closes the connections."""
+        """End the lookups and close the connections."""
         self._fail_all()
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self._rds.close()
 
     async def get(self, lesson_id: str) -> Lesson:
-        """The lesson of that id.
+        """Return the lesson of that id.
 
         Source: Teacher App and Participant diagrams, arrows 2 to 4 and 6.
 
@@ -230,8 +230,10 @@ class Lessons:
             self._lessons_in_query = min(len(wanted) * 2, self._max_lessons_in_query)
 
     async def _attend_to_slow(self, query: "asyncio.Task[None]", lookups: list[_Lookup]) -> None:
-        """Decides what becomes of a query that is slow, and of its lessons. A query that is cancelled closes its
-        connection."""
+        """Decides what becomes of a query that is slow, and of its lessons.
+
+        A query that is cancelled closes its connection.
+        """
         may_go_on = not self._slow_turns.locked()
         if all(lookup.outcome.done() for lookup in lookups):
             may_go_on = False
@@ -268,7 +270,7 @@ class Lessons:
 
     @staticmethod
     async def _end_or_outcomes(query: "asyncio.Task[None]", lookups: list[_Lookup]) -> None:
-        """Waits until a query has ended, or all of its lookups have an outcome from elsewhere."""
+        """Wait until a query has ended, or all of its lookups have an outcome from elsewhere."""
         while not query.done():
             unsettled = [lookup.outcome for lookup in lookups if not lookup.outcome.done()]
             if not unsettled:
@@ -277,7 +279,7 @@ class Lessons:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
 
     async def _load(self, lookups: list[_Lookup]) -> bool:
-        """Runs one query, and settles its lookups by the answer, or by what went wrong.
+        """Run one query, and settle its lookups by the answer, or by what went wrong.
 
         Returns:
             whether it was quick.
@@ -306,7 +308,7 @@ class Lessons:
         return clock() - started < self._patience
 
     async def _seat_counts(self, lesson_ids: list[str]) -> dict[str, Any]:
-        """What RDS says of those lessons that exist."""
+        """Return what RDS says of those lessons that exist."""
         if len(lesson_ids) > 1:
             rows = await self._rds.fetch(*self._query.for_several(lesson_ids))
             return dict(reversed(rows))  # of several rows the first counts
@@ -315,7 +317,7 @@ class Lessons:
 
 
 def _lesson(lesson_id: str, seat_counts: dict[str, Any]) -> Lesson | ValueError | None:
-    """The lesson, None if RDS has not found it, or why its number of seats can't be one."""
+    """Return the lesson, None if RDS has not found it, or why its number of seats can't be one."""
     if lesson_id not in seat_counts:
         return None
     try:

@@ -26,8 +26,8 @@ from functools import partial
 from typing import Protocol
 
 from lesson_server.errors import StoreRefused, StoreUnavailable
+from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.presence import BATCH_SIZE, REMOVAL_PATIENCE, Presence
-from lesson_server.stores.redis.redis_store import RedisStore
 from lesson_server.stores.redis.seats import Seats
 from lesson_server.tasks import end
 
@@ -51,13 +51,13 @@ class Connections(Protocol):
     """What a node asks of the connections that it holds."""
 
     def present(self) -> Sequence[str]:
-        """The sids of those that Redis should tell of."""
+        """Return the sids of those that Redis should tell of."""
 
     def seated(self) -> Mapping[str, str]:
-        """The lessons whose seat map should stand in Redis, each with the sid of a connection that is in it."""
+        """Return the lessons whose seat map should stand in Redis, each with the sid of a connection that is in it."""
 
     async def restore(self, sids: Sequence[str]) -> int:
-        """Writes again what these connections hold in Redis.
+        """Write again what these connections hold in Redis.
 
         Returns:
             how many of them are still there.
@@ -92,7 +92,7 @@ class Node:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Makes the node known, and keeps it so.
+        """Make the node known, and keep it so.
 
         Raises:
             StoreUnavailable: Redis can't be reached.
@@ -131,7 +131,7 @@ class Node:
                 logger.exception("heartbeat failed")
 
     async def beat(self) -> None:
-        """Sends one heartbeat, and begins what follows from its answer.
+        """Send one heartbeat, and begin what follows from its answer.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow.
@@ -155,7 +155,7 @@ class Node:
         self._listen({name: int(value) for name, value in counts.items()})
 
     def _listen(self, counts: dict[str, int]) -> None:
-        """Notes which nodes are silent, and begins to sweep those that are lost.
+        """Note which nodes are silent, and begin to sweep those that are lost.
 
         One whose count has vanished is silent too: it has left, and its index is empty; or Redis has lost the count.
         """
@@ -187,7 +187,7 @@ class Node:
             logger.error("sweep of node %s failed", node_id, exc_info=error)
 
     async def _sweep(self, node_id: str) -> None:
-        """Removes everything that a lost node has written."""
+        """Remove everything that a lost node has written."""
         # Should it live after all, its next heartbeat tells it; should this node die, the next one need not wait.
         await self._store.run(("HSET", self._presence.nodes_key, node_id, LOST))
         swept = await self._remove_all_of(node_id)
@@ -204,7 +204,7 @@ class Node:
     # The records of this node
 
     async def _keep_records(self) -> None:
-        """Checks the records: all at once when that is wanted, else a few at a time."""
+        """Check the records: all at once when that is wanted, else a few at a time."""
         while True:
             wanted = self._wanted.is_set()
             self._wanted.clear()
@@ -221,7 +221,7 @@ class Node:
             await asyncio.sleep(RETRY_INTERVAL)
 
     async def check_records(self, *, paced: bool = False) -> None:
-        """Makes Redis agree with the connections: writes what it has lost, and removes what belongs to nobody.
+        """Make Redis agree with the connections: write what it has lost, and remove what belongs to nobody.
 
         Args:
             paced: take CHECK_PERIOD for it; ended by :meth:`check_all`.
@@ -257,7 +257,7 @@ class Node:
             await self._connections.restore([seated[lesson_id] for lesson_id in missing])
 
     async def _is_interrupted(self, pause: float) -> bool:
-        """Waits; tells whether a check of all records has become wanted meanwhile."""
+        """Wait, and return whether a check of all records has been asked for meanwhile."""
         if not pause:
             return False
         with contextlib.suppress(TimeoutError):

@@ -19,10 +19,11 @@ from operator import attrgetter
 from typing import Any
 
 from lesson_server.errors import StoreRefused, StoreUnavailable
+from lesson_server.stores.redis import keys
+from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.presence_scripts import CHECK, REMOVE, RESTORE, WRITE
 from lesson_server.stores.redis.records import DAY, Claim, Entry, Incarnation, Record, claim_on, decode, encode
-from lesson_server.stores.redis.redis_shard import Command
-from lesson_server.stores.redis.redis_store import RedisStore
+from lesson_server.stores.redis.shard import Command
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Presence:
     # What connections do
 
     async def write(self, record: Record) -> bool:
-        """Writes where somebody is. One round trip.
+        """Write where somebody is. One round trip.
 
         Source: Teacher App diagram, arrows 12 and 13; Participant diagram, the arrows after 11.
 
@@ -83,7 +84,7 @@ class Presence:
         return any(known for _, known in answers)
 
     async def restore(self, record: Record) -> None:
-        """Writes a record again that Redis has lost. Newer connections of the same person stay before it.
+        """Write a record again that Redis has lost. Newer connections of the same person stay before it.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow.
@@ -103,7 +104,7 @@ class Presence:
         claim.replaced = None
 
     async def remove(self, sid: str, *, undo: bool = False) -> None:
-        """Removes what was written for this sid, at once or as soon as Redis answers. Never raises StoreUnavailable.
+        """Remove what was written for this sid, at once or as soon as Redis answers. Never raises StoreUnavailable.
 
         Args:
             sid: of a connection that has, or may have, written its record; of any other there is nothing to remove.
@@ -144,7 +145,7 @@ class Presence:
         return [sid for sid in sids if sid not in standing]
 
     async def strays(self) -> AsyncIterator[int]:
-        """Removes what stands in this node's index and belongs to no connection: the late write of a join that failed.
+        """Remove what stands in this node's index and belongs to no connection: the late write of a join that failed.
 
         Yields:
             after each round trip, how many were removed for good.
@@ -171,7 +172,7 @@ class Presence:
         incarnation.late = {n: late for n, late in incarnation.late.items() if late[0] > now}
 
     async def sweep(self, node_id: str) -> int:
-        """Removes some of what a node that is lost has written. Several nodes may do so at the same time.
+        """Remove some of what a node that is lost has written. Several nodes may do so at the same time.
 
         Returns:
             how many claims were removed; 0 when none is left.
@@ -184,12 +185,12 @@ class Presence:
         return await self._remove_entries(node_id, entries, undo=False)
 
     async def settled(self) -> None:
-        """Waits until nothing is pending."""
+        """Wait until nothing is pending."""
         if self._cleaner is not None:
             await asyncio.shield(self._cleaner)
 
     async def close(self) -> None:
-        """Stops retrying what is pending."""
+        """Stop retrying what is pending."""
         if self._cleaner is not None:
             self._cleaner.cancel()
 
@@ -198,11 +199,11 @@ class Presence:
     @property
     def nodes_key(self) -> str:
         """The key of the counts by which nodes are known to live."""
-        return self._store.key("lesson_node_counts")
+        return self._store.key(keys.NODE_COUNTS)
 
     def index_key(self, node_id: str) -> str:
-        """The key of a node's index."""
-        return self._store.key(f"lesson_node_{node_id}")
+        """Return the key of a node's index."""
+        return self._store.key(keys.node_index(node_id))
 
     # Commands
 
@@ -217,16 +218,17 @@ class Presence:
 
     def _on(self, entry: Entry, script: str, claim: bytes, *arguments: str | bytes | int) -> Command:
         key = self._store.key(entry.name)
-        # The braces are a hash tag: a cluster keeps both keys in one slot.
-        claims_key = self._store.key(f"lesson_node_claims:{entry.fields[0]}{{{key}}}")
+        claims_key = self._store.key(keys.claims(entry.fields[0], key))
         return ("EVAL", script, 2, key, claims_key, claim, entry.ttl or self._retention, *arguments)
 
     def _replaced(self, claim: Claim, entry: Entry) -> Iterator[bytes]:
         return (claim_on(entry, former.incarnation.node_id, former.number) for former in _formers(claim))
 
     async def _run(self, claim: Claim, commands: list[Command]) -> list[Any]:
-        """Runs commands that write a claim, after those that make it findable should this node die: by its index, and
-        by the count of its writes, which makes the node known if it was not."""
+        """Run commands that write a claim, after those by which others find the claim should this node die.
+
+        These are its place in the index, and the count of its writes, which makes the node known if it was not.
+        """
         node_id = claim.incarnation.node_id
         claim.unanswered = True
         counted, _, *answers = await self._store.run(
@@ -262,7 +264,7 @@ class Presence:
     async def _remove_entries(
         self, node_id: str, entries: dict[int, str], *, undo: bool, kept: Collection[int] = ()
     ) -> int:
-        """Removes claims that were read from an index, and then takes them from the index, except those to be kept."""
+        """Remove claims that were read from an index, and then take them from the index, except those to be kept."""
         results = await asyncio.gather(
             *(self._remove(decode(text), node_id, number, undo=undo) for number, text in entries.items()),
             return_exceptions=True,
@@ -319,7 +321,7 @@ class Presence:
             raise
 
     async def _retry_removals(self) -> None:
-        """Tries each once.
+        """Try each once.
 
         Raises:
             StoreUnavailable: some are still pending.
@@ -344,7 +346,7 @@ class Presence:
 
 
 def _fate(entry: Entry, undo: bool) -> str:
-    """What a removal does to an entry that nobody else has a claim on."""
+    """Return what a removal does to an entry that nobody else has a claim on."""
     if not entry.outlives:
         return "remove"
     return "undo" if undo else "keep"
@@ -357,7 +359,7 @@ def _stands(answer: Any) -> bool:
 
 
 def _formers(claim: Claim) -> Iterator[Claim]:
-    """The claims that this one takes the place of."""
+    """Return the claims that this one takes the place of."""
     while claim.replaced is not None:
         claim = claim.replaced
         yield claim

@@ -12,9 +12,11 @@ of its record. The claims on an entry stand beside it in Redis, in the order of 
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar
 
 import orjson
+
+from lesson_server.stores.redis import keys
 
 # Seconds that a teacher's sid and a participant's record live: a lesson and its breaks are over by then.
 DAY = 24 * 60 * 60
@@ -41,15 +43,17 @@ class Entry:
 class TeacherRecord:
     """A teacher in a lesson, by this sid."""
 
+    KIND: ClassVar[str] = "teacher"
+
     sid: str
     lesson_id: str
     user_id: str
 
     def entries(self) -> tuple[Entry, ...]:
-        """What Redis says of the teacher. Source: Teacher App diagram, arrows 12 and 13."""
+        """Return what Redis says of the teacher. Source: Teacher App diagram, arrows 12 and 13."""
         return (
-            Entry(f"lesson_teacher_{self.lesson_id}", (self.user_id, self.sid), DAY),
-            Entry(self.user_id, ("lesson_id", self.lesson_id), None),
+            Entry(keys.teachers(self.lesson_id), (self.user_id, self.sid), DAY),
+            Entry(keys.teacher(self.user_id), ("lesson_id", self.lesson_id), None),
         )
 
 
@@ -57,21 +61,24 @@ class TeacherRecord:
 class ClientRecord:
     """A participant in a lesson, by this sid."""
 
+    KIND: ClassVar[str] = "participant"
+
     sid: str
     lesson_id: str
     client_id: str
     role: str
 
     def entries(self) -> tuple[Entry, ...]:
-        """What Redis says of the participant. Source: Participant diagram, the arrows after 11."""
+        """Return what Redis says of the participant. Source: Participant diagram, the arrows after 11."""
         client = ("sid", self.sid, "client_id", self.client_id, "role", self.role)
         return (
-            Entry(f"lesson_student_{self.lesson_id}", (self.client_id, self.sid), None),
-            Entry(self.client_id, client, DAY, outlives=True),
+            Entry(keys.students(self.lesson_id), (self.client_id, self.sid), None),
+            Entry(keys.client(self.client_id), client, DAY, outlives=True),
         )
 
 
 Record = TeacherRecord | ClientRecord
+KINDS: dict[str, type[TeacherRecord] | type[ClientRecord]] = {cls.KIND: cls for cls in (TeacherRecord, ClientRecord)}
 
 
 @dataclass(slots=True, eq=False)
@@ -120,20 +127,16 @@ class Claim:
 
 
 def claim_on(entry: Entry, node_id: str, number: int) -> bytes:
-    """A claim as it stands in Redis beside an entry: its name, then the fields that the entry shows for it."""
+    """Return a claim as it stands in Redis beside an entry: its name, then the fields that the entry shows for it."""
     return orjson.dumps([f"{node_id}:{number}", *entry.fields])
 
 
 def encode(record: Record) -> bytes:
-    """A record as it stands in the index of its node."""
-    if isinstance(record, TeacherRecord):
-        return orjson.dumps(["teacher", record.sid, record.lesson_id, record.user_id])
-    return orjson.dumps(["participant", record.sid, record.lesson_id, record.client_id, record.role])
+    """Return a record as it stands in the index of its node."""
+    return orjson.dumps([record.KIND, *(getattr(record, name) for name in record.__slots__)])
 
 
 def decode(text: str) -> Record:
-    """The record of an entry of an index."""
-    kind: str
-    fields: list[Any]
+    """Return the record that stands in an index."""
     kind, *fields = orjson.loads(text)
-    return TeacherRecord(*fields) if kind == "teacher" else ClientRecord(*fields)
+    return KINDS[kind](*fields)

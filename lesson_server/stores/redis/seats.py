@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from lesson_server.stores.redis.redis_store import RedisStore
+from lesson_server.stores.redis import keys
+from lesson_server.stores.redis.client import RedisStore
 
 # Looks and writes in one: two first joins at once can't both find no map, and no occupant is ever overwritten. A map
 # with as many fields as the lesson has seats, and the last of these, is whole: the usual join of a class adds nothing.
@@ -30,8 +31,9 @@ class Seats:
         self._retention = retention
 
     async def ensure_map(self, lesson_id: str, seat_count: int) -> None:
-        """Makes the seat map where there is none, and adds the seats that a grown lesson lacks. One round trip, or
-        none for a lesson without seats.
+        """Make the seat map where there is none, and add the seats that a grown lesson lacks.
+
+        One round trip, or none for a lesson without seats.
 
         Source: both diagrams, arrows 10 and 11.
 
@@ -55,4 +57,4 @@ class Seats:
         return [lesson_id for lesson_id, exists in zip(lesson_ids, answers, strict=True) if not exists]
 
     def _key(self, lesson_id: str) -> str:
-        return self._store.key(f"lesson_seat_{lesson_id}")
+        return self._store.key(keys.seat_map(lesson_id))

@@ -37,14 +37,14 @@ class PlainJoin:
         sio.on("join_lesson", self.join_lesson)
 
     async def open(self) -> None:
-        """Connects to the stores."""
+        """Connect to the stores."""
         self._rds = await aiopg.create_pool(os.environ["BENCH_DSN"], maxsize=POOL_SIZE)
         # The usual pool of redis-py raises an error for the 101st join at once; this one lets it wait.
         pool = aioredis.BlockingConnectionPool.from_url(os.environ["BENCH_REDIS_URL"], decode_responses=True)
         self._redis = aioredis.Redis.from_pool(pool)
 
     async def connect(self, sid: str, environ: dict[str, Any], auth: dict[str, Any] | None) -> None:
-        """Keeps the handshake for the join."""
+        """Keep the handshake for the join."""
         if not auth or auth.get("client") not in ("teacher", "participant") or not auth.get("lesson_id"):
             raise socketio.exceptions.ConnectionRefusedError("the handshake is wrong")
         await self._sio.save_session(sid, {"auth": auth})

@@ -9,7 +9,7 @@ plain = PlainJoin(sio)
 
 
 async def start() -> None:
-    """Called by uvicorn before it accepts connections."""
+    """Prepare the stores; uvicorn calls this before it accepts connections."""
     await plain.open()
 
 

@@ -9,7 +9,7 @@ from plain import PORT, PlainJoin
 
 
 async def serve() -> None:
-    """Serves until it is killed."""
+    """Serve until it is killed."""
     sio = socketio.AsyncServer(async_mode="tornado")
     await PlainJoin(sio).open()
     application = tornado.web.Application([(r"/socket.io/", socketio.get_tornado_handler(sio))])

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from lesson_server.errors import LessonNotFound, StoreUnavailable
-from lesson_server.settings.settings import SettingsError
+from lesson_server.settings.schema import SettingsError
 from lesson_server.stores.rds.lessons import Lesson
 
 

@@ -10,12 +10,12 @@ import pytest
 from edge import LONG, until
 
 from lesson_server.errors import LessonNotFound, StoreUnavailable
-from lesson_server.settings.settings import RdsSettings
+from lesson_server.settings.schema import RdsSettings
 from lesson_server.stores.rds import lessons as lessons_module
+from lesson_server.stores.rds.connections import Rds
+from lesson_server.stores.rds.lesson_admin import add_lesson, list_lessons
 from lesson_server.stores.rds.lesson_query import LessonQuery
-from lesson_server.stores.rds.lesson_table import add_lesson, list_lessons
 from lesson_server.stores.rds.lessons import FIRST_LESSONS, MAX_LESSONS, Lesson
-from lesson_server.stores.rds.rds import Rds
 
 QUERY = RdsSettings().lesson_query
 

@@ -9,10 +9,10 @@ from clients import SUCCESS, client, join, until
 
 from lesson_server.errors import StoreRefused, StoreUnavailable
 from lesson_server.stores.redis import nodes
+from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.nodes import CHECK_PERIOD, LOST, LOST_AFTER, Node
 from lesson_server.stores.redis.presence import BATCH_SIZE, Presence
 from lesson_server.stores.redis.records import ClientRecord, TeacherRecord
-from lesson_server.stores.redis.redis_store import RedisStore
 from lesson_server.stores.redis.seats import Seats
 
 RETENTION = 7 * 86_400

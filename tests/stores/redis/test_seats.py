@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from lesson_server.errors import StoreUnavailable
-from lesson_server.stores.redis.redis_store import RedisStore
+from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.seats import Seats
 
 RETENTION = 1000

@@ -1,0 +1,6 @@
+"""The events that the server answers. A new event is a line here."""
+
+from lesson_server.events.event import Event
+from lesson_server.events.join_lesson import JOIN_LESSON
+
+EVENTS: tuple[Event, ...] = (JOIN_LESSON,)

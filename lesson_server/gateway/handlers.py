@@ -1,0 +1,205 @@
+"""The Socket.IO handlers: a handshake becomes a connection, and an event an acknowledgement.
+
+This is the one error boundary. Whatever a step raises ends here: as an answer to the client and, when it is a defect,
+as a traceback in the log. A handler that raised would send no acknowledgement, and the client would wait for ever.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from socketio.exceptions import ConnectionRefusedError  # noqa: A004 (the library's, not the builtin)
+
+from lesson_server.errors import EventNotAllowed, InvalidTransition, Refusal, StoreUnavailable
+from lesson_server.events.connection import Connection, Region
+from lesson_server.events.event import Event
+from lesson_server.events.machine import ChartMachine
+from lesson_server.events.services import Services
+from lesson_server.gateway import handshake
+from lesson_server.gateway.admission import Admission
+from lesson_server.metrics import Place
+
+logger = logging.getLogger(__name__)
+
+Answer = dict[str, Any]
+
+
+class Dispatcher(Protocol):
+    """The Socket.IO server, as far as handlers are registered with it."""
+
+    def on(self, event: str, handler: Callable[..., Any]) -> None: ...
+
+
+class Gateway:
+    """Every connection of this process, and the events that reach it.
+
+    Args:
+        sio: the Socket.IO server; the handlers are registered with it.
+        services: what the steps of the charts work with.
+        admission: how many connections and events the process takes on.
+        events: the events that clients may send.
+    """
+
+    def __init__(self, sio: Dispatcher, services: Services, admission: Admission, events: Sequence[Event]) -> None:
+        self.connections: dict[str, Connection] = {}
+        self._services = services
+        self._metrics = services.metrics
+        self._admission = admission
+        self._regions = [(event, client, cls) for event in events for client, cls in event.regions.items()]
+        self._clients = frozenset(client for _, client, _ in self._regions)
+        self._machines = {
+            cls: ChartMachine(cls.CHART, self._metrics.step_observer(event.name)) for event, _, cls in self._regions
+        }
+        # The requests that are answered now, by region, each with its answer.
+        self._running: dict[Region, tuple[object, asyncio.Future[Answer | None]]] = {}
+        sio.on("connect", self.connect)
+        for event in events:
+            sio.on(event.name, partial(self.answer, event))
+        sio.on("disconnect", self.disconnect)
+
+    # What the metrics ask
+
+    def occupied_places(self) -> Iterator[Place]:
+        """Return the event, the client and the state of every connection for each event that it may send."""
+        for connection in self.connections.values():
+            states = {type(region): region.state for region in connection}
+            for event, client, cls in self._regions:
+                if client == connection.handshake.client:
+                    yield event.name, client, states.get(cls, cls.CHART.INITIAL)
+
+    def all_places(self) -> Iterator[Place]:
+        """Return each event and client with each state that a connection can be held in."""
+        for event, client, cls in self._regions:
+            yield from ((event.name, client, state) for state in cls.CHART.STATES if state not in cls.CHART.FINAL)
+
+    # Handlers. python-socketio tries other signatures when a handler raises TypeError, so none may raise it.
+
+    def connect(self, sid: str, environ: dict[str, Any], auth: object) -> None:
+        """Take a client in.
+
+        Raises:
+            ConnectionRefusedError: the client gets ``connect_error`` with the message.
+        """
+        try:
+            shaken = handshake.parse(auth, self._clients)
+            self._admission.admit_connection(len(self.connections))
+        except Refusal as refusal:
+            raise ConnectionRefusedError(str(refusal)) from None
+        self.connections[sid] = Connection(sid, shaken, self._services, self._machines)
+
+    async def answer(self, event: Event, sid: str, *data: object) -> Answer | None:
+        """Answer one event.
+
+        Those of one name on one connection are answered one after the other, and two that ask for the same at the same
+        time are one, with two answers.
+
+        Returns:
+            the acknowledgement, or None when the client has gone.
+        """
+        connection = self.connections.get(sid)
+        if connection is None:
+            return None
+        deadline = asyncio.get_running_loop().time() + event.deadline
+        client = connection.handshake.client
+        cls = event.regions.get(client)
+        try:
+            if cls is None:
+                raise EventNotAllowed(client, event.name)
+            region = connection.region(cls)
+            request = cls.parse(data)
+            while (running := self._running.get(region)) is not None:
+                answer = await asyncio.shield(running[1])
+                if running[0] == request:
+                    return answer
+            if not region.has_begun:  # what has been done already costs nothing, and is never refused
+                self._admission.admit_event(event.name)
+        except Refusal as refusal:
+            return self._refused(event, client, refusal)
+        return await self._run(event, region, request, deadline)
+
+    async def disconnect(self, sid: str, reason: str) -> None:
+        """End a connection and clean up, even when the client went in the middle of an event."""
+        connection = self.connections.pop(sid, None)
+        if connection is not None:  # its handshake was not refused
+            await connection.end()
+
+    # What a node asks of its connections
+
+    def present(self) -> list[str]:
+        """Return the sids of the connections whose presence Redis should hold."""
+        return [sid for sid, connection in self.connections.items() if any(region.is_present for region in connection)]
+
+    def seated(self) -> dict[str, str]:
+        """Return the lessons whose seat map Redis should hold, each with the sid of a connection that is in it."""
+        return {
+            connection.handshake.lesson_id: sid
+            for sid, connection in self.connections.items()
+            if any(region.needs_seat_map for region in connection)
+        }
+
+    async def restore(self, sids: Sequence[str]) -> int:
+        """Write again what these connections hold in Redis.
+
+        Returns:
+            how many of them are still there.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow; some have been restored.
+        """
+        connections = (self.connections[sid] for sid in sids if sid in self.connections)
+        return sum(await asyncio.gather(*(connection.restore() for connection in connections)))
+
+    # Events
+
+    async def _run(self, event: Event, region: Region, request: object, deadline: float) -> Answer | None:
+        answered = asyncio.get_running_loop().create_future()
+        self._running[region] = request, answered
+        answer = None
+        try:
+            region.request = request
+            answer = await self._outcome(event, region, deadline)
+        finally:
+            del self._running[region]
+            answered.set_result(answer)
+        return answer
+
+    async def _outcome(self, event: Event, region: Region, deadline: float) -> Answer | None:
+        started = time.perf_counter()
+        refusal = None
+        try:
+            async with asyncio.timeout_at(deadline):
+                await region.run()
+        except Exception as error:
+            refusal = self._refusal_of(event, region, error)
+            await region.attempt("abandon")
+        client = region.CHART.CLIENT
+        self._metrics.event_seconds.labels(event.name, client).observe(time.perf_counter() - started)
+        if region.has_ended:
+            self._count(event, client, "disconnected")
+            return None
+        if refusal is not None:
+            return self._refused(event, client, refusal)
+        self._count(event, client, "success")
+        return {"status": "SUCCESS", "data": region.result()}
+
+    def _refusal_of(self, event: Event, region: Region, error: Exception) -> Refusal:
+        """Return what the client is told of an error. A defect is logged instead."""
+        if isinstance(error, Refusal):
+            return error
+        if isinstance(error, TimeoutError):
+            refusal = StoreUnavailable("the stores", f"not done within {event.deadline} s")
+            logger.error("%r failed: %s", region, refusal.cause)
+            return refusal
+        if not (isinstance(error, InvalidTransition) and region.has_ended):
+            logger.error("%r failed", region, exc_info=error)
+        return Refusal()
+
+    def _refused(self, event: Event, client: str, refusal: Refusal) -> Answer:
+        self._count(event, client, refusal.outcome)
+        return {"status": "ERROR", "message": str(refusal)}
+
+    def _count(self, event: Event, client: str, outcome: str) -> None:
+        self._metrics.events.labels(event.name, client, outcome).inc()

@@ -1,0 +1,105 @@
+"""The HTTP pages for operators: /healthz, /readyz, /metrics."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from lesson_server.errors import StoreUnavailable
+from lesson_server.protocol.http_server import PlainHandler
+
+# Seconds that an answer of the stores counts, so that many probes are one question.
+READINESS_AGE = 1.0
+# Seconds for a store to answer a probe.
+PROBE_TIMEOUT = 1.0
+
+Probe = Callable[[], Awaitable[None]]
+
+
+class Readiness:
+    """Whether the server can serve a join: asks the stores, at most once a second.
+
+    Args:
+        probes: name → a question that raises StoreUnavailable when the store can't answer.
+    """
+
+    def __init__(self, probes: dict[str, Probe]) -> None:
+        self._probes = probes
+        self._lock = asyncio.Lock()
+        self._down: list[str] = []
+        self._closed = False
+        self._asked = float("-inf")
+
+    def close(self) -> None:
+        """From now on the server is not ready: it takes no new clients."""
+        self._closed = True
+
+    async def down(self) -> list[str]:
+        """Return the names of what is down; none when the server is ready."""
+        if not self._closed:
+            async with self._lock:
+                if time.monotonic() - self._asked > READINESS_AGE:
+                    answers = await asyncio.gather(*(self._answers(probe) for probe in self._probes.values()))
+                    self._down = [name for name, answered in zip(self._probes, answers, strict=True) if not answered]
+                    self._asked = time.monotonic()
+        return ["the server is going"] if self._closed else self._down
+
+    @staticmethod
+    async def _answers(probe: Probe) -> bool:
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT):
+                await probe()
+        except (StoreUnavailable, TimeoutError):
+            return False
+        return True
+
+
+def routes(readiness: Readiness, metrics: Callable[[], bytes]) -> list[Any]:
+    """Return the pages, for an application of Tornado.
+
+    Args:
+        readiness: what /readyz tells.
+        metrics: makes the text of /metrics.
+    """
+    return [
+        (r"/healthz", HealthHandler),
+        (r"/readyz", ReadyHandler, {"readiness": readiness}),
+        (r"/metrics", MetricsHandler, {"text": metrics}),
+    ]
+
+
+class HealthHandler(PlainHandler):
+    """200 while the process lives. It asks no store: a restart would not mend one."""
+
+    def get(self) -> None:
+        self.finish("ok\n")
+
+    head = get  # some load balancers ask so
+
+
+class ReadyHandler(PlainHandler):
+    """200 when a join can be served, or 503 with what is down."""
+
+    def initialize(self, readiness: Readiness) -> None:
+        self._readiness = readiness
+
+    async def get(self) -> None:
+        down = await self._readiness.down()
+        if down:
+            self.set_status(503)
+        self.finish(f"{', '.join(down)} down\n" if down else "ready\n")
+
+    head = get
+
+
+class MetricsHandler(PlainHandler):
+    """The metrics in Prometheus' text format."""
+
+    def initialize(self, text: Callable[[], bytes]) -> None:
+        self._text = text
+
+    def get(self) -> None:
+        self.set_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)
+        self.finish(self._text())

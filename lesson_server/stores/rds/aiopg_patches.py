@@ -1,0 +1,61 @@
+"""What aiopg 1.4 does wrong with the descriptors of its connections, most of it when RDS closes them.
+
+Leans on private parts of aiopg; ``tests/stores/rds/test_aiopg_patches.py`` fails when one changes.
+"""
+
+import asyncio
+import select
+from types import SimpleNamespace
+from weakref import ref
+
+import aiopg.connection
+from aiopg import Connection
+
+BAD = select.POLLERR | select.POLLHUP | select.POLLNVAL
+
+_ready = Connection._ready
+
+
+def mend() -> None:
+    """Replace the parts of aiopg that are wrong."""
+    aiopg.connection.select = SimpleNamespace(select=_select)  # type: ignore[assignment,attr-defined]
+    Connection._ready = staticmethod(_ready_and_watched)  # type: ignore[assignment]
+
+
+def _select(readable: list[int], _writable: object, _exceptional: object, _timeout: float) -> None:
+    """Stands for the ``select.select`` by which aiopg learns after an SQL error whether its descriptor is still open.
+
+    ``select`` raises ValueError for a descriptor above 1023, nobody catches it, and the query waits for ever.
+    """
+    if _events(readable[0]) & select.POLLNVAL:
+        # aiopg takes only the reader of such a descriptor from the loop. uvloop would not let anybody who gets the
+        # number next, a client maybe, watch it.
+        asyncio.get_running_loop().remove_writer(readable[0])
+        raise OSError(9, "Bad file descriptor")
+
+
+def _ready_and_watched(weak_connection: "ref[Connection]") -> None:
+    """Stands for what aiopg does when a descriptor is ready.
+
+    uvloop watches a descriptor no longer once it has told of an error on it. If aiopg has not read up to that error,
+    its query would wait for ever.
+    """
+    _ready(weak_connection)
+    connection = weak_connection()
+    if connection is not None and connection._waiter is not None and not connection._waiter.done():
+        descriptor = connection._fileno
+        if descriptor is not None and _events(descriptor) & BAD:
+            asyncio.get_running_loop().call_soon(_watch_again, connection, descriptor)
+
+
+def _watch_again(connection: Connection, descriptor: int) -> None:
+    if not connection.closed and connection.raw.fileno() == descriptor == connection._fileno:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(descriptor)
+        loop.add_reader(descriptor, connection._ready, connection._weakref)
+
+
+def _events(descriptor: int) -> int:
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return sum(events for _, events in poller.poll(0))

@@ -1,0 +1,262 @@
+"""One Redis server (or one master of a Redis Cluster): its connections, its batches, the translation of its errors."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from hiredis import pack_command
+from redis.exceptions import (
+    AskError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from lesson_server.errors import StoreRefused, StoreUnavailable
+from lesson_server.stores.availability import Availability
+
+Command = tuple[str | bytes | int, ...]
+
+# A redis-py client; that of Redis Cluster has the same commands, but no common class.
+Redis = Any
+
+# What redis-py raises when Redis does not serve. The exception of a cluster that is gone is no RedisError; a
+# UnicodeDecodeError is somebody else's bytes in one of our keys.
+FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError, UnicodeDecodeError)
+# What a master of a cluster says of a command that belongs elsewhere. MovedError is an AskError.
+REDIRECTIONS = (AskError, TryAgainError)
+
+# Steps that share a round trip at most: a batch of them is answered in about 5 ms.
+MAX_STEPS = 200
+
+
+@dataclass(slots=True)
+class Step:
+    """The commands of one step.
+
+    Attributes:
+        commands: all of them; the first ``bookkeeping`` ones may fail.
+        answers: filled in as the shards answer: an exception in place of an answer that failed.
+        unanswered: parts of the step that are still under way.
+        done: the answers, for the caller.
+    """
+
+    commands: tuple[Command, ...]
+    bookkeeping: int
+    answers: list[Any]
+    done: "asyncio.Future[list[Any]]"
+    unanswered: int = 0
+
+
+@dataclass(slots=True)
+class Part:
+    """The commands of a step that one shard serves: all of them, unless Redis is a cluster."""
+
+    step: Step
+    positions: range | list[int]
+
+
+class Shard:
+    """A Redis server. Steps that ask in the same moment share a round trip: their commands are sent as one pipeline.
+
+    At the start of a lesson that is what most of them do, and it costs a fifth of as many round trips.
+
+    Args:
+        name: what operators call it.
+        client: a redis-py client of this server alone.
+        pool_size: round trips that may be under way at once; parts that come meanwhile go with the next one.
+        redirect: carries out one command that belongs to another master. None: the server is no part of a cluster.
+        on_failure: called when a request has failed because of the server.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        client: Redis,
+        pool_size: int,
+        redirect: Callable[[Command], Awaitable[Any]] | None,
+        on_failure: Callable[[], None],
+    ) -> None:
+        self.client = client
+        self.availability = Availability(name, self._probe, self._give_up)
+        self._name = name
+        self._pool_size = pool_size
+        self._redirect = redirect
+        self._on_failure = on_failure
+        # Connections of the client's pool. They are kept: to get one from the pool and give it back would take half as
+        # long as a round trip.
+        self._idle: list[Any] = []
+        self._waiting: deque[Part] = deque()
+        self._round_trips: set[asyncio.Task[None]] = set()
+        self._beginning = False  # the next round trip has been asked for, and begins in the next turn of the loop
+        self._closed = False
+
+    def submit(self, part: Part) -> None:
+        """Send a part with the next round trip, or fail it at once while the server is known not to answer."""
+        try:
+            self.availability.require()
+        except StoreUnavailable as error:
+            self._settle(part, [error] * len(part.positions))
+        else:
+            self._waiting.append(part)
+            self._begin_soon()
+        if self._closed:
+            self._give_up()
+
+    async def close(self) -> None:
+        """Close the connections; round trips under way are cancelled, and parts that wait are failed."""
+        self._closed = True
+        await self.availability.close()
+        self._give_up()
+        if self._round_trips:
+            await asyncio.wait(self._round_trips)
+        await self.client.aclose()
+
+    async def _probe(self) -> None:
+        try:
+            await self.client.ping()
+        except Exception:
+            self._on_failure()
+            raise
+
+    def _give_up(self) -> None:
+        """Fails all parts: the server is known not to answer, or the shard is closed."""
+        for task in self._round_trips:
+            task.cancel()
+        self._beginning = False  # cancelled before its first step, a task does nothing by itself
+        self._refuse(self._waiting)
+        self._waiting.clear()
+
+    def _refuse(self, parts: Iterable[Part]) -> None:
+        for part in parts:
+            self._settle(part, [self.availability.refusal()] * len(part.positions))
+
+    def _begin_soon(self) -> None:
+        """Begins a round trip when all that is asked for in this turn of the loop has been asked for."""
+        if not self._closed and not self._beginning and self._waiting and len(self._round_trips) < self._pool_size:
+            self._beginning = True
+            task = asyncio.create_task(self._round_trip())
+            self._round_trips.add(task)
+            task.add_done_callback(self._end)
+
+    def _end(self, task: "asyncio.Task[None]") -> None:
+        self._round_trips.discard(task)
+        self._begin_soon()
+
+    async def _round_trip(self) -> None:
+        """Carries out what waits."""
+        for _ in range(len(self._round_trips) - 1):  # those under way make this one gather
+            await asyncio.sleep(0)
+        self._beginning = False
+        parts = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_STEPS))]
+        # A step whose caller has given up must not be carried out: its removal may have begun.
+        parts = [part for part in parts if not part.step.done.done()]
+        self._begin_soon()
+        try:
+            if parts:
+                await self._carry_out(parts)
+        except asyncio.CancelledError:
+            self._refuse(parts)
+            raise
+
+    async def _carry_out(self, parts: list[Part]) -> None:
+        """Send the commands of steps together. All errors of redis-py are translated here."""
+        commands = [part.step.commands[position] for part in parts for position in part.positions]
+        answers: list[Any]
+        try:
+            answers = await self._exchange(commands)
+            if self._redirect is not None:
+                answers = await self._follow(commands, answers)
+        except Exception as error:  # redis-py's, or a defect, which the callers are to report
+            answers = [error] * len(commands)
+        start = 0
+        for part in parts:
+            end = start + len(part.positions)
+            self._settle(part, [self._translate(answer) for answer in answers[start:end]])
+            start = end
+        if not self._closed:
+            self._note(answers)
+
+    async def _exchange(self, commands: list[Command]) -> list[Any]:
+        """Return the answers to commands that are sent together, an exception in place of each that is an error."""
+        connection = self._idle.pop() if self._idle else await self.client.connection_pool.get_connection()
+        try:
+            return await connection.retry.call_with_retry(  # type: ignore[no-any-return]
+                partial(self._exchange_by, connection, commands), lambda _: connection.disconnect()
+            )
+        finally:
+            self._idle.append(connection)
+
+    async def _exchange_by(self, connection: Any, commands: list[Command]) -> list[Any]:
+        await connection.connect()  # to the master of now, if it is not connected and sentinels know one
+        # One timeout for all: redis-py would set one for each answer, and start a task to send. It packs commands in
+        # Python, too, seven times slower than hiredis.
+        timeout, connection.socket_timeout = connection.socket_timeout, None
+        try:
+            async with asyncio.timeout(timeout):
+                await connection.send_packed_command(b"".join(map(pack_command, commands)))  # type: ignore[arg-type]
+                return [await self._answer(connection, command) for command in commands]
+        except TimeoutError:
+            raise RedisTimeoutError(f"no answer within {timeout} s") from None
+        finally:
+            connection.socket_timeout = timeout
+
+    async def _answer(self, connection: Any, command: Command) -> Any:
+        try:
+            return await self.client.parse_response(connection, command[0])
+        except ResponseError as error:
+            return error
+
+    async def _follow(self, commands: list[Command], answers: list[Any]) -> list[Any]:
+        """Carries out elsewhere what this master no longer serves, as while slots move."""
+        assert self._redirect is not None
+        failure: Exception | None = None
+        for position, answer in enumerate(answers):
+            if isinstance(answer, REDIRECTIONS):
+                try:
+                    answers[position] = failure or await self._redirect(commands[position])
+                except FAILURES as error:  # the rest of the batch would wait for as many timeouts as it has commands
+                    answers[position] = failure = error
+        return answers
+
+    def _translate(self, answer: Any) -> Any:
+        """Translate an error of redis-py into one of ours."""
+        if isinstance(answer, FAILURES):
+            return (StoreRefused if _is_refusal(answer) else StoreUnavailable)(self._name, _cause_of(answer))
+        return answer
+
+    def _note(self, answers: list[Any]) -> None:
+        """Whether the server serves, as this round trip found it; a key of another type does not tell."""
+        failure = next((answer for answer in answers if isinstance(answer, FAILURES) and not _is_refusal(answer)), None)
+        if failure is not None:
+            self.availability.failed(_cause_of(failure))
+            self._on_failure()
+
+    @staticmethod
+    def _settle(part: Part, answers: list[Any]) -> None:
+        """Note the answers of a part; the last part of a step answers its caller."""
+        step = part.step
+        for position, answer in zip(part.positions, answers, strict=True):
+            step.answers[position] = answer
+        step.unanswered -= 1
+        if step.unanswered or step.done.done():
+            return
+        errors = [answer for answer in step.answers[step.bookkeeping :] if isinstance(answer, Exception)]
+        if not errors:
+            step.done.set_result(step.answers)
+        else:  # a refusal says that the rest has been carried out
+            step.done.set_exception(next((error for error in errors if not isinstance(error, StoreRefused)), errors[0]))
+
+
+def _is_refusal(error: Exception) -> bool:
+    # 6.2 tells it in the middle of the sentence when a script has met the key.
+    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
+
+
+def _cause_of(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

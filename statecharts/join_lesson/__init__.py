@@ -1,0 +1,1 @@
+"""The charts of ``join_lesson``. They differ in ``register``, where the diagrams differ, and in nothing else."""

@@ -1,0 +1,84 @@
+"""The Teacher App joins a lesson, from its handshake to the end of its connection."""
+
+EVENT = "join_lesson"
+CLIENT = "teacher"
+
+STATES: dict[str, str] = {
+    "connected": "The handshake named a teacher and a lesson; nothing is held for it anywhere.",
+    "lesson_validated": "RDS has the lesson, the access token is a teacher's, and the sid is in the lesson's room.",
+    "seated": "The session holds the number of seats, and Redis the seat map of the lesson.",
+    "registered": "Redis holds the presence of this teacher in this lesson, with this sid.",
+    "disconnected": "The client is gone, and nothing of the connection is left.",
+}
+
+INITIAL = "connected"
+FINAL: tuple[str, ...] = ("disconnected",)
+
+PATH: tuple[str, ...] = ("validate_lesson", "take_seat", "register")
+
+SEATED: tuple[str, ...] = ("seated", "registered")
+PRESENT: tuple[str, ...] = ("registered",)
+
+TRANSITIONS: list[dict[str, object]] = [
+    # The join
+    {
+        "trigger": "validate_lesson",
+        "source": "connected",
+        "dest": "lesson_validated",
+        "before": ["check_lesson_exists", "check_access_token", "enter_room"],
+    },
+    {
+        "trigger": "take_seat",
+        "source": "lesson_validated",
+        "dest": "seated",
+        "before": ["get_seat", "get_session", "add_seat", "save_session", "ensure_seat_map"],
+    },
+    {
+        "trigger": "register",
+        "source": "seated",
+        "dest": "registered",
+        "before": ["set_teacher_presence"],
+    },
+    # Back to the beginning after a failed join
+    {"trigger": "abandon", "source": "connected", "dest": "connected", "before": ["leave_room"]},
+    {
+        "trigger": "abandon",
+        "source": "lesson_validated",
+        "dest": "connected",
+        "before": ["clear_session", "leave_room"],
+    },
+    {
+        "trigger": "abandon",
+        "source": "seated",
+        "dest": "connected",
+        "before": ["clear_session", "leave_room", "undo_presence"],
+    },
+    # After Redis has lost what it held
+    {"trigger": "restore", "source": "seated", "dest": "seated", "before": ["ensure_seat_map"]},
+    {
+        "trigger": "restore",
+        "source": "registered",
+        "dest": "registered",
+        "before": ["ensure_seat_map", "restore_presence"],
+    },
+    # The end
+    {"trigger": "disconnect", "source": "connected", "dest": "disconnected"},
+    {
+        "trigger": "disconnect",
+        "source": "lesson_validated",
+        "dest": "disconnected",
+        "before": ["leave_room"],
+    },
+    {
+        "trigger": "disconnect",
+        "source": "seated",
+        "dest": "disconnected",
+        "before": ["leave_room", "undo_presence"],
+    },
+    {
+        "trigger": "disconnect",
+        "source": "registered",
+        "dest": "disconnected",
+        "before": ["leave_room", "remove_presence"],
+    },
+]

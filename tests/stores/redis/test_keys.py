@@ -1,0 +1,45 @@
+"""keys.py: the only module that names keys; the README and the contract's table name the same."""
+
+import ast
+import re
+
+import pytest
+from cluster import ROOT
+
+from lesson_server.stores.redis import keys
+
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_table_of_the_readme_has_every_key_of_the_contract_and_no_other():
+    table = set(re.findall(r"^\| `([^`]*\{\w+\}[^`]*)` \|", README, re.MULTILINE))
+    assert table == {
+        keys.seat_map("{lesson_id}"),
+        keys.teachers("{lesson_id}"),
+        keys.teacher("{user_id}"),
+        keys.client("{client_id}"),
+        keys.students("{lesson_id}"),
+    }
+
+
+@pytest.mark.parametrize("name", [keys.NODE_COUNTS, keys.ROOMS, keys.node_index("{id}"), keys.claims("{field}", "key")])
+def test_the_server_s_own_keys_begin_with_lesson_node_and_stand_in_the_readme(name):
+    assert name.startswith("lesson_node")
+    assert f"`{name}`" in README or f'"{name}"' in README
+
+
+def test_no_other_module_names_a_key():
+    for path in (ROOT / "lesson_server").rglob("*.py"):
+        if path.name == "keys.py":
+            continue
+        tree = ast.parse(path.read_text("utf-8"))
+        docstrings = {
+            ast.get_docstring(node, clean=False)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        }
+        texts = {
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        named = {text for text in texts - docstrings if re.match(r"lesson_(seat|teacher|student|node)_", text)}
+        assert named == set(), path
