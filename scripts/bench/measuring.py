@@ -40,6 +40,14 @@ BACKGROUND_SLACK = 1.5
 REST_LOOK = 0.03
 REST_PATIENCE = 6.0
 
+# Where the nodes of lesson-server count their writes; and what deletes everything else, in one step.
+NODE_COUNTS = "lesson_node_counts"
+EMPTY = """
+for _, key in ipairs(redis.call('KEYS', '*')) do
+    if key ~= ARGV[1] then redis.call('DEL', key) end
+end
+"""
+
 
 class Process:
     """A server under test, and its children.
@@ -103,7 +111,7 @@ class Process:
 
 
 def _cpu_clock(pid: int) -> int:
-    """What clock_getcpuclockid(3) returns for a process; Python has it for threads only."""
+    """Return what clock_getcpuclockid(3) returns for a process; Python has it for threads only."""
     return (~pid << 3) | CPUCLOCK_SCHED
 
 
@@ -132,7 +140,7 @@ class Stores:
         self._redis = redis.Redis.from_url(redis_url, decode_responses=True)
 
     def add_lessons(self, count: int, seats: int) -> None:
-        """Makes the lessons ``bench-0``, ``bench-1``, …"""
+        """Make the lessons ``bench-0``, ``bench-1`` and so on."""
         self._execute(
             "INSERT INTO lessons (id, seat_count)"
             f" SELECT 'bench-' || n, {int(seats)} FROM generate_series(0, {int(count) - 1}) n ON CONFLICT DO NOTHING",
@@ -140,8 +148,12 @@ class Stores:
         )
 
     def empty_redis(self) -> None:
-        """Forgets all presence: the next joins are nobody's reconnect."""
-        self._redis.flushall()
+        """Forget all presence: the next joins are nobody's reconnect.
+
+        How many writes lesson-server has counted stays: else it would take the emptied Redis for one that has lost its
+        data, and write all of its presence again in the middle of what is measured.
+        """
+        self._redis.eval(EMPTY, 0, NODE_COUNTS)
 
     def versions(self) -> dict[str, str]:
         """Of both."""
@@ -151,7 +163,7 @@ class Stores:
 
     @contextmanager
     def counting(self) -> Iterator[StoreCount]:
-        """Counts what happens meanwhile; the numbers are there at the end. Logging slows PostgreSQL down."""
+        """Count what happens meanwhile; the numbers are there at the end. Logging slows PostgreSQL down."""
         count = StoreCount()
         self._log_statements("all")
         start = self._log.stat().st_size

@@ -20,7 +20,7 @@ import pytest
 import redis
 from contestants import BUN_COMMAND, CONTESTANTS, NODE, OURS, WORKERS, BenchError, Contestant
 from load_generator import LESSON_SIZE, Load, frame
-from measuring import Process, Stores
+from measuring import NODE_COUNTS, Process, Stores
 from workloads import LESSONS, SEATS, LoadProcess, Scale, Workloads, is_warm, load_generator, not_kept_up
 
 from lesson_server.embedded.stores import EmbeddedStores
@@ -196,6 +196,25 @@ def test_the_clients_of_each_worker_are_counted(bench_stores: Stores, tmp_path: 
         held = server.process.connections(server.port)
         assert (len(held), sum(held)) == (2, CLASS)
         load.drop()
+
+
+def test_an_emptied_redis_is_not_taken_for_one_that_has_lost_its_data(bench_stores: Stores, tmp_path: Path) -> None:
+    """lesson-server would write all of its presence again in the middle of what is measured."""
+    key, log = secrets.token_urlsafe(32), tmp_path / "log"
+    client = redis.Redis.from_url(bench_stores.redis_url, decode_responses=True)
+    with client, contestants.running(CONTESTANTS[OURS], bench_stores, key, None, log) as server:
+        load = Load("127.0.0.1", server.port, key)
+        load.connect(first=0, count=CLASS)
+        load.leave()
+        bench_stores.empty_redis()
+        assert client.keys() == [NODE_COUNTS]
+        counts = client.hgetall(NODE_COUNTS)
+        deadline = time.monotonic() + 10
+        while client.hgetall(NODE_COUNTS) == counts:  # until the next heartbeat
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert client.hkeys(NODE_COUNTS) == list(counts)
+    assert "Redis has lost" not in log.read_text()
 
 
 def test_a_client_that_fails_stops_the_bench(run: Run) -> None:
