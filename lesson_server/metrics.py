@@ -7,6 +7,7 @@ own: never an id, a token or an address.
 import os
 from collections import Counter as Count
 from collections.abc import Callable, Iterable
+from functools import cache, partial
 
 import prometheus_client
 from prometheus_client import (
@@ -68,6 +69,9 @@ class Metrics:
             buckets=STEP_BUCKETS,
             registry=self.registry,
         )
+        # By the values of their labels. The library's own lookup takes 2 µs.
+        self.events_of = cache(self.events.labels)
+        self.event_seconds_of = cache(self.event_seconds.labels)
         self.reconnects = Counter("lesson_reconnects", "Participants who came back", registry=self.registry)
         self.mixpanel_events = Counter(
             "lesson_mixpanel_events", "Events for Mixpanel", ("outcome",), registry=self.registry
@@ -92,12 +96,10 @@ class Metrics:
 
     def step_observer(self, event: str) -> Callable[[str, float], None]:
         """Return what observes the steps of an event: called with the name of a step and its duration in seconds."""
-        observers: dict[str, Callable[[float], None]] = {}
+        histogram_of = cache(partial(self.step_seconds.labels, event))
 
         def observe(step: str, seconds: float) -> None:
-            if step not in observers:
-                observers[step] = self.step_seconds.labels(event, step).observe
-            observers[step](seconds)
+            histogram_of(step).observe(seconds)
 
         return observe
 

@@ -176,7 +176,7 @@ class Gateway:
             refusal = self._refusal_of(event, region, error)
             await region.attempt("abandon")
         client = region.CHART.CLIENT
-        self._metrics.event_seconds.labels(event.name, client).observe(time.perf_counter() - started)
+        self._metrics.event_seconds_of(event.name, client).observe(time.perf_counter() - started)
         if region.has_ended:
             self._count(event, client, "disconnected")
             return None
@@ -202,4 +202,4 @@ class Gateway:
         return {"status": "ERROR", "message": str(refusal)}
 
     def _count(self, event: Event, client: str, outcome: str) -> None:
-        self._metrics.events.labels(event.name, client, outcome).inc()
+        self._metrics.events_of(event.name, client, outcome).inc()

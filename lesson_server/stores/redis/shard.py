@@ -1,6 +1,7 @@
 """One Redis server (or one master of a Redis Cluster): its connections, its batches, the translation of its errors."""
 
 import asyncio
+import hashlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from hiredis import pack_command
 from redis.exceptions import (
     AskError,
+    NoScriptError,
     RedisClusterException,
     RedisError,
     ResponseError,
@@ -91,6 +93,7 @@ class Shard:
         # Connections of the client's pool. They are kept: to get one from the pool and give it back would take half as
         # long as a round trip.
         self._idle: list[Any] = []
+        self._digests: dict[Any, str] = {}  # of the scripts that have been sent
         self._waiting: deque[Part] = deque()
         self._round_trips: set[asyncio.Task[None]] = set()
         self._beginning = False  # the next round trip has been asked for, and begins in the next turn of the loop
@@ -169,7 +172,8 @@ class Shard:
         commands = [part.step.commands[position] for part in parts for position in part.positions]
         answers: list[Any]
         try:
-            answers = await self._exchange(commands)
+            answers = await self._exchange([self._by_digest(command) for command in commands])
+            await self._send_scripts(commands, answers)
             if self._redirect is not None:
                 answers = await self._follow(commands, answers)
         except Exception as error:  # redis-py's, or a defect, which the callers are to report
@@ -181,6 +185,25 @@ class Shard:
             start = end
         if not self._closed:
             self._note(answers)
+
+    def _by_digest(self, command: Command) -> Command:
+        """Return a script by its digest, except for the first time: the scripts are most of what a join would send."""
+        if command[0] != "EVAL":
+            return command
+        script = command[1]
+        digest = self._digests.get(script)
+        if digest is None:
+            self._digests[script] = hashlib.sha1(str(script).encode(), usedforsecurity=False).hexdigest()
+            return command
+        return ("EVALSHA", digest, *command[2:])
+
+    async def _send_scripts(self, commands: list[Command], answers: list[Any]) -> None:
+        """Send the scripts that the server did not know by their digests: it has been started again, or replaced."""
+        unknown = [position for position, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if unknown:
+            found = await self._exchange([commands[position] for position in unknown])
+            for position, answer in zip(unknown, found, strict=True):
+                answers[position] = answer
 
     async def _exchange(self, commands: list[Command]) -> list[Any]:
         """Return the answers to commands that are sent together, an exception in place of each that is an error."""

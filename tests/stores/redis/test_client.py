@@ -358,3 +358,44 @@ def test_a_server_behind_sentinel_follows_the_master(io_loop, start_server, mint
                 assert valkeys.ask(replica, "HGETALL", "lesson_student_1")["p2"] == second.get_sid()
 
     io_loop.run_sync(story, timeout=30)
+
+
+# Scripts
+
+ADD = "return redis.call('INCRBY', KEYS[1], ARGV[1])"
+
+
+@pytest.mark.gen_test
+async def test_a_script_is_sent_once_and_then_named_by_its_digest(open_store, stores, redis_client):
+    store = open_store(stores.redis_url)
+    redis_client.config_resetstat()
+    for count in (1, 2, 3):
+        assert await store.run(("EVAL", ADD, 1, "k", 1)) == [count]
+    calls = redis_client.info("commandstats")
+    assert (calls["cmdstat_eval"]["calls"], calls["cmdstat_evalsha"]["calls"]) == (1, 2)
+
+
+@pytest.mark.gen_test
+async def test_a_script_that_the_server_does_not_know_any_more_is_sent_again_once_for_each_command(
+    open_store, stores, redis_client
+):
+    """After a restart, or when another master has taken over. All else of the step has been carried out already."""
+    store = open_store(stores.redis_url)
+    await store.run(("EVAL", ADD, 1, "k", 1))
+    redis_client.script_flush()
+    answers = await store.run(
+        ("SET", "before", "x"), ("EVAL", ADD, 1, "k", 10), ("INCR", "n"), ("EVAL", ADD, 1, "k", 100)
+    )
+    assert answers == [True, 11, 1, 111]
+    redis_client.config_resetstat()
+    assert await store.run(("EVAL", ADD, 1, "k", 1)) == [112]
+    assert "cmdstat_eval" not in redis_client.info("commandstats")
+
+
+@pytest.mark.gen_test
+async def test_an_error_of_a_script_is_told_likewise_by_its_digest(open_store, stores, redis_client):
+    store = open_store(stores.redis_url)
+    redis_client.hset("h", "f", "v")
+    for _ in range(2):
+        with pytest.raises(StoreRefused):
+            await store.run(("EVAL", ADD, 1, "h", 1))
