@@ -62,7 +62,7 @@ def url_of(settings: Settings, sockets: list[socket.socket]) -> str:
 
 
 def _room_for(settings: Settings) -> int:
-    """How many connections may be held: as many as are set, or as there may be open files."""
+    """Return how many connections may be held: as many as are set, or as there may be open files."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     room = files - settings.rds.pool_size - settings.redis.pool_size - EXTRA_SOCKETS - OTHER_FILES
     return max(min(room, settings.server.max_connections), 1)

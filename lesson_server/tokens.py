@@ -38,12 +38,12 @@ class Identity:
 
 
 def is_subject(value: object) -> TypeGuard[str]:
-    """Whether a value can be a user_id or client_id (contract, section 2)."""
+    """Return whether a value can be a user_id or client_id (contract, section 2)."""
     return isinstance(value, str) and _SUBJECT.fullmatch(value) is not None
 
 
 def is_role(value: object) -> TypeGuard[str]:
-    """Whether a value can be the role of a token (contract, section 2)."""
+    """Return whether a value can be the role of a token (contract, section 2)."""
     return isinstance(value, str) and _ROLE.fullmatch(value) is not None
 
 
@@ -147,7 +147,7 @@ class TokenVerifier:
 
 
 def _is_valid_yet(claims: dict[str, Any]) -> bool:
-    """Whether the time of ``nbf`` has come, by our clock or, when the token was issued, by the issuer's own.
+    """Return whether the time of ``nbf`` has come, by our clock or, when the token was issued, by the issuer's own.
 
     An issuer whose clock is ahead dates both ``iat`` and ``nbf`` in our future, and its tokens are good at once. One
     that is meant to be good later has an ``nbf`` after its ``iat``.

@@ -203,7 +203,7 @@ async def _serve_until_signal(settings: Settings, birth: _Birth | None = None) -
 
 
 def _spare_the_collector() -> None:
-    """Lets the garbage collector look at less, and less often.
+    """Have the garbage collector look at less, and less often.
 
     What the start has made stays, so it need not be looked at again; and a join allocates a thousand objects, nearly
     all of which reference counting has freed by its end.

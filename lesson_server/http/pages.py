@@ -33,7 +33,7 @@ class Readiness:
         self._asked = float("-inf")
 
     def close(self) -> None:
-        """From now on the server is not ready: it takes no new clients."""
+        """Say from now on that the server is not ready."""
         self._closed = True
 
     async def down(self) -> list[str]:

@@ -31,19 +31,19 @@ WEBSOCKET_HEADER = re.compile(rb"\r\nupgrade:[ \t]*websocket[ \t]*\r\n", re.IGNO
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
-# Takes a socket over, and its place.
+# Takes a connection over, and its place.
 Serve = Callable[[socket.socket, Place], None]
 
 
 class Acceptor:
     """Accepts connections at listening sockets.
 
-    Each socket carries one request. Its first bytes are looked at without being taken (``MSG_PEEK``), so whoever serves
-    the socket reads all of them.
+    Each connection carries one request. Its first bytes are read with ``MSG_PEEK``, which leaves them there, so whoever
+    serves the connection reads all of them.
 
     Args:
-        places: one for each open socket, whatever is spoken on it.
-        serve_websocket: serves a socket whose request asks for a websocket of Engine.IO.
+        places: one for each open connection, whatever is spoken on it.
+        serve_websocket: serves a connection whose request asks for a websocket of Engine.IO.
         serve_http: serves any other socket.
         worker: which of several workers this is; None for a server alone.
     """
@@ -77,12 +77,12 @@ class Acceptor:
             self._worker.stop()
 
     def abort(self) -> None:
-        """Close the sockets whose request has not arrived."""
+        """Close the connections whose request has not arrived."""
         for arrival in list(self.arrivals):
             arrival.close()
 
     def serve(self, connection: socket.socket, head: bytes, place: Place) -> None:
-        """Hands a socket to the server of its request.
+        """Hand a connection to the server of its request.
 
         Args:
             connection: nothing has been read from it.
@@ -125,7 +125,7 @@ class Acceptor:
 
 
 def _refuse(connection: socket.socket, answer: bytes) -> None:
-    """Answers, and closes a socket. What has arrived is read first: the system would else take the answer back."""
+    """Answer, and close a connection. What has arrived is read first: the system would else discard the answer."""
     with contextlib.suppress(OSError):
         connection.setblocking(False)
         with contextlib.suppress(BlockingIOError):
@@ -135,7 +135,7 @@ def _refuse(connection: socket.socket, answer: bytes) -> None:
 
 
 class _Arrival:
-    """A socket until the head of its request has arrived.
+    """A connection until the head of its request has arrived.
 
     Raises:
         ServiceBusy: there is no place for it.

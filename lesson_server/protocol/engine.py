@@ -1,8 +1,8 @@
-"""Engine.IO 4, as we run it: what is refused is closed, and nothing that a client sends is believed.
+"""Engine.IO 4: what is refused is closed, and nothing that a client sends is trusted.
 
-python-engineio keeps the sessions and the ids; its Tornado driver is not used. That one trusts what arrives, buffers
-without limit in both directions, compresses each connection (229 kB of memory instead of 42), and leaves the sockets of
-refused clients open for ever. Polling is served here, by Tornado; websockets are served by websocket.py.
+python-engineio keeps the sockets by their ids; its Tornado driver is not used. That driver trusts what arrives, buffers
+without limit in both directions, compresses each connection (229 kB of memory instead of 42), and leaves the
+connections of refused clients open for ever. Polling is served here, by Tornado; websockets are served by websocket.py.
 """
 
 import asyncio
@@ -136,16 +136,16 @@ class EngineHandler(RequestHandler):
             logger.error("%s request failed", self.request.method, exc_info=value)
 
     def on_connection_close(self) -> None:
-        """End the polling socket whose client has gone while its request waited."""
+        """End the Engine.IO socket of a client that has gone while its request waited."""
         if self._socket is not None:
             self._socket.lost(self)
 
 
 class Engine(engineio.AsyncServer):  # type: ignore[misc]
-    """The Engine.IO server that python-socketio drives. Its sessions begin with a polling request or a websocket.
+    """The Engine.IO server of python-socketio. Its sockets begin with a polling request or a websocket.
 
     Args:
-        session_places: one for each session.
+        socket_places: one for each Engine.IO socket.
         allowed_origins: what ``Origin`` browsers may send besides the server's own; ``*`` allows all.
         worker: which of several workers this is; None for a server alone.
         kwargs: what python-socketio passes on to every Engine.IO server.
@@ -172,17 +172,17 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         self.websockets: set[Websocket] = set()
 
     def refuse_new_clients(self) -> None:
-        """From now on no session begins; those that are here go on."""
+        """Open no Engine.IO socket any more. Those that are open stay open."""
         self._takes_new_clients = False
 
     def allows(self, origin: str, host: str) -> bool:
-        """Whether a page of that origin may connect to this host."""
+        """Return whether a page of that origin may connect to this host."""
         authority = origin.lower().partition("://")[2]
         same = authority == host.lower() and authority != ""  # of the origin "null" nothing is left
         return same or "*" in self._allowed_origins or origin.lower() in self._allowed_origins
 
     def find_socket(self, query: Mapping[str, str], transport: str) -> EngineSocket | None:
-        """Return the session that a request names; None when it asks for a new one.
+        """Return the Engine.IO socket that a request names; None when it asks for a new one.
 
         Raises:
             RequestRefused: there is none of that name, or a new one can't begin.
@@ -202,7 +202,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         return socket
 
     def accept(self, websocket: Websocket, request: WSUpgradeRequest) -> EngineSocket:
-        """Give a websocket the session that its handshake asks for: a new one, or one that is to be upgraded.
+        """Give a websocket the Engine.IO socket that its handshake asks for: a new one, or one that is to be upgraded.
 
         Raises:
             RequestRefused: it gets none.
@@ -241,7 +241,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         return self._ids.pop()
 
     def open(self, transport: str) -> EngineSocket:
-        """Begins a session; its OPEN packet waits for the first poll, or for a websocket.
+        """Open an Engine.IO socket. Its OPEN packet waits for the first poll, or for a websocket.
 
         Raises:
             RequestRefused: there is no place for one more.
@@ -264,11 +264,11 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         return socket
 
     def on_message(self, socket: EngineSocket, data: str) -> None:
-        """Hands a message to python-socketio."""
+        """Hand a message to python-socketio."""
         self.handlers["message"](socket.sid, data)
 
     async def on_close(self, socket: EngineSocket, reason: str) -> None:
-        """Tells python-socketio, and through it the application, that a session has ended."""
+        """Tell python-socketio, and through it the application, that an Engine.IO socket has ended."""
         try:
             await self.handlers["disconnect"](socket.sid, reason)
         finally:
@@ -281,7 +281,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         task.add_done_callback(self._tasks.discard)
         return task
 
-    # A polling client that is between two requests when its session ends learns of it by the next one.
+    # A polling client that is between two requests when its socket ends gets the final payload by the next request.
 
     def keep_final_payloads(self, sid: str, payloads: list[str]) -> None:
         if payloads:
@@ -307,7 +307,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         await self.send(sid, pkt.data)
 
     async def disconnect(self, sid: str | None = None) -> None:
-        """End one session, or all of them."""
+        """End one Engine.IO socket, or all of them."""
         sockets = list(self.sockets.values()) if sid is None else [self.sockets[sid]] if sid in self.sockets else []
         await asyncio.gather(*(socket.close(self.reason.SERVER_DISCONNECT) for socket in sockets))
 

@@ -1,6 +1,7 @@
-"""Engine.IO sessions: one a client, its transport polling until a websocket is attached, at once or by an upgrade.
+"""Engine.IO sockets: one a client, its transport polling until a websocket is attached, at once or by an upgrade.
 
-Every message, buffer and wait of a session has a bound. How requests and websockets reach it: see engine.py.
+Every message, buffer and wait of an Engine.IO socket has a bound. See engine.py for how requests and websockets reach
+the socket.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ MAX_PACKETS_IN_POST = 16
 # Bytes and packets that a client may leave unread before it is dropped. An acknowledgement has about 40 bytes.
 MAX_UNREAD_BYTES = 32 * 1024
 MAX_UNREAD_PACKETS = 256
-# Seconds for a socket to complete its handshake, an upgrade included.
+# Seconds for a connection to complete its handshake, an upgrade included.
 HANDSHAKE_TIMEOUT = 10
 # Seconds between pings, and to answer one: the defaults of Socket.IO.
 PING_INTERVAL = 25
@@ -34,7 +35,7 @@ SEPARATOR = "\x1e"
 
 
 class ProtocolError(Exception):
-    """The client broke the protocol; its session ends. The text is ours, nothing of what the client sent."""
+    """The client broke the protocol, and its Engine.IO socket ends. The text holds nothing that the client sent."""
 
 
 class RequestRefused(Exception):
@@ -47,7 +48,7 @@ class RequestRefused(Exception):
 
 
 class Transport(Protocol):
-    """A websocket, seen from its session.
+    """A websocket, seen from its Engine.IO socket.
 
     Attributes:
         is_writable: whether the system takes what is written. When it does again, :meth:`EngineSocket.flush` is called.
@@ -61,23 +62,23 @@ class Transport(Protocol):
 
 
 class Callbacks(Protocol):
-    """Where sessions are kept, and whom they tell what happens."""
+    """The callbacks of an Engine.IO socket."""
 
     reason: Any
 
-    def on_message(self, session: "EngineSocket", data: str) -> None: ...
-    async def on_close(self, session: "EngineSocket", reason: str) -> None: ...
+    def on_message(self, socket: "EngineSocket", data: str) -> None: ...
+    async def on_close(self, socket: "EngineSocket", reason: str) -> None: ...
     def spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]": ...
     def keep_final_payloads(self, sid: str, payloads: list[str]) -> None: ...
 
 
 class EngineSocket:
-    """One Engine.IO session. Its first ten seconds are for the handshake; then it is pinged until it ends.
+    """One Engine.IO socket. Its first ten seconds are for the handshake; then it is pinged until it ends.
 
     Args:
-        callbacks: where the session is kept.
+        callbacks: called when something happens to the socket.
         sid: its id.
-        places: one of these is the session's until it ends, and no newcomer's once its handshake is complete.
+        places: the socket has one of them until it ends. Once its handshake is complete, no newer one gets the place.
 
     Raises:
         ServiceBusy: there is no place.
@@ -119,7 +120,7 @@ class EngineSocket:
 
     @property
     def closed(self) -> bool:
-        """Whether the session is ending or has ended: nothing is taken in or sent any more."""
+        """Whether the Engine.IO socket is ending or has ended: nothing is received or sent any more."""
         return self._ending is not None
 
     @property
@@ -141,7 +142,7 @@ class EngineSocket:
     # Sending
 
     def send(self, message: str | bytes) -> None:
-        """Send a message, unless the session has ended."""
+        """Send a message, unless the Engine.IO socket has ended."""
         if not self.closed:
             self.write(MESSAGE + message if isinstance(message, str) else message)
 
@@ -205,7 +206,7 @@ class EngineSocket:
         """Wait until there is something to send, and take it.
 
         Raises:
-            RequestRefused: another request of this session waits already. The session ends, as in the protocol.
+            RequestRefused: another request of this Engine.IO socket waits already. The socket ends, as in the protocol.
         """
         if self._poller is not None:
             self.drop("two polls at once")
@@ -247,7 +248,7 @@ class EngineSocket:
         self._upgrade_timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, expire)
 
     def receive_from(self, websocket: Transport, packet: str | bytes) -> None:
-        """Take a packet in from a websocket: the session's own, or one that would take the place of polling.
+        """Take a packet in from a websocket: the Engine.IO socket's own, or one that would take the place of polling.
 
         From any other, one that has just been closed, nothing is taken in.
         """
@@ -285,7 +286,7 @@ class EngineSocket:
     # The end
 
     def drop(self, why: str) -> None:
-        """End the session of a client that broke the rules or went away; nothing more is sent.
+        """End the Engine.IO socket of a client that broke the rules or went away; nothing more is sent.
 
         Args:
             why: for the log; one of a fixed set of texts, nothing of what the client sent.
@@ -295,10 +296,10 @@ class EngineSocket:
             self.end(self._callbacks.reason.TRANSPORT_ERROR, abort=True)
 
     def _give_way(self) -> None:
-        self.drop("handshake given up for a newer one")
+        self.drop("handshake cancelled for a newer one")
 
     async def close(self, reason: str) -> None:
-        """End the session: first the transport, then what the application holds for it.
+        """End the Engine.IO socket: first the transport, then what the application holds for it.
 
         Idempotent; whoever calls it later waits for the same end. That is how a server that stops sees the end of
         clients that have just gone.

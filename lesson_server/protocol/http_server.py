@@ -42,11 +42,11 @@ NO_ADDRESS = ("", 0)
 
 
 class ClientStream(IOStream):
-    """The socket of a client, as long as HTTP is spoken on it. What it is sent, it reads in time or it is closed.
+    """The connection of a client, as long as HTTP is spoken on it. What it is sent, it reads in time or it is closed.
 
     Args:
         connection: the accepted socket.
-        place: that of the socket, until it closes.
+        place: that of the connection, until it closes.
     """
 
     def __init__(self, connection: socket.socket, place: Place) -> None:
@@ -105,7 +105,7 @@ def make_http_server(application: Application) -> ClientServer:
     """Return an HTTP server for streams of :class:`ClientStream`."""
     return ClientServer(
         application,
-        no_keep_alive=True,  # the first request of a socket decides who serves it; see acceptor.py
+        no_keep_alive=True,  # the first request of a connection decides who serves it; see acceptor.py
         max_header_size=MAX_HEAD_SIZE,
         max_body_size=MAX_MESSAGE_SIZE,
         # A client that connects and says nothing, or says it by the byte. Node's default for the first is 5 s.

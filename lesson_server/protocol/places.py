@@ -1,4 +1,4 @@
-"""Bounded numbers of sockets and sessions: however many clients come, the newest have time to say what they want."""
+"""Bounded numbers of connections and of Engine.IO sockets."""
 
 from collections.abc import Callable
 
@@ -8,8 +8,8 @@ from lesson_server.errors import ServiceBusy
 class Places:
     """A bounded number of places.
 
-    When all are taken, a newcomer gets the one that was taken first of those that are not kept: however many come and
-    say nothing, whoever has just come has time to say what it wants.
+    When all are taken, a new connection gets the oldest place that is not kept. So however many clients connect and
+    send nothing, the newest ones have time for their handshake.
 
     Args:
         limit: how many there are.
@@ -28,7 +28,7 @@ class Places:
         """Take a place.
 
         Args:
-            give_way: ends what has the place, when a newcomer needs it.
+            give_way: ends what has the place, when a newer one needs it.
 
         Raises:
             ServiceBusy: all are kept.
@@ -52,13 +52,13 @@ class Place:
         self._places = places
 
     def hand_over(self, give_way: Callable[[], object]) -> None:
-        """Something else has the place from now on, which a newcomer ends by this."""
+        """Have something else hold the place from now on; ``give_way`` ends it when a newer one needs the place."""
         for places in (self._places.provisional, self._places.kept):
             if self in places:
                 places[self] = give_way
 
     def keep(self) -> None:
-        """No newcomer gets the place from now on."""
+        """Give the place to no new connection from now on."""
         self._move(self._places.provisional, self._places.kept)
 
     def release(self) -> None:

@@ -51,7 +51,7 @@ class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
         self.thread: asyncio.Task[None] | None = None
 
     async def ping(self) -> None:
-        """Proves that what is published is heard: sends itself a message and waits for it, for as long as it takes.
+        """Prove that what is published is received: send this node a message, and wait for it as long as it takes.
 
         Raises:
             StoreUnavailable: it could not be sent.

@@ -21,11 +21,11 @@ from lesson_server.protocol.transport import SocketServer
 from lesson_server.protocol.websocket import Websocket
 from lesson_server.protocol.worker import Worker
 
-# Sockets beyond `max_connections`: for probes and metrics, and for those who are told that the server is busy.
+# Connections beyond `max_connections`: for probes and metrics, and for those who are told that the server is busy.
 EXTRA_SOCKETS = 64
-# Engine.IO sessions beyond it, of clients whose handshake is under way; each keeps a socket at most.
+# Engine.IO sockets beyond it, of clients whose handshake is under way. Each holds one connection at most.
 EXTRA_ENGINE_SOCKETS = 32
-# Seconds between two batches of sessions that are ended by a drain: each time a random part more or less, so that the
+# Seconds between two batches of Engine.IO sockets that a drain ends, more or less: each time a random part, so that the
 # servers of a deploy don't end theirs in step.
 DRAIN_INTERVAL = 0.25
 # Seconds for the clients to answer the close frames of a stop.
@@ -35,12 +35,12 @@ CLOSE_PATIENCE = 0.5
 class ProtocolServer:
     """The port, HTTP, Engine.IO, Socket.IO, and its rooms.
 
-    Every open socket of a client has a place. There are ``max_connections`` for those that carry a session (a
-    websocket, or a poll that waits), and :data:`EXTRA_SOCKETS` more. When all are taken, a new socket takes the place
-    of the oldest that carries none: one that says nothing, says it slowly, is kept alive, or reads no answer. So a
-    probe gets in and has its answer, unless that many sockets come in the moment it takes. Sessions likewise: the
-    oldest of those whose handshake is not complete gives way. How many handshakes may be completed is decided by the
-    handler of the event ``connect``.
+    Every open connection of a client has a place. There are ``max_connections`` for those that carry an Engine.IO
+    socket (a websocket, or a poll that waits), and :data:`EXTRA_SOCKETS` more. When all are taken, a new connection
+    takes the place of the oldest that carries none: one that says nothing, says it slowly, is kept alive, or reads no
+    answer. So a probe is accepted and answered, unless that many connections come in the moment it takes. Likewise, of
+    all Engine.IO sockets the oldest whose handshake is not complete gives way. How many handshakes may be completed is
+    decided by the handler of the event ``connect``.
 
     Args:
         rooms: reach across nodes.
@@ -98,9 +98,9 @@ class ProtocolServer:
                 await asyncio.sleep(DRAIN_INTERVAL * random.uniform(0.5, 1.5))  # noqa: S311
 
     async def stop(self) -> None:
-        """Accept nobody any more, end every session, and close the sockets.
+        """Accept nobody any more, end every Engine.IO socket, and close the connections.
 
-        May be cancelled: the sockets are closed then too.
+        May be cancelled: the connections are closed then too.
         """
         self._acceptor.close()
         self.sio.eio.refuse_new_clients()

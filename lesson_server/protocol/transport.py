@@ -1,9 +1,9 @@
-"""python-socketio as we run it: strict packets, refused handshakes closed, events bounded.
+"""Socket.IO on python-socketio: strict packets, refused handshakes closed, events bounded.
 
 The library dispatches whatever a client names: an event ``disconnect`` would run the handler of that name with forged
-arguments, a binary event may announce billions of attachments and is believed, each event is a new task without limit.
-Here a packet is either one that a client of this server may send now, or the end of its session. A binary event is
-none: no handler takes any, and one whose attachments never come would be held for the life of the connection.
+arguments, a binary event may announce billions of attachments and is trusted, and each event is a new task, without
+limit. Here a packet that a client of this server may not send now ends its Engine.IO socket. So does a binary event: no
+handler takes any, and one whose attachments never come would be held for the life of the connection.
 
 JSON becomes 20 to 40 times its size in Python objects. So nothing parsed is held while something else runs.
 
@@ -102,7 +102,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         )
 
     def start_rooms(self) -> None:
-        """Lets the manager listen to the other nodes; the library would wait for the first client."""
+        """Have the manager listen to the other nodes; the library would wait for the first client."""
         self.manager.initialize()
 
     def _engineio_server_class(self) -> type[Engine]:
@@ -140,7 +140,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
             raise ProtocolError(f"malformed packet ({type(error).__name__})") from None
 
     def _connected_sid(self, eio_sid: str) -> str:
-        """Return the Socket.IO id of a session whose handshake is complete."""
+        """Return the Socket.IO id of an Engine.IO socket whose handshake is complete."""
         sid: str | None = self.manager.sid_from_eio_sid(eio_sid, NAMESPACE)
         if not self.manager.is_connected(sid, NAMESPACE):
             raise ProtocolError("event before the handshake")
@@ -148,7 +148,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         return sid
 
     def _connect(self, socket: EngineSocket, packet: StrictPacket) -> None:
-        """Answers a handshake, and closes the transport of a refused one."""
+        """Answer a handshake, and close the transport of a refused one."""
         if self.manager.sid_from_eio_sid(socket.sid, NAMESPACE) is not None:
             raise ProtocolError("connected twice")
         if packet.namespace not in (None, NAMESPACE):
@@ -168,7 +168,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
             socket.establish()
 
     async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
-        """End what the library holds for a session, whatever its handler raises."""
+        """End what the library holds for an Engine.IO socket, whatever its handler raises."""
         try:
             await super()._handle_eio_disconnect(eio_sid, reason)
         finally:

@@ -77,7 +77,7 @@ class Engine(typing.Protocol):
     def spawn(self, work: Coroutine[Any, Any, None]) -> object: ...
 
     def accept(self, websocket: "Websocket", request: WSUpgradeRequest) -> EngineSocket:
-        """Give a websocket the session that its handshake asks for.
+        """Give a websocket the Engine.IO socket that its handshake asks for.
 
         Raises:
             RequestRefused: it gets none.
@@ -85,10 +85,10 @@ class Engine(typing.Protocol):
 
 
 class Websocket(WSListener):
-    """The transport of a session, or one that is going to take the place of polling.
+    """The transport of an Engine.IO socket, or one that is going to take the place of polling.
 
     Args:
-        connection: a socket on which the request can be read.
+        connection: a connection on which the request can be read.
         place: that of the socket.
         engine: where the websocket is kept.
     """
@@ -96,7 +96,7 @@ class Websocket(WSListener):
     def __init__(self, connection: socket.socket, place: Place, engine: Engine) -> None:
         self._engine = engine
         self._place = place
-        place.keep()  # until the socket can be closed from here
+        place.keep()  # until the connection can be closed from here
         self._engine_socket: EngineSocket | None = None  # until its handshake has been accepted
         self._transport: WSTransport | None = None  # until the handshake has been answered
         self._underlying: asyncio.Transport
@@ -136,7 +136,7 @@ class Websocket(WSListener):
             return _refused(RequestRefused(3, "Internal error", 500))
         return self
 
-    # What a session asks of its websocket
+    # What an Engine.IO socket asks of its websocket
 
     def keep(self) -> None:
         """Keep the place of this websocket: an Engine.IO socket depends on it."""
@@ -172,8 +172,8 @@ class Websocket(WSListener):
         self._transport = transport
         del transport.request.headers, transport.response.headers  # kilobytes, if the client likes
         self.resume_writing()
-        # From here on the session keeps what the system does not take. In the transport, a frame of a few bytes would
-        # be an object of half a kB.
+        # From here on the Engine.IO socket keeps what the system does not take. In the transport, a frame of a few
+        # bytes would be an object of half a kB.
         self._underlying.set_write_buffer_limits(0)
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
@@ -208,7 +208,7 @@ class Websocket(WSListener):
             self._close_timer.cancel()
 
     def _take_in(self, frame: WSFrame) -> None:
-        """Hands a message on when its last frame has arrived."""
+        """Hand a message on when its last frame has arrived."""
         assert self._engine_socket is not None
         data = frame.get_payload_as_bytes()
         if frame.msg_type != WSMsgType.CONTINUATION:
@@ -241,7 +241,7 @@ def _refused(refusal: RequestRefused) -> WSUpgradeResponseWithListener:
 
 
 def _is_key(key: str) -> bool:
-    """Whether that is the base64 of 16 bytes, which picows would find out too late: when the session has begun."""
+    """Return whether that is the base64 of 16 bytes. picows would find out only when the socket has been opened."""
     try:
         return len(base64.b64decode(key, validate=True)) == KEY_SIZE
     except ValueError:

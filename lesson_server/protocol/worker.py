@@ -1,11 +1,11 @@
-"""One of several workers, and how workers pass sockets to each other.
+"""One of several workers, and how workers pass connections to each other.
 
-With ``--workers N`` a request of a session may be accepted by any worker. The id of a session begins with the number of
-its worker; who accepts a request of another worker's session passes the socket on, with nothing read from it.
+With ``--workers N`` any worker may accept a request of an Engine.IO socket. The id of the socket begins with the number
+of its worker. A worker that accepts a request for another worker passes the connection on, with nothing read from it.
 
 Each worker has an inbox, a pair of unix sockets that is made before the fork. So the inbox of a worker that has died
-keeps what is passed to it for the worker that takes its place. An inbox has room for some hundred sockets; the others
-wait for room where they were accepted.
+keeps what is passed to it for the worker that takes its place. An inbox has room for some hundred connections; the
+others wait for room where they were accepted.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 # Sockets that are received in one turn of the event loop.
 RECEIVE_BATCH = 8
 
-# A request of Engine.IO, up to the number of the worker in the id of its session.
+# A request of Engine.IO, up to the number of the worker in the id of its Engine.IO socket.
 REQUEST = re.compile(rb"[A-Z]+ /socket\.io/?\?(?:[^ ]*&)?sid=(\d{1,5})\.")
 
 Inbox = tuple[socket.socket, socket.socket]  # to read from, and to write to
@@ -39,15 +39,15 @@ class Worker:
     def __init__(self, number: int, inboxes: tuple[Inbox, ...]) -> None:
         self.number = number
         self.inboxes = inboxes
-        # The sockets that wait for room in the inbox of each worker, in the order of their arrival.
+        # The connections that wait for room in the inbox of each worker, in the order of their arrival.
         self._waiting: tuple[dict[socket.socket, Place], ...] = tuple({} for _ in inboxes)
 
     def sid(self, sid: str) -> str:
-        """Return the id of a session of this worker."""
+        """Return the id of an Engine.IO socket of this worker."""
         return f"{self.number}.{sid}"
 
     def other(self, head: bytes) -> int | None:
-        """Return the worker that has the session of a request, if that is another one.
+        """Return the worker that has the Engine.IO socket of a request, if that is another one.
 
         Args:
             head: the beginning of the request.
@@ -57,12 +57,12 @@ class Worker:
         return number if number != self.number and number < len(self.inboxes) else None
 
     def send(self, number: int, connection: socket.socket, place: Place) -> None:
-        """Pass a socket to another worker, and close it here. While its inbox is full, the socket waits.
+        """Pass a connection to another worker, and close it here. While its inbox is full, the connection waits.
 
         Args:
             number: that of the other worker.
             connection: nothing has been read from it.
-            place: that of the socket, which it keeps until it is passed on.
+            place: that of the connection, which it keeps until it is passed on.
         """
         waiting = self._waiting[number]
         waiting[connection] = place
@@ -71,11 +71,11 @@ class Worker:
             self._send(number)
 
     def receive(self, take: Callable[[socket.socket], None]) -> None:
-        """Call ``take`` with each socket that is passed to this worker, until :meth:`stop`."""
+        """Call ``take`` with each connection that is passed to this worker, until :meth:`stop`."""
         asyncio.get_running_loop().add_reader(self.inboxes[self.number][0], self._receive, take)
 
     def stop(self) -> None:
-        """Receives nothing any more, and closes the sockets that wait to be passed on."""
+        """Receive nothing any more, and close the connections that wait to be passed on."""
         asyncio.get_running_loop().remove_reader(self.inboxes[self.number][0])
         for number, waiting in enumerate(self._waiting):
             for connection in list(waiting):
@@ -89,7 +89,7 @@ class Worker:
             except BlockingIOError:
                 asyncio.get_running_loop().add_writer(inbox, self._send, number)
                 return
-            except OSError as error:  # more sockets are on their way between processes than the system allows
+            except OSError as error:  # more connections are on their way between processes than the system allows
                 logger.error("can't pass a request to worker %d: %s", number, error.strerror)
             self._part_with(number, connection)
         asyncio.get_running_loop().remove_writer(inbox)

@@ -54,7 +54,7 @@ def _split_at_commas(value: object) -> object:
 
 
 def _normal_origin(origin: str) -> str:
-    """Browsers send an origin in lower case and without a path; it is compared as text."""
+    """Check that an origin is written as browsers send it, in lower case and without a path: it is compared as text."""
     normal = origin.strip().lower().removesuffix("/")
     if normal != "*" and not _ORIGIN.fullmatch(normal):
         raise ValueError('each should be scheme://host or scheme://host:port, or "*" alone')

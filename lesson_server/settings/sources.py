@@ -37,7 +37,7 @@ class Configuration(Settings):
     _origins: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
     def rows(self) -> Iterator[Row]:
-        """Every setting with its value and its origin, secrets masked: what ``lesson-server settings`` prints."""
+        """Return every setting with its value and origin, secrets masked: what ``lesson-server settings`` prints."""
         for section_name, section in self:
             for key, value in section:
                 name = f"{section_name}.{key}"

@@ -49,7 +49,7 @@ class Availability:
         self._failure_logged_at = float("-inf")
 
     def require(self) -> None:
-        """Refuses a request to a store that is known not to answer.
+        """Refuse a request to a store that is known not to answer.
 
         Raises:
             StoreUnavailable: it is.

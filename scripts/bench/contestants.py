@@ -58,7 +58,7 @@ BUN_COMMAND = BUN / "node_modules/.bin/bun"
 
 
 def prepare_node() -> None:
-    """Installs what the peer on Node needs, if it is not there.
+    """Install what the peer on Node needs, if it is not there.
 
     Raises:
         BenchError: there is no Node, or npm failed.
@@ -69,7 +69,7 @@ def prepare_node() -> None:
 
 
 def prepare_bun() -> None:
-    """Installs what the peer on Bun needs, Bun itself too, if it is not there.
+    """Install what the peer on Bun needs, Bun itself too, if it is not there.
 
     Raises:
         BenchError: there is no Node, which npm runs on, or npm failed, or Bun does not run here.

@@ -126,7 +126,7 @@ class Load:
     # Commands
 
     def prepare(self, first: int, count: int) -> dict[str, Any]:
-        """Mints the tokens of clients, so that no phase has to."""
+        """Mint the tokens of clients, so that no phase has to."""
         for number in range(first, first + count):
             self._handshakes[number] = handshake(number, self._key)
         return {}
@@ -176,7 +176,7 @@ class Load:
         return self._phase(len(clients), begin)
 
     def steady(self, first: int, rate: float, seconds: float, stay: float) -> dict[str, Any]:
-        """Clients come at a fixed rate, whatever the server does; each joins, stays for a time, and leaves.
+        """Have clients come at a fixed rate, whatever the server does; each joins, stays for a time, and leaves.
 
         When the last one comes, the server may be so far behind that it does not keep up with the rate: then all
         clients vanish, because there would be no end to it.
@@ -273,7 +273,7 @@ class Load:
         return ready
 
     def watch(self, descriptor: int) -> None:
-        """Lets :meth:`turn` wait for this file descriptor as well."""
+        """Have :meth:`turn` wait for this file descriptor as well."""
         self._epoll.register(descriptor, select.EPOLLIN)
 
     # A client
@@ -397,7 +397,7 @@ COMMANDS = ("prepare", "connect", "join", "leave", "drop", "steady", "idle")
 
 
 def serve(load: Load, lines: Iterable[str]) -> None:
-    """Carries out commands: ``{"command": name, argument: value, ...}``, a line for each."""
+    """Carry out commands: ``{"command": name, argument: value, ...}``, a line for each."""
     for line in lines:
         request = json.loads(line)
         command = request.pop("command")

@@ -80,7 +80,7 @@ class Process:
         return before
 
     def rss_kb(self) -> int:
-        """Kilobytes of memory that it has resident."""
+        """Return the kilobytes of its resident memory."""
         kilobytes = 0
         for pid in self._family(self._pid):
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
@@ -90,7 +90,7 @@ class Process:
         return kilobytes
 
     def connections(self, port: int) -> list[int]:
-        """How many clients each worker holds. The workers are its children; one without children is its own worker.
+        """Return how many clients each worker holds. The workers are its children, or the process itself.
 
         Args:
             port: of the server.

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md and its plots, from the results of one run."""
+"""Writes docs/benchmarks.md and its plots from the results of one run."""
 
 import json
 import statistics
@@ -20,7 +20,7 @@ STEPS = (("connect_us", "connect"), ("join_us", "join"), ("end_us", "end"))
 
 
 class Row(NamedTuple):
-    """A figure of a table: its name in the results, for people, the digits after its point, whether it is compared."""
+    """A row of a table: the figure's name in the results, its title, its decimals, and whether it is compared."""
 
     figure: str
     title: str
@@ -146,21 +146,20 @@ MORE_IS_BETTER = {"joins_per_s"}
 OUTLOOK = """\
 ## What the next factor would need
 
-Bun runs socket.io's own engine as machine code that it makes while it runs, and reads and answers sockets in native
-code. Ours is interpreted, and no part of it is a third of what is left. By a sampling profile of class starts: 24 %
-websockets (picows, and the system calls by which it sends and closes), 13 % the loop (uvloop, and the system calls by
-which it waits and reads), 11 % round trips to Redis, 9 % checking tokens (PyJWT), 7 % the charts (transitions), 7 %
-python-socketio, 7 % sessions of Engine.IO, 6 % connections and the gateway, 4 % each for presence, metrics and RDS, 3
-% accepting.
+Bun compiles socket.io's own engine to machine code while it runs, and handles sockets in native code. lesson-server
+is interpreted, and no part of it is a third of what is left. By a sampling profile of class starts: 24 % websockets
+(picows, and its system calls to send and close), 13 % the event loop (uvloop, and its system calls to wait and read),
+11 % round trips to Redis, 9 % the check of tokens (PyJWT), 7 % the charts (transitions), 7 % python-socketio, 7 % the
+sockets of Engine.IO, 6 % connections and the gateway, 4 % each for presence, metrics and RDS, 3 % accepting.
 
-What was tried beyond that and did not help: aiofastnet's transport in place of uvloop's, with which all tests pass
-(no difference); a transport that has its socket at hand, since uvloop makes a new object for each of the eight things
-that picows asks of the socket (9 µs, for fifteen lines); PyJWT's prepared keys (nothing: it prepares them again); the
-scripts for Redis by their digest (fewer bytes, no less time of ours). What is left to try:
+These were tried beyond what is in use, and did not help: the transport of aiofastnet in place of uvloop's (no
+difference; all tests pass); a transport that keeps its socket, because uvloop makes a new object each of the eight
+times that picows asks for the socket (9 µs, for fifteen lines); the prepared keys of PyJWT (nothing: it prepares the
+keys again). These are left to try:
 
 * one write in place of two for the answer to a handshake and the first packet: about 5 µs, and lines of protocol code;
 * fewer timers: a connection, its join and its end set five, at 4 µs each;
-* more cores: `--workers`. A process has one, and the rest of a join is spread thinly.
+* more cores, by `--workers`: a process has one, and the rest of a join is spread over many small parts.
 """
 
 METHOD = """\
@@ -192,7 +191,7 @@ METHOD = """\
 
 
 def summary(results: Results) -> Iterator[str]:
-    """Return the most telling lines, for the terminal."""
+    """Return the most important figures as lines for the terminal."""
     for row in (Row("life_us", "CPU µs: connection + join + end"), Row("ack_p95_ms", "ack p95, ms", 1)):
         yield f"class start, {row.title}"
         for name, title in results["titles"].items():
@@ -265,7 +264,7 @@ def _table(
     first: tuple[str, ...] | None = None,
     base: str = OURS,
 ) -> Iterator[str]:
-    """Return a table: the header, the cells of ``first``, and the rows of figures, as compared to those of ``base``."""
+    """Return a table: the header, the cells of ``first``, and the rows of figures, compared to ``base``."""
     yield "| | " + " | ".join(titles.values()) + " |"
     yield "|---" + "|---:" * len(titles) + "|"
     if first is not None:
@@ -314,7 +313,7 @@ def _ahead(results: Results) -> Iterator[str]:
 
 
 def _compared(results: Results) -> Iterator[tuple[str, Rounds, Row]]:
-    """All figures in which the contestants are compared."""
+    """Return all figures in which the contestants are compared."""
     for workload, (title, _, rows) in TABLES.items():
         for row in rows:
             if row.compared:
@@ -327,7 +326,7 @@ def _compared(results: Results) -> Iterator[tuple[str, Rounds, Row]]:
 
 def _workers(results: Results) -> Iterator[str]:
     workers = results["workers"]
-    if workers["titles"]:  # else lesson-server did not take part
+    if workers["titles"]:  # otherwise lesson-server is not a contestant
         yield WORKERS.format(cores=results["about"]["cores"])
         base = next(iter(workers["titles"]))
         yield from _table(workers["titles"], _rounds(workers, "class_start"), WORKERS_ROWS, base=base)
@@ -344,7 +343,7 @@ def _kept_up(results: Results, rate: int) -> Rounds:
 
 
 def _warm_ups(results: Results) -> dict[str, str]:
-    """How many there were, by title."""
+    """Return the number of warm-ups, by title."""
     counts = {
         title: [len(costs) for costs in part["contestants"][name]["warm_ups"]]
         for part in (results, results["workers"])

@@ -79,7 +79,7 @@ class LoadProcess:
         self._child = child
 
     def __call__(self, command: str, **arguments: float) -> dict[str, Any]:
-        """Carries out a command; the answer is the phase's.
+        """Carry out a command, and return the phase's answer.
 
         Raises:
             BenchError: not one client succeeded.
@@ -134,7 +134,7 @@ class Workloads:
         self._process.cpu_at_rest()  # as after every phase
 
     def warm_up(self) -> list[float]:
-        """Class starts that do not count, until they get no cheaper: compilers and allocators need that, each its time.
+        """Run class starts that do not count, until they get no cheaper: compilers and allocators need some.
 
         Returns:
             the cost of each.
@@ -226,7 +226,7 @@ class Workloads:
         return {"rate": rate, "kept_up": True, "life_us": cpu / phase["clients"], **_answers(phase)}
 
     def hold(self, advance: Callable[[str], None]) -> list[dict[str, Any]]:
-        """Figures for each level."""
+        """Return figures for each level."""
         self._stores.empty_redis()
         self._load("prepare", first=0, count=max(self._scale.levels))
         self._load("prepare", first=VISITORS, count=self._scale.visitors)
@@ -286,7 +286,7 @@ class Workloads:
 
 
 def is_warm(costs: Sequence[float]) -> bool:
-    """Whether class starts get no cheaper any more.
+    """Return whether class starts get no cheaper any more.
 
     Args:
         costs: of each so far.
@@ -323,7 +323,7 @@ def _counts(what: str, count: StoreCount) -> Figures:
 
 
 def _answers(phase: dict[str, Any]) -> Figures:
-    """How long the clients of a phase waited for their acknowledgements, and how many got an error or none."""
+    """Return how long the clients of a phase waited for their acknowledgements, and how many got an error or none."""
     cuts = statistics.quantiles(phase["ack_ms"], n=100, method="inclusive")
     return {
         "ack_p50_ms": cuts[49],

@@ -57,12 +57,12 @@ class Defect:
 
     @property
     def name(self) -> str:
-        """Stays the same when other places of the module change."""
+        """Return an id that stays the same when other places of the module change."""
         return f"{self.module} {self.place}: {self.change}"
 
 
 def defects(module: str, source: str) -> list[Defect]:
-    """Every defect that can be planted into a module.
+    """Return every defect that can be planted into a module.
 
     Args:
         module: its path, from the root of the project.

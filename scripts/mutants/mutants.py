@@ -113,7 +113,7 @@ def workers(count: int) -> Iterator[list[Connection]]:
 
 
 def distribute(jobs: Iterable[tuple[Key, Survey | Trial]], pipes: list[Connection]) -> Iterator[tuple[Key, Outcome]]:
-    """Has each job done by the next worker that is free."""
+    """Have each job done by the next worker that is free."""
     left = iter(jobs)
     free, busy = list(pipes), {}
     while True:
@@ -163,7 +163,7 @@ def survey(pipes: list[Connection]) -> tuple[Surveyed, list[str]]:
 
 
 def tests_of(defect: Defect, surveyed: Surveyed) -> dict[str, float]:
-    """The tests that run a line of the defect and their seconds: the module's own first, then the quickest.
+    """Return the tests that run a line of the defect and their seconds: the module's own first, then the quickest.
 
     Tests of other modules are left out when together they take more than BUDGET: a defect in the core is for the tests
     of its module to see.
@@ -202,14 +202,14 @@ class Results:
         self._rows: dict[str, dict[str, str]] = {row["name"]: row for row in rows}
 
     def state(self, defect: Defect) -> str | None:
-        """How the defect fared; None when that may have changed since, or was never tried."""
+        """Return how the defect fared; None when that may have changed since, or was never tried."""
         row = self._rows.get(defect.name)
         if row is None or row["source"] != digest_of(defect.source) or row["tests"] != self._digest(row["test"]):
             return None
         return row["state"]
 
     def test(self, defect: Defect) -> str:
-        """The test that saw it."""
+        """Return the test that saw it."""
         return self._rows[defect.name]["test"]
 
     def add(self, defect: Defect, state: str, failed: Sequence[str] = ()) -> None:

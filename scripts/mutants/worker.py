@@ -91,7 +91,7 @@ class Outcome:
 
 
 def work(pipe: Connection, folder: Path) -> None:
-    """Answers the jobs that come through ``pipe``, until a None comes."""
+    """Answer the jobs that come through ``pipe``, until a None comes."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with contextlib.suppress(KeyboardInterrupt, EOFError), Bench(folder) as bench:
         while (job := pipe.recv()) is not None:

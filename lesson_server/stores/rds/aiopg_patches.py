@@ -35,7 +35,7 @@ def _select(readable: list[int], _writable: object, _exceptional: object, _timeo
 
 
 def _ready_and_watched(weak_connection: "ref[Connection]") -> None:
-    """Stands for what aiopg does when a descriptor is ready.
+    """Do what aiopg does when a descriptor is ready, and watch the descriptor again.
 
     uvloop watches a descriptor no longer once it has told of an error on it. If aiopg has not read up to that error,
     its query would wait for ever.

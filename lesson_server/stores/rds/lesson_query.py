@@ -99,7 +99,7 @@ class LessonQuery:
         return None
 
     async def _check_type(self, fetch: Fetch) -> None:
-        """Warns when the id is compared as something else than text, for then a lesson has several ids."""
+        """Warn when the id is compared as something else than text, because a lesson has several ids then."""
         # One message, and a name of its own that is left there: a pooler may send the next message to another server
         # process, and this one to a process that has served an earlier start.
         name = f"lesson_query_{secrets.token_hex(4)}"
@@ -133,7 +133,7 @@ class _Numbers:
 
 
 def is_about(fault: StatementFault, lesson_id: str) -> bool:
-    """Whether RDS refused the lesson's id: such a lesson does not exist.
+    """Return whether RDS refused the lesson's id: such a lesson does not exist.
 
     It may have stumbled over its own data, too, and then its message names those.
     """

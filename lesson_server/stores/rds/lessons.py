@@ -155,7 +155,7 @@ class Lessons:
         return lookup
 
     def _settle(self, lookup: _Lookup, outcome: Lesson | Exception | None) -> None:
-        """Tells the joins that wait. The first outcome counts."""
+        """Answer the joins that wait. The first outcome counts."""
         if lookup.outcome.done():
             return
         del self._lookups[lookup.lesson_id]
@@ -169,7 +169,7 @@ class Lessons:
                 answer.set_result(outcome)
 
     def _fail_all(self) -> None:
-        """Fails all lookups, and ends their queries: RDS is known not to answer, or the server stops."""
+        """Fail all lookups, and cancel their queries: RDS is known not to answer, or the server stops."""
         self._unasked.clear()
         self._slow_lessons.clear()  # it was RDS that was slow
         for lookup in list(self._lookups.values()):
@@ -186,7 +186,7 @@ class Lessons:
     # Queries
 
     def _ask_soon(self) -> None:
-        """Begins a query when all that is wanted in this turn of the loop is known."""
+        """Begin a query when all that is asked for in this turn of the loop is known."""
         if self._unasked and not self._beginning:
             self._beginning = True
             self._spawn(self._look_up_batch())
@@ -230,7 +230,7 @@ class Lessons:
             self._lessons_in_query = min(len(wanted) * 2, self._max_lessons_in_query)
 
     async def _attend_to_slow(self, query: "asyncio.Task[None]", lookups: list[_Lookup]) -> None:
-        """Decides what becomes of a query that is slow, and of its lessons.
+        """Decide what becomes of a slow query, and of its lessons.
 
         A query that is cancelled closes its connection.
         """
@@ -250,7 +250,7 @@ class Lessons:
         query.cancel()
 
     def _wanted(self, lookups: list[_Lookup]) -> list[_Lookup]:
-        """Those that joins wait for. The others are forgotten, so that no queue is longer than the joins that wait."""
+        """Return the lookups that joins wait for. The rest is dropped: no queue is longer than the waiting joins."""
         for lookup in lookups:
             if not lookup.joins and not lookup.outcome.done():
                 del self._lookups[lookup.lesson_id]

@@ -204,7 +204,7 @@ class RedisStore:
         return shard
 
     async def _redirect(self, command: Command) -> Any:
-        """Lets redis-py find the master that serves the command now, and remember it."""
+        """Have redis-py find the master that serves the command now, and remember it."""
         return await self.client.execute_command(*command)
 
     def _fail_in_cluster(self) -> None:

@@ -101,7 +101,7 @@ class Node:
         self._tasks = [asyncio.create_task(self._live()), asyncio.create_task(self._keep_records())]
 
     async def close(self) -> None:
-        """Leaves. While its index has something in it, the node stays known, so that the others will sweep it."""
+        """Leave. While its index has something in it, the node stays known, so that other nodes will sweep it."""
         if not self._tasks:
             return
         await asyncio.gather(*map(end, [*self._tasks, *self._sweeps.values()]))
@@ -113,7 +113,7 @@ class Node:
                     await self._store.run(("HDEL", self._presence.nodes_key, node_id))
 
     def check_all(self) -> None:
-        """Has all records checked now: Redis may have lost some without a heartbeat noticing."""
+        """Have all records checked now: Redis may have lost some without a heartbeat noticing."""
         self._wanted.set()
 
     # Heartbeats

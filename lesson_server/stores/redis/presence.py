@@ -128,7 +128,7 @@ class Presence:
     # What the node does for its connections
 
     def begin_incarnation(self) -> Incarnation:
-        """Goes on under a new node id. Claims of the one before are replaced as their records are restored."""
+        """Go on under a new node id. Claims of the one before are replaced as their records are restored."""
         self.incarnation = Incarnation(secrets.token_hex(8))
         return self.incarnation
 
@@ -282,7 +282,7 @@ class Presence:
     # What is pending
 
     async def _clean(self) -> None:
-        """Retries pending removals, and takes what has been removed from the index, until nothing is left."""
+        """Retry pending removals, and delete what has been removed from the index, until nothing is left."""
         while self._pending or self._removed:
             try:
                 await asyncio.sleep(UNINDEX_INTERVAL)

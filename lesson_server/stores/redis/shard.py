@@ -128,7 +128,7 @@ class Shard:
             raise
 
     def _give_up(self) -> None:
-        """Fails all parts: the server is known not to answer, or the shard is closed."""
+        """Fail all parts: the server is known not to answer, or the shard is closed."""
         for task in self._round_trips:
             task.cancel()
         self._beginning = False  # cancelled before its first step, a task does nothing by itself
@@ -140,7 +140,7 @@ class Shard:
             self._settle(part, [self.availability.refusal()] * len(part.positions))
 
     def _begin_soon(self) -> None:
-        """Begins a round trip when all that is asked for in this turn of the loop has been asked for."""
+        """Begin a round trip when all that is asked for in this turn of the loop has been asked for."""
         if not self._closed and not self._beginning and self._waiting and len(self._round_trips) < self._pool_size:
             self._beginning = True
             task = asyncio.create_task(self._round_trip())
@@ -152,7 +152,7 @@ class Shard:
         self._begin_soon()
 
     async def _round_trip(self) -> None:
-        """Carries out what waits."""
+        """Carry out what waits."""
         for _ in range(len(self._round_trips) - 1):  # those under way make this one gather
             await asyncio.sleep(0)
         self._beginning = False
@@ -236,7 +236,7 @@ class Shard:
             return error
 
     async def _follow(self, commands: list[Command], answers: list[Any]) -> list[Any]:
-        """Carries out elsewhere what this master no longer serves, as while slots move."""
+        """Carry out elsewhere what this master no longer serves, as while slots move."""
         assert self._redirect is not None
         failure: Exception | None = None
         for position, answer in enumerate(answers):
@@ -254,7 +254,7 @@ class Shard:
         return answer
 
     def _note(self, answers: list[Any]) -> None:
-        """Whether the server serves, as this round trip found it; a key of another type does not tell."""
+        """Note whether the server serves, by the answers of a round trip. A key of another type is no sign of that."""
         failure = next((answer for answer in answers if isinstance(answer, FAILURES) and not _is_refusal(answer)), None)
         if failure is not None:
             self.availability.failed(_cause_of(failure))
