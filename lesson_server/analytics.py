@@ -1,8 +1,8 @@
-"""Reconnects are reported to Mixpanel: off the event loop, never raising, never delaying (contract, section 7).
+"""Reports reconnects to Mixpanel off the event loop; a report never raises and never delays (contract, section 7).
 
-The loop puts an event on a bounded queue and goes on. One thread takes what is there and posts it in batches. An event
-ends in one of three ways, which are counted: *sent*; *failed*, when Mixpanel refused its batch or could not be reached
-after some tries; *dropped*, when the queue was full or the server stopped first.
+The event loop puts an event on a bounded queue. One thread takes the queued events and posts them in batches. An event
+has one of three outcomes, which are counted: *sent*; *failed*, if Mixpanel refused its batch or could not be reached
+in several attempts; *dropped*, if the queue was full or the server stopped first.
 """
 
 import logging
@@ -17,9 +17,9 @@ from lesson_server.settings.schema import MixpanelSettings
 
 logger = logging.getLogger(__name__)
 
-QUEUE_SIZE = 10_000  # events of about 400 bytes: the reconnects of a whole school while Mixpanel is away, in 4 MB
-BATCH_SIZE = 50  # events in one request: what the mixpanel library itself takes as its limit
-REQUEST_TIMEOUT = 5.0  # seconds to connect, and again between two reads
+QUEUE_SIZE = 10_000  # events of about 400 bytes, 4 MB: the reconnects of a whole school while Mixpanel is unreachable
+BATCH_SIZE = 50  # events in one request: the mixpanel library's own limit
+REQUEST_TIMEOUT = 5.0  # seconds to connect, and seconds between two reads
 ATTEMPTS = 5  # for each batch
 FIRST_PAUSE = 1.0  # seconds before the second attempt; each further pause is twice as long
 
@@ -28,31 +28,31 @@ Observe = Callable[[Outcome, int], None]
 
 
 class Analytics(Protocol):
-    """What the rest of the server knows of analytics."""
+    """The interface of analytics for the rest of the server."""
 
     def reconnect(self, client_id: str, sid: str, lesson_id: str, role: str) -> None:
-        """Report that a participant is back ("mixpanel reconnect" in the participant's diagram).
+        """Report that a participant has reconnected ("mixpanel reconnect" in the participant's diagram).
 
         Args:
-            client_id: who.
-            sid: the new connection; with ``client_id`` it makes the reconnect one of a kind.
+            client_id: the participant.
+            sid: the new connection; ``client_id`` and ``sid`` identify the reconnect.
             lesson_id: the lesson that was joined.
             role: the role of the token.
         """
 
     def start(self) -> None:
-        """Begin to send. In the process that serves, for a thread does not survive a fork."""
+        """Start to send; call this in the process that serves, because a thread does not survive a fork."""
 
     def close(self, deadline: float) -> None:
-        """Send what is left and take no more. Blocks, so call it in a thread.
+        """Accept no more events and send the queued ones; this blocks, so call it in a thread.
 
         Args:
-            deadline: seconds to wait at most; what is unsent then is dropped.
+            deadline: seconds to wait at most; events that are unsent then are dropped.
         """
 
 
 class NoAnalytics:
-    """Without a token nothing is sent, and the mixpanel library, 180 ms of imports, is not loaded."""
+    """Sends nothing, because there is no token, and does not load the mixpanel library, 180 ms of imports."""
 
     def reconnect(self, client_id: str, sid: str, lesson_id: str, role: str) -> None:
         pass
@@ -65,24 +65,24 @@ class NoAnalytics:
 
 
 class MixpanelAnalytics:
-    """Events are built by the mixpanel library and sent by a :class:`QueueingConsumer`.
+    """Builds events with the mixpanel library and sends them by a :class:`QueueingConsumer`.
 
     Args:
-        token: of the Mixpanel project.
+        token: the token of the Mixpanel project.
         api_url: the URL that ``/track`` is appended to.
-        observe: called with an outcome and a number of events, from this thread or the sending one.
+        observe: called with an outcome and a number of events, from any thread.
     """
 
     def __init__(self, token: str, api_url: str, observe: Observe) -> None:
         from mixpanel import Consumer, Mixpanel
 
-        # It would repeat requests and sleep between them where close() can't wake it.
+        # No retries by the library: it would sleep between them, and close() could not end the sleep.
         consumer = Consumer(events_url=f"{api_url}/track", request_timeout=REQUEST_TIMEOUT, retry_limit=0)
         self._queue = QueueingConsumer(lambda batch: consumer.send("events", batch), observe)
         self._mixpanel = Mixpanel(token, consumer=self._queue)
 
     def reconnect(self, client_id: str, sid: str, lesson_id: str, role: str) -> None:
-        # Mixpanel knows a repeated event by its insert_id.
+        # Mixpanel recognizes a repeated event by its insert_id.
         insert_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"lesson-server:reconnect:{client_id}:{sid}"))
         self._mixpanel.track(client_id, "reconnect", {"lesson_id": lesson_id, "role": role, "$insert_id": insert_id})
 
@@ -97,7 +97,7 @@ def make_analytics(settings: MixpanelSettings, observe: Observe) -> Analytics:
     """Return the analytics that the settings ask for.
 
     Args:
-        settings: without a token there is nothing to send to.
+        settings: without a token nothing is sent.
         observe: called with an outcome and a number of events, from any thread.
     """
     if settings.token is None:
@@ -109,7 +109,7 @@ class QueueingConsumer:
     """A consumer of the mixpanel library that queues events, and one thread that posts them.
 
     Args:
-        post: sends one JSON list of events; whatever it raises means that the batch was not taken.
+        post: sends one JSON list of events; any exception means that the batch was not accepted.
         observe: called with an outcome and a number of events.
     """
 
@@ -117,18 +117,18 @@ class QueueingConsumer:
         self._post = post
         self._observe = observe
         self._worker = Thread(target=self._run, name="mixpanel", daemon=True)
-        # Guards all that follows.
+        # Guards _waiting, _in_flight and _closing.
         self._changed = Condition()
         self._waiting: deque[str] = deque()
-        self._in_flight = 0  # events of the batch that the worker holds
+        self._in_flight = 0  # events of the batch that the worker thread is sending
         self._closing = False
-        # The worker's own.
+        # Used only by the worker thread.
         self._reachable = True
 
     # On the event loop.
 
     def send(self, endpoint: str, json_message: str) -> None:
-        """Queue an event; the interface is that of the library's consumers. Its only endpoint here is ``events``."""
+        """Queue an event; the mixpanel library calls this, as its consumer, only with the endpoint ``events``."""
         with self._changed:
             accepted = not self._closing and len(self._waiting) < QUEUE_SIZE
             if accepted:
@@ -142,14 +142,14 @@ class QueueingConsumer:
         self._worker.start()
 
     def close(self, deadline: float) -> None:
-        """Wait, at most ``deadline`` seconds, until everything is sent; drop the rest."""
+        """Wait at most ``deadline`` seconds until all events are sent; drop the rest."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         if self._worker.is_alive():
             self._worker.join(deadline)
         with self._changed:
-            # A batch in flight is given up too: its thread dies with the process, and _settle won't count it again.
+            # A batch in flight is dropped, too: its thread ends with the process, and _settle won't count it again.
             left = self._in_flight + len(self._waiting)
             self._in_flight = 0
             self._waiting.clear()
@@ -157,14 +157,14 @@ class QueueingConsumer:
             logger.warning("%d events were not sent to Mixpanel in the %g s allowed, and are lost", left, deadline)
             self._observe("dropped", left)
 
-    # In the worker.
+    # In the worker thread.
 
     def _run(self) -> None:
         while batch := self._next_batch():
             self._settle(self._deliver(batch))
 
     def _next_batch(self) -> list[str]:
-        """Return what is there, as soon as there is something; empty when there will be nothing more."""
+        """Wait for events and return a batch of them; an empty batch means that there will be no more."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
             batch = [self._waiting.popleft() for _ in range(min(BATCH_SIZE, len(self._waiting)))]
@@ -178,13 +178,13 @@ class QueueingConsumer:
                 self._pause(FIRST_PAUSE * 2 ** (attempt - 1))
             try:
                 self._post(message)
-            except Exception as error:  # the library lets KeyError and TypeError through for odd answers
+            except Exception as error:  # the library raises KeyError and TypeError for malformed answers
                 self._now_failing(error)
             else:
                 self._now_reachable()
                 return "sent"
             if self._closing:
-                break  # each batch that is left gets one chance
+                break  # while closing, each batch gets one attempt
         return "failed"
 
     def _settle(self, outcome: Outcome) -> None:
@@ -194,14 +194,14 @@ class QueueingConsumer:
             self._observe(outcome, count)
 
     def _pause(self, seconds: float) -> None:
-        """Wait, a random part shorter so that many servers don't come back at once; not at all when closing."""
+        """Wait for 50 to 100 % of the time, at random, so that servers don't retry all at once; not while closing."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing, seconds * random.uniform(0.5, 1))  # noqa: S311
 
     def _now_failing(self, error: Exception) -> None:
         if self._reachable:
             self._reachable = False
-            # The kind of error only: its text may quote the answer, and an answer may quote the token.
+            # Only the type of the error: its text may quote the answer, and the answer may quote the token.
             kind = "its answer is an error" if error.__cause__ is None else type(error.__cause__).__name__
             logger.warning("events can't be sent to Mixpanel: %s", kind)
 

@@ -1,16 +1,16 @@
 """One class for each refusal: its message, and whose fault it is.
 
-A :class:`Refusal` is the client's fault or a passing condition of ours; its message is safe to send and is part of the
-contract with clients, so it never changes silently. Whatever else is raised during a join is a defect: the gateway logs
-it and answers with a bare :class:`Refusal`, which tells nothing.
+A :class:`Refusal` is the client's fault or a temporary fault of ours. Its message is safe to send and is part of the
+contract with clients, so the message never changes silently. Any other exception during a join is a defect: the gateway
+logs it and answers with a plain :class:`Refusal`, whose message is only "internal error".
 """
 
 
 class Refusal(Exception):
-    """What a client is told, in one plain sentence.
+    """A request is refused; the message is the one plain sentence that the client gets.
 
-    ``outcome`` is the short stable name used as a metric label; ``retryable`` says whether the same request may succeed
-    later without the client changing anything.
+    ``outcome`` is the short stable name used as a metric label; ``retryable`` says whether the same request, unchanged,
+    may succeed later.
     """
 
     message = "internal error"
@@ -21,7 +21,7 @@ class Refusal(Exception):
         super().__init__(self.message if message is None else message)
 
 
-# The handshake (connect_error). The client must be mended; trying again can't help.
+# Refusals of the handshake (connect_error). The client must be fixed; a retry can't help.
 
 
 class HandshakeRefused(Refusal):
@@ -46,11 +46,11 @@ class LessonIdMalformed(HandshakeRefused):
     message = "lesson_id is malformed"
 
 
-# The acknowledgement of an event: the client's fault. What only one event refuses stands in the module of the event.
+# Refusals in the acknowledgement of an event: the client's fault. A refusal of one event only is in the event's module.
 
 
 class EventNotAllowed(Refusal):
-    """The event is not one of this client's."""
+    """This kind of client can't send this event."""
 
     outcome = "not_allowed"
 
@@ -68,7 +68,7 @@ class UnexpectedData(Refusal):
 
 
 class LessonNotFound(Refusal):
-    """RDS has no such lesson. It may be created later, so trying again can help."""
+    """RDS has no such lesson; a retry can help, because the lesson may be created later."""
 
     outcome = "lesson_not_found"
     retryable = True
@@ -83,7 +83,7 @@ class AccessTokenExpired(Refusal):
 
 
 class AccessTokenInvalid(Refusal):
-    """Any fault of a token but its age. Which fault is not told: that would help only a forger."""
+    """Any fault of a token except its age; the client does not learn which, because that would help only a forger."""
 
     message = "access token is invalid"
     outcome = "token_invalid"
@@ -94,11 +94,11 @@ class AccessTokenRequired(Refusal):
     outcome = "token_required"
 
 
-# The handshake or the acknowledgement: our fault.
+# Refusals of the handshake or in the acknowledgement: our fault.
 
 
 class ServiceBusy(Refusal):
-    """More clients than this process takes on at once; see admission.py."""
+    """More clients come than this process accepts at once; see admission.py."""
 
     message = "the lesson service is busy, try again"
     outcome = "busy"
@@ -106,7 +106,7 @@ class ServiceBusy(Refusal):
 
 
 class StoreUnavailable(Refusal):
-    """RDS or Redis failed or was too slow. ``cause`` is for the operator; the client gets only the plain sentence."""
+    """RDS or Redis failed or was too slow; ``cause`` is for the operator, the client gets only the message."""
 
     message = "the lesson service is unavailable, try again"
     outcome = "store_unavailable"
@@ -118,16 +118,16 @@ class StoreUnavailable(Refusal):
 
 
 class StoreRefused(StoreUnavailable):
-    """Redis has a key of another type where a record belongs. Somebody must remove the key."""
+    """Redis has a key of another type in place of a record; an operator must remove the key."""
 
 
 class InvalidTransition(Exception):
-    """The chart has no such row: the trigger is refused and nothing has changed.
+    """The chart has no such transition: the trigger is refused and nothing has changed.
 
     Args:
         trigger: the event that was fired.
         state: the state of the connection, which it keeps.
-        history: the transitions before, oldest first.
+        history: the transitions so far, oldest first.
     """
 
     def __init__(self, trigger: str, state: str, history: tuple[str, ...]) -> None:

@@ -1,7 +1,7 @@
-"""What Prometheus can ask the server: every metric's name stands here and nowhere else.
+"""The Prometheus metrics of the server: every metric's name is here and nowhere else.
 
-Names begin with ``lesson_``, durations are in seconds, and counters end in ``_total``. Labels hold only names of our
-own: never an id, a token or an address.
+Names begin with ``lesson_``, durations are in seconds, and counters end in ``_total``. Label values are only names that
+the code defines: never an id, a token or an address.
 """
 
 import os
@@ -26,14 +26,14 @@ from prometheus_client.multiprocess import MultiProcessCollector
 EVENT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 STEP_BUCKETS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
 
-# A second series for each counter and histogram, with the time it was made: nobody asked for it.
+# No second series for each counter and histogram with its creation time: nobody needs it.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
-Place = tuple[str, str, str]  # an event, a client, and a state of the chart for both
+StateOf = tuple[str, str, str]  # an event, a client, and a state of their chart
 
 
 class Metrics:
-    """The metrics of one server. In one of several workers, the figures told are the sums over all of them."""
+    """The metrics of one server; with several workers, each worker exports the sums over all workers."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -69,7 +69,7 @@ class Metrics:
             buckets=STEP_BUCKETS,
             registry=self.registry,
         )
-        # By the values of their labels. The library's own lookup takes 2 µs.
+        # Cached by label values, because the library's own lookup takes 2 µs.
         self.events_of = cache(self.events.labels)
         self.event_seconds_of = cache(self.event_seconds.labels)
         self.reconnects = Counter("lesson_reconnects", "Participants who came back", registry=self.registry)
@@ -77,25 +77,25 @@ class Metrics:
             "lesson_mixpanel_events", "Events for Mixpanel", ("outcome",), registry=self.registry
         )
 
-    def count_connections(self, connections: Iterable[Place], places: Iterable[Place]) -> None:
+    def count_connections(self, connections: Iterable[StateOf], states: Iterable[StateOf]) -> None:
         """Set the number of connections of this process in each state.
 
-        Called when somebody asks, so that a connection that changes its state costs nothing.
+        Called before an export, not at each change of a state, so that a change costs nothing.
 
         Args:
-            connections: the event, the client and the state of each.
-            places: those that are shown even when no connection is there.
+            connections: event, client and state of each connection.
+            states: all states; a state without a connection is exported as 0.
         """
         count = Count(connections)
-        for place in places:
-            self.connections.labels(*place).set(count[place])
+        for state in states:
+            self.connections.labels(*state).set(count[state])
 
     def text(self) -> bytes:
-        """Return all figures, in the text format of Prometheus."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._all_workers or self.registry)
 
     def step_observer(self, event: str) -> Callable[[str, float], None]:
-        """Return what observes the steps of an event: called with the name of a step and its duration in seconds."""
+        """Return a function that observes a step of an event, called with the step's name and duration in seconds."""
         histogram_of = cache(partial(self.step_seconds.labels, event))
 
         def observe(step: str, seconds: float) -> None:
@@ -104,5 +104,5 @@ class Metrics:
         return observe
 
     def observe_mixpanel(self, outcome: str, count: int) -> None:
-        """Count what became of events for Mixpanel."""
+        """Count the outcomes of events for Mixpanel."""
         self.mixpanel_events.labels(outcome).inc(count)

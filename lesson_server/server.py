@@ -1,4 +1,4 @@
-"""The server: builds everything from the settings, runs it, stops it. The only place where all objects meet."""
+"""The composition root: builds all objects of the server from the settings, starts them and stops them."""
 
 import asyncio
 import contextlib
@@ -31,13 +31,13 @@ from lesson_server.tokens import TokenVerifier
 
 logger = logging.getLogger(__name__)
 
-# Connections that the kernel holds ready while the server is busy: a school connects on the hour.
+# Connections that the kernel queues while the server is busy: a whole school connects on the hour.
 BACKLOG = 4096
-# Open files that are neither connections of clients nor of a pool.
+# Open files other than client connections and the stores' connections.
 OTHER_FILES = 100
-# Seconds between two counts of the connections for the sum that any of several workers may be asked for.
+# Seconds between two updates of a worker's connection counts; any worker may export the sum over all workers.
 COUNT_INTERVAL = 1.0
-# Seconds at the end for the presence that is still to be removed, and for the last events to reach Mixpanel.
+# Seconds at the stop for pending removals of presence, and for sending the last events to Mixpanel.
 PRESENCE_DEADLINE = 2.0
 ANALYTICS_DEADLINE = 3.0
 
@@ -56,13 +56,13 @@ def open_port(settings: Settings) -> list[socket.socket]:
 
 
 def url_of(settings: Settings, sockets: list[socket.socket]) -> str:
-    """Where a server on these sockets can be reached."""
+    """Return the URL of a server that listens on these sockets."""
     host, port = settings.server.host, sockets[0].getsockname()[1]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _room_for(settings: Settings) -> int:
-    """Return how many connections may be held: as many as are set, or as there may be open files."""
+    """Return how many connections may be held: ``server.max_connections``, or what the limit of open files allows."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     room = files - settings.rds.pool_size - settings.redis.pool_size - EXTRA_SOCKETS - OTHER_FILES
     return max(min(room, settings.server.max_connections), 1)
@@ -73,7 +73,7 @@ class LessonServer:
 
     Args:
         settings: with both stores and the key set.
-        worker: which of several workers this is; None for a server alone.
+        worker: this process among several workers; None for a single process.
         events: the events that clients may send.
 
     Raises:
@@ -136,11 +136,11 @@ class LessonServer:
         self._node = Node(self._redis, self._presence, seats, self.gateway)
         self._rooms.on_subscribed = self._node.check_all
         self._sockets: list[socket.socket] = []
-        # Another worker may be the one that is asked for the sum.
+        # Periodic, because another worker may have to export the sum.
         self._counting = PeriodicCallback(self._count_connections, COUNT_INTERVAL * 1000)
 
     def _count_connections(self) -> None:
-        self._metrics.count_connections(self.gateway.occupied_places(), self.gateway.all_places())
+        self._metrics.count_connections(self.gateway.states_of_connections(), self.gateway.all_states())
 
     def _metrics_text(self) -> bytes:
         self._count_connections()
@@ -148,14 +148,14 @@ class LessonServer:
 
     @property
     def url(self) -> str:
-        """Where the server listens."""
+        """The URL that the server listens on."""
         return url_of(self._settings, self._sockets)
 
     async def start(self, sockets: list[socket.socket] | None = None) -> None:
         """Open the stores, then the port.
 
         Args:
-            sockets: what to listen on, if the port has been opened by a parent process.
+            sockets: the listening sockets, if a parent process has opened the port.
 
         Raises:
             StoreUnavailable: RDS or Redis can't be reached.
@@ -170,7 +170,7 @@ class LessonServer:
             self._counting.start()
 
     async def drain(self) -> None:
-        """Say that the server is not ready, and end the sessions over ``server.drain`` seconds.
+        """Report the server as not ready, and end the sessions over ``server.drain`` seconds.
 
         May be cancelled, to stop at once.
         """
@@ -180,7 +180,7 @@ class LessonServer:
     async def stop(self) -> None:
         """End every connection and its presence, send the last events, and close the stores.
 
-        Bounded in time: what Redis does not take any more is left for the other nodes to sweep.
+        Bounded in time: presence that could not be removed from Redis is left for other nodes to sweep.
         """
         self._counting.stop()
         with contextlib.suppress(TimeoutError):

@@ -1,20 +1,20 @@
-"""Tasks of asyncio that are to end."""
+"""Reliable cancellation of asyncio tasks."""
 
 import asyncio
 from typing import Any
 
-# Seconds before a task is cancelled once more.
+# Seconds between two cancellations of a task.
 CANCEL_INTERVAL = 0.1
 
 
 async def end(task: "asyncio.Task[Any] | None") -> None:
     """Cancel a task until it has ended.
 
-    One cancellation may have no effect: redis-py waits by ``asyncio.wait_for``, which on Python 3.11 drops a
-    cancellation that arrives together with its result.
+    One cancellation may have no effect: redis-py uses ``asyncio.wait_for``, which on Python 3.11 drops a cancellation
+    that arrives together with the awaited result.
 
     Args:
-        task: None for none.
+        task: the task; None: do nothing.
     """
     while task is not None and not task.done():
         task.cancel()

@@ -1,6 +1,6 @@
-"""Access tokens: who is this client? The only module that knows JWT (contract, section 2).
+"""Verifies and mints access tokens; the only module that uses JWT (contract, section 2).
 
-A token is a stranger's bytes. Whatever it makes the parsers below raise, the answer is one of two refusals.
+A token is untrusted input. Whatever exception a parser raises for a token, the answer is one of two refusals.
 """
 
 import re
@@ -14,8 +14,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from lesson_server.errors import AccessTokenExpired, AccessTokenInvalid
 from lesson_server.settings.schema import AuthSettings, SettingsError
 
-# nginx, Apache and Node take about as much for all headers of a request. Decoding costs time by the character, before
-# the signature is looked at.
+# Characters. nginx, Apache and Node accept about as much for all headers of a request. The time of decoding grows with
+# the length, and decoding comes before the check of the signature.
 MAX_TOKEN_LENGTH = 8_192
 
 # Seconds by which the clock of an issuer may be ahead of ours. RFC 7519, 4.1.5: "usually no more than a few minutes".
@@ -24,14 +24,14 @@ CLOCK_SKEW = 300.0
 # RFC 7518, 3.3: "A key of size 2048 bits or larger MUST be used".
 MIN_RSA_BITS = 2_048
 
-# A subject becomes a Redis key: it must not collide with the server's own, which all begin with lesson_.
+# A subject becomes a Redis key. It must not collide with the server's own keys, which all begin with lesson_.
 _SUBJECT = re.compile(r"(?!lesson_)[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 _ROLE = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who holds a verified token: ``subject`` is the user_id of a teacher or the client_id of a participant."""
+    """The holder of a verified token: ``subject`` is the user_id of a teacher or the client_id of a participant."""
 
     subject: str
     role: str
@@ -54,7 +54,7 @@ class TokenVerifier:
         auth: the key, the algorithm, and the audience and issuer that a token must have.
 
     Raises:
-        SettingsError: there is no key, or it does not fit the algorithm.
+        SettingsError: there is no key, or the key does not fit the algorithm.
     """
 
     def __init__(self, auth: AuthSettings) -> None:
@@ -64,14 +64,14 @@ class TokenVerifier:
         self._audience = auth.audience
         self._issuer = auth.issuer
         self._weak = False
-        # PyJWT types a key by its algorithm, which is known only at run time.
+        # PyJWT's type of a key depends on the algorithm, which is known only at run time.
         self._signing_key: Any
         self._verifying_key: Any
         key = _prepared_key(auth.key.get_secret_value(), auth.algorithm)
         if isinstance(key, bytes):
             hash_size = int(auth.algorithm.removeprefix("HS")) // 8
             self._weak = len(key) < hash_size
-            # The same HMAC, for it pads with zeros itself (RFC 2104); PyJWT would warn at each use of a shorter key.
+            # The HMAC is the same: it pads with zeros itself (RFC 2104). PyJWT would warn at each use of a shorter key.
             self._signing_key = self._verifying_key = key.ljust(hash_size, b"\0")
         elif hasattr(key, "public_key"):
             self._signing_key, self._verifying_key = key, key.public_key()
@@ -80,7 +80,7 @@ class TokenVerifier:
         self._jwt = jwt.PyJWT(
             {
                 "require": ["exp", "sub", "role"],
-                "verify_aud": auth.audience is not None,  # else PyJWT refuses a token that has one
+                "verify_aud": auth.audience is not None,  # otherwise PyJWT refuses a token that has an aud
                 # PyJWT would refuse the fresh tokens of an issuer whose clock is a second ahead; see _is_valid_yet.
                 "verify_iat": False,
                 "verify_nbf": False,
@@ -89,17 +89,17 @@ class TokenVerifier:
 
     @property
     def weak(self) -> bool:
-        """Whether the key is an HMAC secret shorter than the hash, against RFC 7518, 3.2: accepted, worth a warning."""
+        """Whether the key is an HMAC secret shorter than the hash, against RFC 7518, 3.2; it causes only a warning."""
         return self._weak
 
     def verify(self, token: object, /) -> Identity:
-        """Tell whose token this is ("get client_id by the token" in the participant's diagram).
+        """Return the holder of a token ("get client_id by the token" in the participant's diagram).
 
         Args:
             token: what the client sent as ``access_token``.
 
         Raises:
-            AccessTokenExpired: it is genuine, but past its ``exp``.
+            AccessTokenExpired: the token is genuine, but past its ``exp``.
             AccessTokenInvalid: any other fault.
         """
         if not isinstance(token, str) or len(token) > MAX_TOKEN_LENGTH:
@@ -110,7 +110,7 @@ class TokenVerifier:
             )
         except jwt.ExpiredSignatureError:
             raise AccessTokenExpired from None
-        except Exception as fault:  # not PyJWTError alone: Unicode, recursion and overflow errors have come through
+        except Exception as fault:  # not only PyJWTError: PyJWT has raised Unicode, recursion and overflow errors
             raise AccessTokenInvalid from fault
         if not _is_valid_yet(claims):
             raise AccessTokenInvalid
@@ -128,8 +128,8 @@ class TokenVerifier:
             ttl: seconds until it expires.
 
         Raises:
-            ValueError: subject or role is none that a token may have.
-            SettingsError: the key is a public one.
+            ValueError: a token can't have this subject or role.
+            SettingsError: the key is a public key.
         """
         if not is_subject(subject):
             raise ValueError(f"not a subject: {subject!r} (it matches {_SUBJECT.pattern})")
@@ -147,10 +147,10 @@ class TokenVerifier:
 
 
 def _is_valid_yet(claims: dict[str, Any]) -> bool:
-    """Return whether the time of ``nbf`` has come, by our clock or, when the token was issued, by the issuer's own.
+    """Return whether ``nbf`` has passed, by our clock or, when the token was issued, by the issuer's clock.
 
-    An issuer whose clock is ahead dates both ``iat`` and ``nbf`` in our future, and its tokens are good at once. One
-    that is meant to be good later has an ``nbf`` after its ``iat``.
+    An issuer whose clock is ahead sets both ``iat`` and ``nbf`` in our future; such a token is valid at once. A token
+    that is meant to become valid later has an ``nbf`` after its ``iat``.
     """
     if "nbf" not in claims:
         return True
@@ -161,11 +161,11 @@ def _is_valid_yet(claims: dict[str, Any]) -> bool:
 
 
 def _prepared_key(text: str, algorithm: str) -> Any:
-    """Return the key as PyJWT wants it, parsed once: bytes for HMAC, else a key object of cryptography.
+    """Return the key in PyJWT's form, parsed once: bytes for HMAC, otherwise a key object of cryptography.
 
     Raises:
-        SettingsError: it does not fit the algorithm. A PEM is never an HMAC secret: it may be public, and whoever knows
-            it could then sign tokens.
+        SettingsError: the key does not fit the algorithm. A PEM is refused as an HMAC secret: it may be public, and
+            whoever knows it could then sign tokens.
     """
     try:
         key = jwt.get_algorithm_by_name(algorithm).prepare_key(text)

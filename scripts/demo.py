@@ -1,6 +1,6 @@
-"""Starts the server on its own stores, lets a lesson take place, shows what there is to see of it, stops the server.
+"""Starts the server with its own stores, runs a lesson, shows the states and the Redis keys, and stops the server.
 
-Exits 1 when anything is not as it should be, and then shows the end of the server's log.
+Exits with 1 at the first failed check, and then shows the end of the server's log.
 """
 
 import asyncio
@@ -32,19 +32,19 @@ LESSON = "1"
 PARTICIPANTS = 30
 GUESTS = 3
 
-# What GET /metrics must say of the lesson; every other state is empty.
+# The connections in each state that GET /metrics must report; every other state has none.
 EXPECTED_STATES = {
     ("teacher", "registered"): 1,
     ("participant", "registered"): PARTICIPANTS - GUESTS,
     ("participant", "seated"): GUESTS,
 }
 
-# Seconds. The first start makes a database cluster, which takes a slow machine a while.
+# Seconds. The first start makes a database cluster, which takes long on a slow machine.
 START_TIMEOUT = 60.0
 PRESENCE_TIMEOUT = 5.0
 STOP_TIMEOUT = 15.0
 
-# Of keys that differ in a number only, so many are shown.
+# The number of keys that are shown of a group of keys that differ only in a number.
 ALIKE = 3
 
 LOG_TAIL = 30
@@ -53,15 +53,15 @@ console = Console(highlight=False)
 
 
 class DemoError(Exception):
-    """Something is not as it should be."""
+    """A check of the demo has failed."""
 
 
 class Server:
     """A running lesson-server.
 
     Args:
-        url: where it listens.
-        redis_url: its Redis.
+        url: the URL that the server listens on.
+        redis_url: the URL of the server's Redis.
     """
 
     def __init__(self, process: asyncio.subprocess.Process, url: str, redis_url: str) -> None:
@@ -70,8 +70,8 @@ class Server:
         self.redis_url = redis_url
 
     async def stop(self) -> None:
-        """Ask it to stop; raises DemoError when it does not, or not cleanly."""
-        with suppress(ProcessLookupError):  # it has ended by itself: its status tells
+        """Stop the server by SIGTERM; raise DemoError if it does not stop in time or its exit status is not 0."""
+        with suppress(ProcessLookupError):  # it has ended by itself: the status is checked below
             self._process.terminate()
         try:
             async with asyncio.timeout(STOP_TIMEOUT):
@@ -84,7 +84,7 @@ class Server:
 
 @asynccontextmanager
 async def started_server(log: IO[bytes]) -> AsyncIterator[Server]:
-    """Start a server with its default settings on a free port; it does not outlive the ``async with``."""
+    """Start a server with its default settings on a free port; the end of the ``async with`` stops the server."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "lesson_server.cli", "run", "--port", "0"),
         stdout=asyncio.subprocess.PIPE,
@@ -105,7 +105,7 @@ async def started_server(log: IO[bytes]) -> AsyncIterator[Server]:
 
 
 async def _listening(process: asyncio.subprocess.Process) -> Server:
-    """Echo the first lines of a server until it accepts connections."""
+    """Echo the output of a server until it accepts connections."""
     assert process.stdout is not None
     said = ""
     try:
@@ -126,7 +126,7 @@ async def _listening(process: asyncio.subprocess.Process) -> Server:
 
 
 async def show_states(url: str) -> None:
-    """Show how many connections are in which state; raises DemoError when they are not the expected ones."""
+    """Show the number of connections in each state; raise DemoError if these are not EXPECTED_STATES."""
     async with aiohttp.ClientSession(raise_for_status=True) as http, http.get(f"{url}/metrics") as answer:
         families = text_string_to_metric_families(await answer.text())
     states = {
@@ -145,12 +145,12 @@ async def show_states(url: str) -> None:
 
 
 async def show_redis(store: aioredis.Redis) -> None:
-    """Show what stands in Redis, a row for each key; of keys that differ in a number only, the first few."""
+    """Show the keys in Redis, one row each; of keys that differ only in a number, show the first ALIKE."""
     table = Table(expand=True)
     for column in ("key", "type", "TTL"):
         table.add_column(column, no_wrap=True)
     table.add_column("content", no_wrap=True, ratio=1)
-    # The keys of the diagrams; those of the server's own would be more rows than the join itself.
+    # Only the keys of the diagrams: the server's own keys would take more rows than the keys of the join.
     keys = sorted([key async for key in store.scan_iter() if not key.startswith("lesson_node")], key=_natural)
     for _, group in groupby(keys, key=lambda key: re.sub(r"\d+", "#", key)):
         alike = list(group)
@@ -169,12 +169,12 @@ async def show_redis(store: aioredis.Redis) -> None:
 
 
 def _natural(key: str) -> list[tuple[int, str]]:
-    """Sort participant-10 after participant-9."""
+    """Return a sort key that puts participant-10 after participant-9."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", key)]
 
 
 async def check_presence(store: aioredis.Redis, *, expected: bool) -> None:
-    """Raise DemoError when the keys of who is in the lesson do not come to exist, or to be gone."""
+    """Wait until the presence keys of the lesson exist, or are gone; raise DemoError after PRESENCE_TIMEOUT."""
     keys = (f"lesson_teacher_{LESSON}", f"lesson_student_{LESSON}")
     deadline = time.monotonic() + PRESENCE_TIMEOUT
     while await store.exists(*keys) != (len(keys) if expected else 0):
@@ -184,8 +184,8 @@ async def check_presence(store: aioredis.Redis, *, expected: bool) -> None:
 
 
 async def demonstrate(log: IO[bytes]) -> None:
-    """Show everything, step by step; raises DemoError at the first thing that is wrong."""
-    # A demo that is told to stop takes its server with it.
+    """Run the demo step by step; raise DemoError at the first failed check."""
+    # SIGTERM cancels the demo, which then stops its server.
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -218,12 +218,12 @@ async def demonstrate(log: IO[bytes]) -> None:
 
 
 def step(text: str) -> None:
-    """Announce what comes next."""
+    """Print the title of the next step."""
     console.print(f"\n[bold cyan]{text}")
 
 
 def main() -> int:
-    """Run the demo; returns the exit status."""
+    """Run the demo and return the exit status."""
     started = time.monotonic()
     with tempfile.TemporaryFile() as log:
         try:

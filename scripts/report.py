@@ -1,4 +1,4 @@
-"""What became of simulated clients: as numbers, as a table, and as a picture."""
+"""The outcomes and latencies of simulated clients: as JSON, as a table, and as a plot."""
 
 import json
 import math
@@ -10,13 +10,13 @@ from typing import Protocol
 
 from rich.table import Table
 
-SUCCESS = "SUCCESS"  # the outcome of a client that has joined; any other is a failure
+SUCCESS = "SUCCESS"  # the outcome of a client that has joined; any other outcome is a failure
 
 PERCENTILES = (50, 95, 99)
 
 
 class Reported(Protocol):
-    """What a report asks of a client: its outcome, and its latencies as far as it came."""
+    """What a report needs of a client: its outcome and its latencies; None for a step that it did not complete."""
 
     @property
     def outcome(self) -> str: ...
@@ -29,14 +29,14 @@ class Reported(Protocol):
 
 
 def percentile(values: Iterable[float], percent: int) -> float:
-    """Return the nearest-rank percentile of at least one value: a value that was measured."""
+    """Return the nearest-rank percentile, which is one of the values; there must be at least one value."""
     ordered = sorted(values)
     return ordered[math.ceil(len(ordered) * percent / 100) - 1]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What became of the clients, as numbers, a table and a picture."""
+    """The outcomes and latencies of the clients, as JSON, a table and a plot."""
 
     clients: Sequence[Reported]
 
@@ -50,7 +50,7 @@ class Report:
 
     @property
     def connect_ms(self) -> list[float]:
-        """The latency of each connection that came about."""
+        """The latency of each connection that was established."""
         return [client.connect_ms for client in self.clients if client.connect_ms is not None]
 
     def join_ms(self, outcome: str = SUCCESS) -> list[float]:
@@ -58,7 +58,7 @@ class Report:
         return [c.join_ms for c in self.clients if c.join_ms is not None and c.outcome == outcome]
 
     def as_json(self) -> str:
-        """Return the numbers as one JSON object; the percentiles of the joins are those of the successful ones."""
+        """Return the report as one JSON object; the percentiles of joins are of successful joins only."""
         return json.dumps(
             {
                 "clients": len(self.clients),
@@ -71,7 +71,7 @@ class Report:
         )
 
     def as_table(self) -> Table:
-        """Return the outcomes, the commonest first, each with the percentiles of its joins."""
+        """Return the outcomes, the most frequent first, each with the percentiles of its joins."""
         table = Table("outcome")
         for column in ("clients", *(f"join p{percent}" for percent in PERCENTILES)):
             table.add_column(column, justify="right", no_wrap=True)
@@ -86,8 +86,8 @@ class Report:
         return table
 
     def plot(self, file: Path, title: str) -> None:
-        """Draw the share of clients that had connected, and joined, after so many milliseconds."""
-        from matplotlib.figure import Figure  # half a second that only a picture is worth
+        """Plot the cumulative distributions of the connect and the join latencies."""
+        from matplotlib.figure import Figure  # imported here: it takes half a second, and only a plot needs it
 
         figure = Figure(figsize=(9, 5), layout="constrained")
         axes = figure.add_subplot()

@@ -1,4 +1,4 @@
-"""Participants (participant-1, ...) and guests join a lesson; prints their outcomes, exits 1 when a join failed."""
+"""Lets participants (participant-1, ...) and guests join a lesson; prints outcomes; exits with 1 if a join failed."""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ ROLE = "student"
 
 
 def participants(lesson: str, count: int, guests: int, sign: Signer) -> list[Client]:
-    """Return ``count`` Participants that are about to join ``lesson``, the last ``guests`` of them without a token."""
+    """Return ``count`` participants, not yet connected, for ``lesson``; the last ``guests`` of them have no token."""
     known = [
         Client(client="participant", lesson_id=lesson, access_token=sign(f"participant-{number}", ROLE))
         for number in range(1, count - guests + 1)
@@ -18,7 +18,7 @@ def participants(lesson: str, count: int, guests: int, sign: Signer) -> list[Cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     parser = argument_parser(__doc__, count=30)
     parser.add_argument(
         "--guests", type=integer_from(0), default=0, metavar="N", help="so many of them without a token (default: 0)"

@@ -1,11 +1,11 @@
-"""What the simulators of clients share: a client, many of them at once, and the command line.
+"""The common part of the client simulators: one client, many clients at once, and the command line.
 
-A client is known to the lesson-server only by what it sends: nothing here imports the server. Words used below:
+The server sees only what a client sends: nothing here imports the server. Terms used below:
 
 * to *join* is to connect with a handshake, emit ``join_lesson`` and get its acknowledgement;
-* an *outcome* is how that ended, in the server's own words where it gave any: ``SUCCESS``, the message of an ERROR or
-  of a refused handshake, or else ``timeout``, ``connection lost`` and the like;
-* the clients *attend* from their joins until they are dismissed, all together.
+* an *outcome* is the result of a join: ``SUCCESS``, the server's message of an ERROR or of a refused handshake, or
+  else ``timeout``, ``connection lost`` and the like;
+* the clients *attend* from their joins until all of them leave together.
 """
 
 import argparse
@@ -34,16 +34,16 @@ TIMEOUT = "timeout"
 LOST = "connection lost"
 DROPPED = "dropped while held"
 
-# Seconds for each of connect and join. The server answers a join within 5 s whatever fails; the rest is the network's.
+# Seconds for a connect, and for a join. The server answers a join within 5 s whatever fails; the rest is network time.
 PATIENCE = 10.0
 
-# Seconds for the goodbye: a server may let the last request of a polling client hang, though it has understood.
+# Seconds for a disconnect: a server may never answer the last request of a polling client, though it has read it.
 FAREWELL = 2.0
 
-# Seconds that a token is good for: longer than anybody holds a simulated lesson.
+# Seconds until a token expires: longer than any simulated lesson.
 TOKEN_TTL = 24 * 60 * 60
 
-# The status of a process that SIGINT ended, as shells report it.
+# The exit status that shells report for a process ended by SIGINT.
 EXIT_INTERRUPTED = 130
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -54,11 +54,11 @@ TRANSPORTS = {"websocket": ["websocket"], "polling": ["polling"], "both": ["poll
 
 
 class SigningError(Exception):
-    """There is no key to sign access tokens with, or it does not fit the algorithm."""
+    """There is no key to sign access tokens with, or the key does not fit the algorithm."""
 
 
 class UnreachableError(Exception):
-    """Nobody listens at the URL."""
+    """No server listens at the URL."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Signer:
     """Mints access tokens.
 
     Args:
-        source: the key itself (an HMAC secret or a PEM), or ``@`` and the file that holds it. Read when first needed:
-            guests need none.
+        source: the key itself (an HMAC secret or a PEM), or ``@`` and the file that holds the key. The file is read
+            for the first token, because guests need no key.
         algorithm: the JWT algorithm that the server expects.
     """
 
@@ -84,7 +84,7 @@ class Signer:
             raise SigningError(f"no key for access tokens (start the server, or give --key): {error}") from None
 
     def __call__(self, subject: str, role: str) -> str:
-        """Return a token for ``subject``; raises SigningError."""
+        """Return a token for ``subject``, or raise SigningError."""
         claims = {"sub": subject, "role": role, "exp": int(time.time()) + TOKEN_TTL}
         try:
             return jwt.encode(claims, self._key, self.algorithm)
@@ -93,10 +93,10 @@ class Signer:
 
 
 class Client:
-    """One simulated client, and what became of it.
+    """One simulated client and its outcome.
 
     Args:
-        auth: the ``auth`` object of its handshake.
+        auth: the ``auth`` object of the client's handshake.
     """
 
     def __init__(self, **auth: str) -> None:
@@ -107,7 +107,7 @@ class Client:
         self._sio: socketio.AsyncClient | None = None
 
     async def join(self, url: str, transport: str, http_session: Callable[[], aiohttp.ClientSession]) -> None:
-        """Connect and join; sets ``outcome`` and, as far as it came, the latencies. Raises nothing."""
+        """Connect and join; set ``outcome`` and the latency of each completed step; raise nothing."""
         self._sio = sio = socketio.AsyncClient(
             reconnection=False, handle_sigint=False, request_timeout=PATIENCE, http_session=http_session
         )
@@ -127,17 +127,17 @@ class Client:
 
             started = time.perf_counter()
             async with asyncio.timeout(PATIENCE):
-                # Not sio.call(): it goes on waiting when the connection is lost.
+                # Not sio.call(), which goes on waiting when the connection is lost.
                 await sio.emit("join_lesson", callback=lambda *answer: settle(_outcome(answer)))
                 self.outcome = await settled
             self.join_ms = _milliseconds_since(started)
         except TimeoutError:
             self.outcome = TIMEOUT
-        except Exception as error:  # the library lets TypeErrors and more out when a server closes in mid-handshake
+        except Exception as error:  # socketio raises TypeError and more when a server closes during the handshake
             self.outcome = settled.result() if settled.done() else str(error) or type(error).__name__
 
     async def leave(self) -> None:
-        """Disconnect. A client that the server has dropped since its join is found out here."""
+        """Disconnect; set ``outcome`` to DROPPED if the server has dropped the client since its join."""
         if self._sio is None:
             return
         if self.outcome == SUCCESS and not self._sio.connected:
@@ -148,7 +148,7 @@ class Client:
 
 
 def _message(reason: tuple[object, ...]) -> str:
-    """Return the server's message from the arguments of connect_error, or the library's own words."""
+    """Return the server's message from the arguments of connect_error, or the library's own text."""
     match reason:
         case ({"message": str(message)},):
             return message
@@ -157,7 +157,7 @@ def _message(reason: tuple[object, ...]) -> str:
 
 
 def _outcome(answer: tuple[object, ...]) -> str:
-    """Return the outcome that the arguments of an acknowledgement tell."""
+    """Return the outcome from the arguments of an acknowledgement."""
     match answer:
         case ({"status": "SUCCESS", "data": {}},):
             return SUCCESS
@@ -180,11 +180,11 @@ async def attending(
     rate: float = 0,
     on_outcome: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[None]:
-    """Let all clients join, and hold them until the end of the ``async with``, whatever ends it.
+    """Let all clients join, and disconnect them at the end of the ``async with``, also after an exception.
 
     Args:
         transport: a key of TRANSPORTS.
-        rate: connections begun per second, on time even when the server is slow; 0: all at once.
+        rate: connections started per second, on schedule even if the server is slow; 0: all at once.
         on_outcome: called once for each client when its join has ended.
     """
 
@@ -194,7 +194,7 @@ async def attending(
         on_outcome()
 
     async with aiohttp.TCPConnector(limit=0) as connector:
-        # A session each, since a session keeps cookies, and by these a load balancer may tell clients apart.
+        # One session per client: a session keeps cookies, and a load balancer may tell clients apart by cookies.
         http_session = partial(aiohttp.ClientSession, connector=connector, connector_owner=False)
         try:
             async with asyncio.TaskGroup() as joins:
@@ -209,7 +209,7 @@ async def attending(
 
 
 def argument_parser(description: str | None, *, count: int) -> argparse.ArgumentParser:
-    """Return the options that all simulators have; ``count`` is the default of --count."""
+    """Return a parser with the options of all simulators; ``count`` is the default of --count."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     add = parser.add_argument
     add("--url", type=server_url, default="http://127.0.0.1:8080", help="of the server (default: %(default)s)")
@@ -269,15 +269,16 @@ def picture(text: str) -> Path:
 
 
 def run(args: argparse.Namespace, name: str, clients_of: Callable[[Signer], list[Client]]) -> int:
-    """Simulate as the command line says, print the report, and return the exit status.
+    """Run the simulation of the command line, print the report, and return the exit status.
 
     Args:
-        name: what the clients are called in the title of the report.
-        clients_of: makes the clients, with tokens from the signer that it is given.
+        args: the parsed command line.
+        name: the name of the clients in the title of the report.
+        clients_of: makes the clients, with tokens of the given signer.
 
     Returns:
-        0 when all joined, 1 when one did not, 2 when there is no usable key, 130 after Ctrl-C; the report comes with
-        0, 1 (if there was a server at all) and 130.
+        0 if all clients joined, 1 if a client did not, 2 if there is no usable key, 130 after Ctrl-C. The report is
+        printed except with 2, and with 1 if no server was reachable.
     """
     try:
         clients = clients_of(Signer(args.key or f"@{args.data_dir / 'auth.key'}", args.algorithm))
@@ -329,7 +330,7 @@ async def _simulate(clients: Sequence[Client], args: argparse.Namespace) -> None
 
 
 async def _check_reachable(url: str) -> None:
-    """Raise UnreachableError when nobody listens: said once, not by each client in the words of a library."""
+    """Raise UnreachableError if no server listens: one message in place of a library's error for each client."""
     parts = urlsplit(url)
     try:
         async with asyncio.timeout(PATIENCE):
@@ -342,6 +343,6 @@ async def _check_reachable(url: str) -> None:
 
 
 def _raise_open_file_limit() -> None:
-    """Allow as many sockets as the system lets us have: the usual soft limit is 1,024."""
+    """Raise the limit of open files to the hard limit: the usual soft limit is 1,024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

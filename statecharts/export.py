@@ -20,13 +20,14 @@ import statecharts
 DIAGRAMS = Path(__file__).parent / "diagrams"
 COMMAND = "python -m statecharts.export"
 
-# Characters a line of a state's sentence. With the arrows at both sides it fills a README's width, about 900 px.
+# Characters per line of a state's sentence. With the arrows on both sides, the drawing fills the width of a README,
+# about 900 px.
 SENTENCE_WIDTH = 40
 
-# Points. Helvetica needs about 185 for such a line; a viewer without it may have Verdana, a fifth wider.
+# Points. Helvetica needs about 185 for such a line; a viewer without Helvetica may use Verdana, a fifth wider.
 STATE_WIDTH = 225
 
-# The path of the event is what a reader looks for, so it stands out. The ways back and out are there to be looked up.
+# The path of the event is highlighted, because readers look for it first. The other transitions are for reference.
 PATH_STYLE = {"color": "#0550ae", "fontcolor": "#0550ae", "penwidth": "2.5"}
 STYLES = {
     "abandon": {"color": "#bc7a2c", "fontcolor": "#8a4f0b", "style": "dashed"},
@@ -65,7 +66,7 @@ def write(charts: Iterable[ModuleType], folder: Path) -> None:
 
 
 def check(charts: Iterable[ModuleType], folder: Path) -> int:
-    """Say which drawings in ``folder`` are not those of the charts; return 1 if there are any, else 0."""
+    """Print which drawings in ``folder`` are stale, missing or of no chart; return 1 if there are any, else 0."""
     charts = list(charts)
     paths = {path for chart in charts for path in _paths(chart, folder)}
     wrong = [
@@ -112,7 +113,7 @@ def _mermaid_lines(chart: ModuleType) -> Iterator[str]:
         label = "<br/>".join([_heading(row), *_steps(row)])
         yield f"    {row['source']} --> {row['dest']} : {label}"
     for state, sentence in chart.STATES.items():
-        # Not the short form `note right of … : text`, which ends at the sentence's first semicolon.
+        # Not the short form `note right of … : text`: that form ends at the first semicolon of the sentence.
         yield f"    note right of {state}\n        {sentence}\n    end note"
 
 
@@ -148,7 +149,7 @@ def _dot_lines(chart: ModuleType) -> Iterator[str]:
 
 
 def _route(states: list[str], row: Row) -> dict[str, str]:
-    """Straight down to the next state, down on the right past others, back up on the left."""
+    """Route an arrow straight down to the next state, down on the right past other states, or back up on the left."""
     distance = states.index(row["dest"]) - states.index(row["source"])
     if distance == 1:
         return {"weight": "100"}
@@ -156,13 +157,16 @@ def _route(states: list[str], row: Row) -> dict[str, str]:
 
 
 def _label(lines: list[str], width: int = 0) -> str:
-    # Every line begins at the left: where a viewer's font is not the one measured here, only line ends move.
+    # Every line is left-aligned: if a viewer's font differs from the measured font, only the line ends move.
     text = "".join(f'{line}<br align="left"/>' for line in lines)
     return f'<<table border="0" cellpadding="5" width="{width}"><tr><td align="left">{text}</td></tr></table>>'
 
 
 def draw(source: str) -> str:
-    """Return the SVG of a DOT source. The only part that needs pygraphviz: ``--check`` runs without."""
+    """Return the SVG of a DOT source.
+
+    Only this function needs pygraphviz: ``--check`` runs without it.
+    """
     try:
         import pygraphviz
     except ImportError:
@@ -172,17 +176,17 @@ def draw(source: str) -> str:
 
 
 def seal(source: str, drawing: str) -> str:
-    """Return the drawing with a digest of itself and of its source as last line.
+    """Return the drawing with a digest of the drawing and its source as the last line.
 
-    Graphviz lays the same source out differently by its version and the fonts of the machine, so ``--check`` can't draw
-    again and compare. The digest tells, anywhere and without Graphviz, whether the chart (or how it is drawn) has
-    changed since the drawing was made, and whether the drawing was edited.
+    Graphviz's layout depends on its version and on the machine's fonts, so ``--check`` can't redraw and compare. The
+    digest shows on any machine, without Graphviz, whether the chart (or how it is drawn) has changed since the drawing
+    was made, and whether the drawing was edited.
     """
     digest = hashlib.sha256(f"{source}{drawing}".encode()).hexdigest()
     return f"{drawing}<!-- sha256 of the DOT source and this drawing: {digest} -->\n"
 
 
-# The words of both
+# The labels of both formats
 
 
 def _heading(row: Row) -> str:

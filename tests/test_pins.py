@@ -91,7 +91,7 @@ def test_the_overrides_are_found():
         "Rooms.enter_room",
         "ClientServer.start_request",
         "ClientStream.write",
-        "EngineHandler.log_exception",
+        "PollingHandler.log_exception",
         "ChartMachine.callbacks",
         "ChartMachine.process_context",
         "Row.execute",

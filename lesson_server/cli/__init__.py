@@ -1,1 +1,1 @@
-"""The command line, and the supervisor of workers."""
+"""The command line and the supervisor of the workers."""

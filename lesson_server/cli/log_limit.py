@@ -1,10 +1,10 @@
-"""The log, with a bound on what anybody can make it say.
+"""A rate limit for log lines.
 
-A client may cause the same line as often as it likes, by handshakes that never come or by requests that a library warns
-of. So a few lines of each kind are written in a while, and then one that tells how many were left out.
+A client can cause the same line as often as it likes, by handshakes that never arrive or by requests that a library
+warns about. So at most LINES lines of each kind are written in INTERVAL seconds, and then the number of lines left out.
 
-The kind of a line is the statement that logs it, whether it is ours or a library's. A statement that tells of several
-kinds of events names each by ``extra={"kind": ...}``, from a fixed set. So no client can make new kinds.
+The kind of a line is the statement that logs it, in our code or in a library. A statement that logs several kinds of
+events names each kind by ``extra={"kind": ...}``, from a fixed set. So no client can create new kinds.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# Lines of one kind that are written in so many seconds.
+# At most LINES lines of one kind are written in INTERVAL seconds.
 LINES = 5
 INTERVAL = 10.0
 
@@ -23,22 +23,22 @@ Kind = tuple[str, int, object]
 
 @dataclass(slots=True)
 class _Window:
-    """What has become of the lines of one kind in the :data:`INTERVAL` that began with the first of them."""
+    """The counts of one kind's lines, in the :data:`INTERVAL` seconds that begin with the first line."""
 
     end: float
     written: int = 0
     left_out: int = 0
-    sample: logging.LogRecord | None = None  # the first that was left out
+    sample: logging.LogRecord | None = None  # the first line that was left out
 
 
 class LimitedHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes to stderr, at most :data:`LINES` lines of one kind in :data:`INTERVAL` seconds.
 
-    How many were left out is written at the end of that time where an event loop runs; else with the next line of that
-    kind, or when the handler is closed.
+    The number of lines left out is written at the end of that time if an event loop runs; otherwise before the next
+    line of that kind, or when the handler is closed.
 
     Args:
-        clock: seconds, by which the time is measured.
+        clock: returns the time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -47,7 +47,7 @@ class LimitedHandler(logging.StreamHandler):  # type: ignore[type-arg]
         self._windows: dict[Kind, _Window] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line or count it. Called with the handler's lock held, as by all of ``logging``."""
+        """Write a line, or count it as left out; ``logging`` calls this with the handler's lock held."""
         kind = (record.pathname, record.lineno, getattr(record, "kind", None))
         now = self._clock()
         window = self._windows.get(kind)
@@ -95,7 +95,7 @@ class LimitedHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 def _without_traceback(record: logging.LogRecord) -> logging.LogRecord:
-    """Return a line with the same text, which holds none of the objects that the text was made from."""
+    """Return a record with the same text, without references to the arguments of the text."""
     return logging.LogRecord(
         record.name, record.levelno, record.pathname, record.lineno, record.getMessage(), None, None
     )

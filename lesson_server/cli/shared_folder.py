@@ -1,4 +1,4 @@
-"""A temporary folder that several processes use, as the workers do for their metrics."""
+"""A temporary folder that several processes share; the workers keep their metrics in one."""
 
 import contextlib
 import fcntl
@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 class SharedFolder:
-    """A folder that goes with the last process that uses it, or, when that one was killed, when the next one is made.
+    """A folder that its last user removes or, if the last user was killed, the next process that makes such a folder.
 
-    Users are the process that makes it and those that are forked from it. They share a lock on the folder, which the
-    kernel releases when the last of them has left or ended.
+    The users are the process that makes the folder and the processes forked from it. They share a lock on the folder;
+    the kernel releases the lock when the last user has left or ended.
 
     Args:
-        prefix: what its name begins with, and that of no other folder.
-        suffix: what the names of its files end in; nothing else is removed.
+        prefix: the beginning of the folder's name; the name of no other folder begins with it.
+        suffix: the end of the names of the folder's files; no other file is removed.
     """
 
     def __init__(self, prefix: str, suffix: str) -> None:
@@ -25,12 +25,15 @@ class SharedFolder:
         self._lock = self._make(prefix)
 
     def leave(self) -> None:
-        """End the use of the folder by this process."""
+        """End this process' use of the folder; the last user removes the folder."""
         os.close(self._lock)
         self._remove_if_unused(self.path)
 
     def _make(self, prefix: str) -> int:
-        """Make the folder and lock it. Another process that starts may take it for left over before it is locked."""
+        """Make the folder and lock it.
+
+        Until the lock is held, another process that starts may remove the folder as unused: then make another one.
+        """
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=prefix))
             with contextlib.suppress(FileNotFoundError):
@@ -41,13 +44,13 @@ class SharedFolder:
                 os.close(lock)
 
     def _remove_if_unused(self, path: Path) -> None:
-        with contextlib.suppress(OSError):  # it is in use, or another user's, or another process has just removed it
+        with contextlib.suppress(OSError):  # the folder is in use, another user's, or just removed by another process
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.fstat(descriptor).st_uid != os.geteuid():
                     return
-                for name in os.listdir(descriptor):  # by the descriptor: the path may be another folder's by now
+                for name in os.listdir(descriptor):  # by descriptor: the path may name another folder by now
                     if name.endswith(self._suffix):
                         os.unlink(name, dir_fd=descriptor)
                 path.rmdir()

@@ -1,4 +1,4 @@
-"""``--workers N``: processes that share a port. Their parent only starts them, and starts anew those that die."""
+"""``--workers N``: worker processes share a port; their parent only starts them, and restarts each one that dies."""
 
 import contextlib
 import logging
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
 
-# Seconds before a worker that died is started again; doubled each time it dies within STEADY seconds.
+# Seconds before a dead worker is restarted; doubled each time that the worker dies within STEADY seconds.
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
 STEADY = 60.0
-# Seconds between two looks at whether the workers are ready.
+# Seconds between two checks whether the workers are ready.
 START_INTERVAL = 0.05
 
 SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
@@ -22,25 +22,25 @@ SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
 
 @dataclass
 class _Slot:
-    """The place of one worker: its process now, or when the next one is due."""
+    """One worker's number, and its current process or the time of its next start."""
 
     number: int
     pid: int | None = None
     started: float = 0.0
     due: float | None = None
     pause: float = 0.0
-    status: int | None = None  # of the last process that has ended
+    status: int | None = None  # exit status of the last process that has ended
 
 
 class Supervisor:
-    """Runs workers until SIGTERM or SIGINT, which it passes on, a second one too.
+    """Runs workers until SIGTERM or SIGINT; sends SIGTERM to the workers for each such signal, a second one too.
 
     Args:
-        count: how many.
-        serve: runs one worker, in a new process. Called with the number of the worker, a function that it calls once it
-            serves, and a descriptor that can be read, to its end, once the parent is gone. Returns the exit status of
-            the process. SIGNALS are blocked when it is called: one that arrives while the worker starts waits until it
-            unblocks them.
+        count: the number of workers.
+        serve: runs one worker in a new process, and returns the exit status of the process. Its arguments are the
+            worker's number, a function to call once the worker serves, and a file descriptor that reads end-of-file
+            once the parent has ended. SIGNALS are blocked at the call: a signal that arrives while the worker starts
+            is delivered when ``serve`` unblocks SIGNALS.
         buried: called with the pid of each worker that has ended.
     """
 
@@ -55,10 +55,10 @@ class Supervisor:
     def run(self, ready: Callable[[], None]) -> int:
         """Start the workers and stay until all have ended.
 
-        The first goes ahead: what keeps it from starting would keep them all, and need be said only once.
+        The first worker starts alone, so that a fault that would prevent every start is reported only once.
 
         Args:
-            ready: called when all of them serve for the first time.
+            ready: called when all workers serve for the first time.
 
         Returns:
             0, or the exit status of the worker that could not start.
@@ -80,7 +80,7 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
     def _start_and_wait(self, slots: list[_Slot]) -> int:
-        """Start workers for the first time; one that fails takes the others down, as it would go down alone."""
+        """Start workers for the first time; if one can't start, stop all, as a server in one process would stop."""
         if self._stopping:
             return 0
         for slot in slots:
@@ -93,7 +93,7 @@ class Supervisor:
             for slot in slots:
                 if slot.status is not None and not self._stopping:
                     self._stop()
-                    return max(slot.status, 1)  # below 0: killed by a signal
+                    return max(slot.status, 1)  # a status below 0: killed by a signal
         return 0
 
     def _start(self, slot: _Slot) -> None:
@@ -107,7 +107,7 @@ class Supervisor:
         if slot.pid == 0:
             status = 1
             try:
-                os.setpgid(0, 0)  # a Ctrl-C is for the parent, which passes it on; two would stop us at once
+                os.setpgid(0, 0)  # Ctrl-C reaches only the parent, which passes it on: two signals stop us at once
                 os.close(self._ready_end)
                 os.close(self._parent_lives)
                 status = self._serve(slot.number, self._tell_ready, self._parent_gone)
@@ -115,7 +115,7 @@ class Supervisor:
                 logger.exception("a worker failed")
             finally:
                 logging.shutdown()
-                os._exit(status)  # what the parent holds, the embedded stores too, is not ours to end
+                os._exit(status)  # without the parent's clean-up, which would also stop the embedded stores
 
     def _tell_ready(self) -> None:
         with contextlib.suppress(BrokenPipeError):  # the parent is gone

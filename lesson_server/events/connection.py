@@ -1,7 +1,7 @@
 """One client's connection, and the regions in which its charts run.
 
-A *region*, in the words of statecharts, is a part of a connection that has a state of its own: here, one chart. A
-connection has a region for each event that it has sent, so an event that it never sends costs nothing.
+A *region*, a term of statecharts, is a part of a connection that has a state of its own: here, one chart. A connection
+has a region for each event that the client has sent, so an event that the client never sends costs nothing.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from lesson_server.events.services import Services
 
 logger = logging.getLogger(__name__)
 
-# How many transitions a region remembers for the message of a trigger that is refused.
+# Transitions that a region remembers for the message of :class:`InvalidTransition`.
 HISTORY_LENGTH = 6
 
 AnyRegion = TypeVar("AnyRegion", bound="Region")
@@ -25,13 +25,13 @@ AnyRegion = TypeVar("AnyRegion", bound="Region")
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """Who connects, and to which lesson.
+    """The client that connects, and its lesson.
 
     Attributes:
         client: the kind of client, ``teacher`` or ``participant``.
         lesson_id: the lesson; not looked up yet.
-        access_token: not verified yet. None when there is none; an empty text is an invalid token.
-        user_id: counts for a teacher where ``auth.trust_teacher_user_id`` is on. None and empty as above.
+        access_token: not verified yet. None if the client sent none; an empty string is an invalid token.
+        user_id: used for a teacher if ``auth.trust_teacher_user_id`` is on. None and empty as for ``access_token``.
     """
 
     client: str
@@ -45,8 +45,8 @@ class Connection:
 
     Args:
         sid: the Socket.IO id of the connection.
-        handshake: what the client said when it connected.
-        services: what the steps of the charts work with.
+        handshake: what the client sent when it connected.
+        services: what the steps of the charts use.
         machines: the machine of each chart, by the class of its region.
     """
 
@@ -71,7 +71,7 @@ class Connection:
         return iter(self._regions)
 
     def region(self, cls: type[AnyRegion]) -> AnyRegion:
-        """Return the region of that class; the first call makes it."""
+        """Return the region of class ``cls``; the first call creates the region."""
         for region in self._regions:
             if type(region) is cls:
                 return region
@@ -80,10 +80,10 @@ class Connection:
         return region
 
     async def restore(self) -> bool:
-        """Write again what Redis has lost of this connection.
+        """Write the data of this connection again after Redis has lost it.
 
         Returns:
-            False when Redis should hold nothing of it.
+            False when Redis should hold no data of this connection.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow.
@@ -91,7 +91,7 @@ class Connection:
         return any([await region.attempt("restore") for region in self])
 
     async def end(self) -> None:
-        """End the connection in all of its regions, the latest first, and clean up."""
+        """End the connection in all of its regions, the newest first, and clean up."""
         for region in reversed(self._regions):
             await region.attempt("disconnect")
 
@@ -103,9 +103,9 @@ class Region:
         connection: the connection.
 
     Attributes:
-        state: of the chart.
+        state: the current state of the chart.
         history: the last transitions, oldest first, as ``trigger → state``.
-        request: what the event that runs now asks for.
+        request: the parsed data of the event that runs now.
     """
 
     CHART: ClassVar[Chart]
@@ -122,16 +122,16 @@ class Region:
         client, sid, lesson_id = self.CHART.CLIENT, self.connection.sid, self.connection.handshake.lesson_id
         return f"<{self.CHART.EVENT} of {client} {sid} lesson {lesson_id} {self.state}>"
 
-    # What the gateway asks
+    # Called by the gateway
 
     @classmethod
     def parse(cls, data: tuple[object, ...]) -> object:
-        """Read the data of an event: the request, which equals that of another event when both ask for the same.
+        """Parse the data of an event into a request; two requests are equal when both ask for the same.
 
-        Without an override, the event has no data, and its request is None. A single null is no data.
+        Without an override, the event has no data, and its request is None. A single null counts as no data.
 
         Raises:
-            Refusal: these are not the data of the event.
+            Refusal: the data is not valid for the event.
         """
         if data not in ((), (None,)):
             raise UnexpectedData(cls.CHART.EVENT)
@@ -161,10 +161,12 @@ class Region:
         """Whether Redis should hold the seat map of the lesson because of this region."""
         return False
 
-    # The one door
+    # Transitions
 
     async def fire(self, trigger: str) -> bool:
-        """Move the region. All transitions of a connection go through here, one at a time; a later one waits.
+        """Fire a trigger of the chart.
+
+        All transitions of a connection go through this method, one at a time; a later transition waits.
 
         Returns:
             False when a condition of the chart does not hold; the state is unchanged.
@@ -179,19 +181,19 @@ class Region:
             return moved
 
     async def run(self) -> None:
-        """Fire the rest of the event's triggers.
+        """Fire the remaining triggers of the event.
 
-        A disconnect in the meantime waits for the running transition, and then the chart refuses the next one.
+        A disconnect meanwhile waits for the running transition; then the chart refuses the next trigger of the event.
 
         Raises:
             InvalidTransition: the connection ended in the middle of the event.
-            Refusal: a step refused. The trigger ``abandon`` leads back.
+            Refusal: a step refused. The trigger ``abandon`` returns to the initial state.
         """
         for trigger in self.connection.machines[type(self)].rest_of_path(self.state):
             await self.fire(trigger)
 
     async def attempt(self, trigger: str) -> bool:
-        """As :meth:`fire`, but False where the chart has no row for the trigger in this state."""
+        """Call :meth:`fire`, but return False when the chart has no row for the trigger in this state."""
         try:
             return await self.fire(trigger)
         except InvalidTransition:
@@ -199,10 +201,10 @@ class Region:
 
 
 def cleanup(step: Callable[[AnyRegion], Awaitable[None]]) -> Callable[[AnyRegion], Coroutine[Any, Any, None]]:
-    """Mark a step that cleans up: an error in it is logged, and the next steps run nevertheless.
+    """Mark a step that cleans up, so that its errors are logged and the next steps run nevertheless.
 
-    The client can do nothing about such an error, and a connection that could not end because of it would go on with
-    its event.
+    The client can do nothing about such an error, and a connection that could not end because of such an error would
+    continue its event.
     """
 
     @functools.wraps(step)

@@ -1,4 +1,4 @@
-"""What the server knows of an event of Socket.IO; each module of an event defines one."""
+"""The definition of a Socket.IO event; each event's module has one."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from lesson_server.settings.schema import ServerSettings
 
 
 def no_limit(settings: ServerSettings) -> float:
-    """Return the rate of an event that any number of clients may send at once."""
+    """Return 0, the rate of an event without a limit."""
     return 0.0
 
 
@@ -17,10 +17,10 @@ class Event:
     """An event that clients send, and the server acknowledges.
 
     Args:
-        name: of the event.
+        name: the name of the event.
         regions: the class of the region that handles it, for each client that may send it.
-        deadline: seconds for its steps. The contract promises an answer within 5; cleaning up takes the rest.
-        rate: events a second that one process begins, from the settings; 0 for no limit.
+        deadline: seconds for the steps. The contract promises an answer within 5 s; the rest is for the clean-up.
+        rate: returns, from the settings, the events per second that one process begins; 0 for no limit.
     """
 
     name: str

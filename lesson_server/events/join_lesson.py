@@ -1,7 +1,7 @@
 """``join_lesson``: the methods that the charts of ``statecharts/join_lesson/`` name, in the order of the diagrams.
 
-Each method is written as if nothing else could happen at the same time. That is so: only
-:meth:`~lesson_server.events.connection.Region.fire` runs them, one transition at a time.
+No other transition of the connection runs at the same time as a method: only
+:meth:`~lesson_server.events.connection.Region.fire` calls the methods, one transition at a time.
 
 Source: contract, section 1; ``docs/events/join_lesson.md`` has the diagrams and the table of arrows.
 """
@@ -18,19 +18,19 @@ from lesson_server.stores.rds.lessons import Lesson
 from lesson_server.stores.redis.records import ClientRecord, Record, TeacherRecord
 from lesson_server.tokens import Identity, is_subject
 
-# Seconds.
+# Seconds for the steps; see event.py.
 DEADLINE = 4.0
 
 
 class NotATeacher(Refusal):
-    """The access token of a teacher's connection is somebody else's."""
+    """A client connected as a teacher, with an access token of another role."""
 
     message = "only a teacher can join as teacher"
     outcome = "not_a_teacher"
 
 
 class Join(Region):
-    """The steps that both charts have."""
+    """The steps that both charts share."""
 
     __slots__ = ("_identity", "_lesson", "_seat_count", "_session")
 
@@ -42,71 +42,80 @@ class Join(Region):
 
     @property
     def needs_seat_map(self) -> bool:
-        """Whether the lesson has seats, and the chart has come to where Redis holds their map."""
+        """Whether the lesson has seats, and the chart is in a state in which Redis holds the seat map."""
         return self.state in self.CHART.SEATED and self._seat_count > 0
 
     async def check_lesson_exists(self) -> None:
-        """Arrows 2 to 4."""
+        """Get the lesson from RDS (arrows 2 to 4)."""
         self._lesson = await self.connection.services.lessons.get(self.connection.handshake.lesson_id)
 
     def check_access_token(self) -> None:
-        """Verify who this is before the room is entered. The lesson is checked first, as in the diagrams."""
+        """Verify the client's identity before the client enters the room.
+
+        The lesson is checked first, as in the diagrams.
+        """
         raise NotImplementedError
 
     def has_access_token(self) -> bool:
-        """Return whether there is a token. An empty text is one, as in the diagram (``access_token is not None``)."""
+        """Return whether the client sent an access token.
+
+        An empty string counts as a token, as in the diagram (``access_token is not None``).
+        """
         return self.connection.handshake.access_token is not None
 
     async def enter_room(self) -> None:
-        """Arrow 5."""
+        """Enter the room of the lesson (arrow 5)."""
         await self.connection.services.sockets.enter_room(self.connection.sid, self.connection.handshake.lesson_id)
 
     def get_seat(self) -> None:
-        """Arrow 6. RDS told the number of seats when it was asked whether the lesson exists."""
+        """Get the number of seats (arrow 6), which RDS returned with the lesson."""
         assert self._lesson is not None
         self._seat_count = self._lesson.seat_count
 
     async def get_session(self) -> None:
-        """Arrow 7."""
+        """Get the session (arrow 7)."""
         self._session = await self.connection.services.sockets.get_session(self.connection.sid)
 
     def add_seat(self) -> None:
-        """Arrow 8."""
+        """Add the number of seats to the session (arrow 8)."""
         if self._seat_count:
             self._session["seat"] = self._seat_count
 
     async def save_session(self) -> None:
-        """Arrow 9."""
+        """Save the session (arrow 9)."""
         await self.connection.services.sockets.save_session(self.connection.sid, self._session)
 
     async def ensure_seat_map(self) -> None:
-        """Arrows 10 and 11."""
+        """Create the seat map in Redis if there is none (arrows 10 and 11)."""
         await self.connection.services.seats.ensure_map(self.connection.handshake.lesson_id, self._seat_count)
 
-    # After Redis has lost what it held
+    # After Redis has lost its data
 
     async def restore_presence(self) -> None:
-        """Write the presence again. Newer connections of the same person stay before this one."""
+        """Write the presence again.
+
+        Newer connections of the same person keep precedence over this connection.
+        """
         await self.connection.services.presence.restore(self._record())
 
     # Cleaning up
 
     @cleanup
     async def clear_session(self) -> None:
-        """Remove from the session what the join may have put there."""
-        await self.get_session()  # the join may have failed before it had the session
+        """Remove the keys that the join may have added to the session."""
+        await self.get_session()  # the join may have failed before `get_session`
         for key in ("seat", "client_id", "role"):
             self._session.pop(key, None)
         await self.save_session()
 
     @cleanup
     async def leave_room(self) -> None:
-        """Leave the room of the lesson, also where the join failed before it was entered."""
+        """Leave the room of the lesson, even if the join failed before the client entered the room."""
         await self.connection.services.sockets.leave_room(self.connection.sid, self.connection.handshake.lesson_id)
 
     @cleanup
     async def undo_presence(self) -> None:
-        """Remove what a join may have written that failed or did not come to its end."""
+        """Remove the presence that a failed or unfinished join may have written."""
         await self.connection.services.presence.remove(self.connection.sid, undo=True)
 
     @cleanup
@@ -119,7 +128,7 @@ class Join(Region):
 
 
 class TeacherJoin(Join):
-    """The Teacher App joins. Its ``user_id`` counts only where ``auth.trust_teacher_user_id`` is on."""
+    """The join of the Teacher App; its ``user_id`` is used only if ``auth.trust_teacher_user_id`` is on."""
 
     CHART: ClassVar[Chart] = statecharts.join_lesson.teacher
     ROLE = "teacher"
@@ -127,7 +136,7 @@ class TeacherJoin(Join):
     __slots__ = ()
 
     def check_access_token(self) -> None:
-        """Verify that this is a teacher, by the trusted ``user_id`` or by the token."""
+        """Verify that the client is a teacher, by the trusted ``user_id`` or by the token."""
         user_id = self.connection.handshake.user_id
         if user_id is not None and self.connection.services.trust_teacher_user_id:
             if not is_subject(user_id):
@@ -142,7 +151,7 @@ class TeacherJoin(Join):
         self._identity = identity
 
     async def set_teacher_presence(self) -> None:
-        """Arrows 12 and 13."""
+        """Write the presence of the teacher (arrows 12 and 13)."""
         await self.connection.services.presence.write(self._record())
 
     def _record(self) -> TeacherRecord:
@@ -151,7 +160,7 @@ class TeacherJoin(Join):
 
 
 class ParticipantJoin(Join):
-    """A Participant joins. Without an access token it is a guest, who is seated and no more."""
+    """The join of a Participant; without an access token the client is a guest, whose join ends once it is seated."""
 
     CHART: ClassVar[Chart] = statecharts.join_lesson.participant
 
@@ -163,22 +172,22 @@ class ParticipantJoin(Join):
             self._identity = self.connection.services.tokens.verify(self.connection.handshake.access_token)
 
     def get_client_id(self) -> None:
-        """Take the subject of the token, which has been verified before."""
+        """Get the client's id: the subject of the verified token."""
         assert self._identity is not None
         self._client_id = self._identity.subject
 
     async def save_client(self) -> None:
-        """Put who this is into the session."""
+        """Save the client's id and role in the session."""
         assert self._identity is not None
         self._session.update(client_id=self._client_id, role=self._identity.role)
         await self.save_session()
 
     async def set_client_presence(self) -> None:
-        """Look whether Redis knows the client from before, and write its presence."""
+        """Write the presence of the client, and note whether Redis already knew the client."""
         self._is_reconnect = await self.connection.services.presence.write(self._record())
 
     def report_reconnect(self) -> None:
-        """Report to Mixpanel a client that was known."""
+        """Report a reconnect to Mixpanel if Redis already knew the client."""
         if self._is_reconnect:
             record, services = self._record(), self.connection.services
             services.analytics.reconnect(record.client_id, record.sid, record.lesson_id, record.role)

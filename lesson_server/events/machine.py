@@ -17,12 +17,12 @@ from transitions.extensions.asyncio import AsyncMachine, AsyncTransition
 
 from lesson_server.errors import InvalidTransition
 
-# The library logs each exception of a step as an error. A refused join is none, and the gateway logs the others.
+# The library logs each exception of a step as an error. A refusal is no error, and the gateway logs other exceptions.
 logging.getLogger("transitions").setLevel(logging.CRITICAL)
 
 
 class Chart(Protocol):
-    """A chart of ``statecharts``, which says what its constants mean."""
+    """A chart of ``statecharts``; the docstring of ``statecharts`` explains the constants."""
 
     EVENT: str
     CLIENT: str
@@ -36,22 +36,21 @@ class Chart(Protocol):
 
 
 class Model(Protocol):
-    """What a machine moves: it owns its state, and has a method for each step and condition of the chart."""
+    """The object that a machine moves, with its own state and a method for each step and condition of the chart."""
 
     state: str
     history: tuple[str, ...]
 
 
 class Row(AsyncTransition):
-    """A row of a chart: its conditions, its steps, then the new state, one after the other.
+    """A row of a chart: runs the conditions, then the steps, one after the other, then sets the new state.
 
     The library runs conditions concurrently, cancels a running transition of the same model (here, transitions wait for
-    each other at the lock of the connection), and has nine places for callbacks that no chart uses: 36 of the 60 µs of
-    a join and its end.
+    the lock of the connection), and has nine callback hooks that no chart uses: 36 of the 60 µs of a join and its end.
     """
 
     async def execute(self, event_data: Any) -> bool:  # type: ignore[override]
-        condition: Any  # typed as those of the synchronous library
+        condition: Any  # the library types it as synchronous
         for condition in self.conditions:
             if not await condition.check(event_data):
                 return False
@@ -65,7 +64,7 @@ class ChartMachine(AsyncMachine):
 
     Args:
         chart: a module of ``statecharts``.
-        observe_step: called with the name of a step and its duration in seconds, whether it succeeded or raised.
+        observe_step: called with the name of a step and its duration in seconds, also when the step raised.
     """
 
     transition_cls = Row
@@ -79,7 +78,7 @@ class ChartMachine(AsyncMachine):
             auto_transitions=False,
         )
         self._observe_step = observe_step
-        # From a state with rows for several triggers of the path, the first one is fired.
+        # In a state with rows for several triggers of the path, the first trigger is fired.
         self._rest_of_path = {
             row["source"]: chart.PATH[done:]
             for done, trigger in reversed(list(enumerate(chart.PATH)))
@@ -88,11 +87,11 @@ class ChartMachine(AsyncMachine):
         }
 
     def rest_of_path(self, state: str) -> tuple[str, ...]:
-        """Return the triggers of the event that are still to be fired in ``state``; none once the event is done."""
+        """Return the triggers of the event that remain to be fired in ``state``; empty once the event is done."""
         return self._rest_of_path.get(state, ())
 
     async def fire(self, model: Model, trigger: str) -> bool:
-        """Move ``model`` along the row for ``trigger`` in its state.
+        """Run the row of the chart for ``trigger`` in the state of ``model``.
 
         Returns:
             False when a condition of the row does not hold; the state is unchanged.
@@ -101,24 +100,24 @@ class ChartMachine(AsyncMachine):
             InvalidTransition: the chart has no such row; nothing has changed.
             Exception: what a step raised; the state is unchanged.
         """
-        if trigger in self.events:  # of a chart that has no such trigger at all, the library would raise KeyError
+        if trigger in self.events:  # for a trigger in no row, the library would raise KeyError
             with contextlib.suppress(MachineError):
                 return bool(await self.events[trigger].trigger(model))
         raise InvalidTransition(trigger, model.state, model.history)
 
-    # The library runs the callbacks of a list concurrently: the others would go on after one raised.
+    # The library runs the callbacks of a list concurrently: after a callback raised, the rest would continue.
 
     async def callbacks(self, funcs: Iterable[Any], event_data: Any) -> None:  # type: ignore[override]
         for step in funcs:
             started = time.perf_counter()
             try:
                 result = getattr(event_data.model, step)()
-                if result is not None:  # a step that is a coroutine
+                if result is not None:  # the step is a coroutine
                     await result
             finally:
                 self._observe_step(step, time.perf_counter() - started)
 
-    # The library turns CancelledError into False, and timeouts and shutdown with it.
+    # The library turns CancelledError into False, which would break timeouts and shutdown.
 
     async def process_context(self, func: Callable[[], Any], model: object) -> Any:
         return await func()

@@ -1,4 +1,4 @@
-"""What the steps of the charts work with, as seen from the steps."""
+"""The services that the steps of the charts use, as protocols."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,19 +20,19 @@ class Sockets(Protocol):
 
 
 class Lessons(Protocol):
-    """The lessons in RDS. See :class:`lesson_server.stores.rds.lessons.Lessons`."""
+    """The lessons in RDS; see :class:`lesson_server.stores.rds.lessons.Lessons`."""
 
     async def get(self, lesson_id: str) -> Lesson: ...
 
 
 class Seats(Protocol):
-    """The seat maps in Redis. See :class:`lesson_server.stores.redis.seats.Seats`."""
+    """The seat maps in Redis; see :class:`lesson_server.stores.redis.seats.Seats`."""
 
     async def ensure_map(self, lesson_id: str, seat_count: int) -> None: ...
 
 
 class Presence(Protocol):
-    """The presence in Redis. See :class:`lesson_server.stores.redis.presence.Presence`."""
+    """The presence in Redis; see :class:`lesson_server.stores.redis.presence.Presence`."""
 
     async def write(self, record: Record) -> bool: ...
     async def restore(self, record: Record) -> None: ...
@@ -40,7 +40,7 @@ class Presence(Protocol):
 
 
 class Tokens(Protocol):
-    """The check of access tokens. See :class:`lesson_server.tokens.TokenVerifier`."""
+    """The check of access tokens; see :class:`lesson_server.tokens.TokenVerifier`."""
 
     def verify(self, token: object) -> Identity: ...
 

@@ -1,7 +1,7 @@
-"""How many connections and events one process takes on, so that a burst of clients slows it down and does not stop it.
+"""Limits on the connections and events of one process, so that a burst of clients slows it down but does not stop it.
 
-A process has one core. If more clients came in a second than that core can serve, all of them would time out at the
-same time, and come back at the same time. Clients that are refused at once come back one after the other.
+A process uses one core. If more clients connected per second than one core can serve, all of them would time out at the
+same time, and reconnect at the same time. Clients that are refused at once reconnect one after the other.
 """
 
 import time
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from lesson_server.errors import ServiceBusy
 
-# Seconds of the allowed rate that may come at once after a quiet time: a lesson begins on the hour.
+# Size of a burst after an idle time, in seconds of the allowed rate: a lesson begins on the hour.
 BURST = 2.0
 
 
@@ -17,7 +17,7 @@ class RateLimit:
     """A token bucket.
 
     Args:
-        rate: how many a second; 0 for no limit.
+        rate: tokens per second; 0 for no limit.
     """
 
     def __init__(self, rate: float) -> None:
@@ -26,10 +26,10 @@ class RateLimit:
         self._filled = time.monotonic()
 
     def take(self) -> None:
-        """Admit one.
+        """Take a token.
 
         Raises:
-            ServiceBusy: they come faster than the rate.
+            ServiceBusy: no token is left.
         """
         if not self._rate:
             return
@@ -45,9 +45,9 @@ class Admission:
     """The limits of one process.
 
     Args:
-        max_connections: held at the same time.
-        connect_rate: connections a second; 0 for no limit.
-        event_rates: for each event, how many a second may begin; 0 for no limit.
+        max_connections: connections at the same time.
+        connect_rate: new connections per second; 0 for no limit.
+        event_rates: for each event, how many may begin per second; 0 for no limit.
     """
 
     def __init__(self, max_connections: int, connect_rate: float, event_rates: Mapping[str, float]) -> None:
@@ -56,19 +56,19 @@ class Admission:
         self._events = {event: RateLimit(rate) for event, rate in event_rates.items()}
 
     def admit_connection(self, held: int) -> None:
-        """Admit a connection beside the ``held`` ones.
+        """Admit a connection when the process already has ``held`` connections.
 
         Raises:
-            ServiceBusy: there are too many, or they come too fast.
+            ServiceBusy: there are too many connections, or new connections arrive too fast.
         """
         if held >= self._max_connections:
             raise ServiceBusy
         self._connects.take()
 
     def admit_event(self, event: str) -> None:
-        """Let an event begin.
+        """Admit an event.
 
         Raises:
-            ServiceBusy: events of that name come too fast.
+            ServiceBusy: events of that name arrive too fast.
         """
         self._events[event].take()

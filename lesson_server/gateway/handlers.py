@@ -1,7 +1,8 @@
-"""The Socket.IO handlers: a handshake becomes a connection, and an event an acknowledgement.
+"""The Socket.IO handlers: they turn a handshake into a connection, and an event into an acknowledgement.
 
-This is the one error boundary. Whatever a step raises ends here: as an answer to the client and, when it is a defect,
-as a traceback in the log. A handler that raised would send no acknowledgement, and the client would wait for ever.
+This is the only error boundary. Every exception of a step ends here: as an answer to the client and, if the exception
+is a defect, as a traceback in the log. A handler that raised would send no acknowledgement, and the client would wait
+for ever.
 """
 
 import asyncio
@@ -18,9 +19,9 @@ from lesson_server.events.connection import Connection, Region
 from lesson_server.events.event import Event
 from lesson_server.events.machine import ChartMachine
 from lesson_server.events.services import Services
-from lesson_server.gateway import handshake
 from lesson_server.gateway.admission import Admission
-from lesson_server.metrics import Place
+from lesson_server.gateway.handshake import parse_handshake
+from lesson_server.metrics import StateOf
 
 logger = logging.getLogger(__name__)
 
@@ -28,18 +29,18 @@ Answer = dict[str, Any]
 
 
 class Dispatcher(Protocol):
-    """The Socket.IO server, as far as handlers are registered with it."""
+    """The part of the Socket.IO server that registers handlers."""
 
     def on(self, event: str, handler: Callable[..., Any]) -> None: ...
 
 
 class Gateway:
-    """Every connection of this process, and the events that reach it.
+    """Every connection of this process, and the handlers of its events.
 
     Args:
-        sio: the Socket.IO server; the handlers are registered with it.
-        services: what the steps of the charts work with.
-        admission: how many connections and events the process takes on.
+        sio: the Socket.IO server, with which the handlers are registered.
+        services: what the steps of the charts use.
+        admission: the limits on connections and events.
         events: the events that clients may send.
     """
 
@@ -53,51 +54,51 @@ class Gateway:
         self._machines = {
             cls: ChartMachine(cls.CHART, self._metrics.step_observer(event.name)) for event, _, cls in self._regions
         }
-        # The requests that are answered now, by region, each with its answer.
+        # The running request of each region, with the future of its answer.
         self._running: dict[Region, tuple[object, asyncio.Future[Answer | None]]] = {}
         sio.on("connect", self.connect)
         for event in events:
             sio.on(event.name, partial(self.answer, event))
         sio.on("disconnect", self.disconnect)
 
-    # What the metrics ask
+    # Called by the metrics
 
-    def occupied_places(self) -> Iterator[Place]:
-        """Return the event, the client and the state of every connection for each event that it may send."""
+    def states_of_connections(self) -> Iterator[StateOf]:
+        """Yield event, client and state, for each connection and each event that its client may send."""
         for connection in self.connections.values():
             states = {type(region): region.state for region in connection}
             for event, client, cls in self._regions:
                 if client == connection.handshake.client:
                     yield event.name, client, states.get(cls, cls.CHART.INITIAL)
 
-    def all_places(self) -> Iterator[Place]:
-        """Return each event and client with each state that a connection can be held in."""
+    def all_states(self) -> Iterator[StateOf]:
+        """Yield event, client and state, for each state in which a connection can be."""
         for event, client, cls in self._regions:
             yield from ((event.name, client, state) for state in cls.CHART.STATES if state not in cls.CHART.FINAL)
 
-    # Handlers. python-socketio tries other signatures when a handler raises TypeError, so none may raise it.
+    # Handlers. None of them may raise TypeError: python-socketio would then call the handler with another signature.
 
     def connect(self, sid: str, environ: dict[str, Any], auth: object) -> None:
-        """Take a client in.
+        """Accept a client, or refuse its handshake.
 
         Raises:
-            ConnectionRefusedError: the client gets ``connect_error`` with the message.
+            ConnectionRefusedError: the handshake is refused; the client gets ``connect_error`` with the message.
         """
         try:
-            shaken = handshake.parse(auth, self._clients)
+            handshake = parse_handshake(auth, self._clients)
             self._admission.admit_connection(len(self.connections))
         except Refusal as refusal:
             raise ConnectionRefusedError(str(refusal)) from None
-        self.connections[sid] = Connection(sid, shaken, self._services, self._machines)
+        self.connections[sid] = Connection(sid, handshake, self._services, self._machines)
 
     async def answer(self, event: Event, sid: str, *data: object) -> Answer | None:
         """Answer one event.
 
-        Those of one name on one connection are answered one after the other, and two that ask for the same at the same
-        time are one, with two answers.
+        Events of one name on one connection are answered one after the other. An event that asks for the same as the
+        running event does not run: both get the same answer.
 
         Returns:
-            the acknowledgement, or None when the client has gone.
+            the acknowledgement, or None when the client has disconnected.
         """
         connection = self.connections.get(sid)
         if connection is None:
@@ -114,26 +115,26 @@ class Gateway:
                 answer = await asyncio.shield(running[1])
                 if running[0] == request:
                     return answer
-            if not region.has_begun:  # what has been done already costs nothing, and is never refused
+            if not region.has_begun:  # a repeated event costs nothing, and is never refused
                 self._admission.admit_event(event.name)
         except Refusal as refusal:
             return self._refused(event, client, refusal)
         return await self._run(event, region, request, deadline)
 
     async def disconnect(self, sid: str, reason: str) -> None:
-        """End a connection and clean up, even when the client went in the middle of an event."""
+        """End a connection and clean up, even if the client disconnected in the middle of an event."""
         connection = self.connections.pop(sid, None)
-        if connection is not None:  # its handshake was not refused
+        if connection is not None:  # the handshake was accepted
             await connection.end()
 
-    # What a node asks of its connections
+    # Called by nodes.py
 
     def present(self) -> list[str]:
         """Return the sids of the connections whose presence Redis should hold."""
         return [sid for sid, connection in self.connections.items() if any(region.is_present for region in connection)]
 
     def seated(self) -> dict[str, str]:
-        """Return the lessons whose seat map Redis should hold, each with the sid of a connection that is in it."""
+        """Return the lessons whose seat map Redis should hold, each with the sid of a connection in the lesson."""
         return {
             connection.handshake.lesson_id: sid
             for sid, connection in self.connections.items()
@@ -141,13 +142,13 @@ class Gateway:
         }
 
     async def restore(self, sids: Sequence[str]) -> int:
-        """Write again what these connections hold in Redis.
+        """Write the Redis data of these connections again.
 
         Returns:
-            how many of them are still there.
+            how many of the connections still exist and should have data in Redis.
 
         Raises:
-            StoreUnavailable: Redis failed or was too slow; some have been restored.
+            StoreUnavailable: Redis failed or was too slow; some connections have been restored.
         """
         connections = (self.connections[sid] for sid in sids if sid in self.connections)
         return sum(await asyncio.gather(*(connection.restore() for connection in connections)))
@@ -186,7 +187,10 @@ class Gateway:
         return {"status": "SUCCESS", "data": region.result()}
 
     def _refusal_of(self, event: Event, region: Region, error: Exception) -> Refusal:
-        """Return what the client is told of an error. A defect is logged instead."""
+        """Return the refusal that the client gets for an error.
+
+        A defect is logged, and the client gets no details of it.
+        """
         if isinstance(error, Refusal):
             return error
         if isinstance(error, TimeoutError):

@@ -1,4 +1,4 @@
-"""The ``auth`` object of a handshake becomes a :class:`~lesson_server.events.connection.Handshake`."""
+"""Parse the ``auth`` object of a handshake into a :class:`~lesson_server.events.connection.Handshake`."""
 
 from collections.abc import Collection
 
@@ -8,17 +8,17 @@ from lesson_server.stores.rds.lessons import LESSON_ID
 from lesson_server.tokens import MAX_TOKEN_LENGTH
 
 
-def parse(auth: object, clients: Collection[str]) -> Handshake:
-    """Read a handshake. Nothing of ``auth`` is kept but what the result shows.
+def parse_handshake(auth: object, clients: Collection[str]) -> Handshake:
+    """Parse a handshake; nothing of ``auth`` is kept except the fields of the result.
 
     Args:
         auth: what the client sent.
-        clients: the kinds of clients that some event is for.
+        clients: the kinds of clients that may send an event.
 
     Source: contract, section 2.
 
     Raises:
-        HandshakeRefused: ``auth`` is no handshake.
+        HandshakeRefused: ``auth`` is not a valid handshake.
     """
     fields = auth if isinstance(auth, dict) else {}
     client = fields.get("client")
@@ -29,7 +29,7 @@ def parse(auth: object, clients: Collection[str]) -> Handshake:
     lesson_id = fields.get("lesson_id")
     if lesson_id is None:
         raise LessonIdRequired
-    # JSON's true is an int to Python.
+    # JSON's true is an int in Python.
     if isinstance(lesson_id, bool) or not isinstance(lesson_id, str | int):
         raise LessonIdMalformed
     if LESSON_ID.fullmatch(str(lesson_id)) is None:
@@ -40,7 +40,7 @@ def parse(auth: object, clients: Collection[str]) -> Handshake:
 
 
 def _credential(value: object) -> str | None:
-    """Return a text of the handshake, or an empty one in place of what can be neither a token nor a subject.
+    """Return a string of the handshake, or an empty string for a value that can be neither a token nor a subject.
 
     The connection keeps the value, and 16 kB of JSON can become 400 kB of objects.
     """

@@ -1,1 +1,1 @@
-"""The pages for operators."""
+"""The HTTP pages for operators."""

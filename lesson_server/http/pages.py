@@ -10,7 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from lesson_server.errors import StoreUnavailable
 from lesson_server.protocol.http_server import PlainHandler
 
-# Seconds that an answer of the stores counts, so that many probes are one question.
+# Seconds that the results of the probes are reused, so that many requests for /readyz cause one probe.
 READINESS_AGE = 1.0
 # Seconds for a store to answer a probe.
 PROBE_TIMEOUT = 1.0
@@ -19,10 +19,10 @@ Probe = Callable[[], Awaitable[None]]
 
 
 class Readiness:
-    """Whether the server can serve a join: asks the stores, at most once a second.
+    """Tells whether the server can serve a join; probes the stores at most once a second.
 
     Args:
-        probes: name → a question that raises StoreUnavailable when the store can't answer.
+        probes: name → a function that raises StoreUnavailable if the store can't answer.
     """
 
     def __init__(self, probes: dict[str, Probe]) -> None:
@@ -33,11 +33,11 @@ class Readiness:
         self._asked = float("-inf")
 
     def close(self) -> None:
-        """Say from now on that the server is not ready."""
+        """Report the server as not ready from now on."""
         self._closed = True
 
     async def down(self) -> list[str]:
-        """Return the names of what is down; none when the server is ready."""
+        """Return the names of what is down; an empty list means that the server is ready."""
         if not self._closed:
             async with self._lock:
                 if time.monotonic() - self._asked > READINESS_AGE:
@@ -57,11 +57,11 @@ class Readiness:
 
 
 def routes(readiness: Readiness, metrics: Callable[[], bytes]) -> list[Any]:
-    """Return the pages, for an application of Tornado.
+    """Return the routes of the pages, for a Tornado application.
 
     Args:
-        readiness: what /readyz tells.
-        metrics: makes the text of /metrics.
+        readiness: the readiness that /readyz reports.
+        metrics: returns the text of /metrics.
     """
     return [
         (r"/healthz", HealthHandler),
@@ -71,16 +71,16 @@ def routes(readiness: Readiness, metrics: Callable[[], bytes]) -> list[Any]:
 
 
 class HealthHandler(PlainHandler):
-    """200 while the process lives. It asks no store: a restart would not mend one."""
+    """Answers 200 while the process lives; probes no store, because a restart would not repair a store."""
 
     def get(self) -> None:
         self.finish("ok\n")
 
-    head = get  # some load balancers ask so
+    head = get  # some load balancers send HEAD
 
 
 class ReadyHandler(PlainHandler):
-    """200 when a join can be served, or 503 with what is down."""
+    """Answers 200 if a join can be served, otherwise 503 with the names of what is down."""
 
     def initialize(self, readiness: Readiness) -> None:
         self._readiness = readiness
@@ -95,7 +95,7 @@ class ReadyHandler(PlainHandler):
 
 
 class MetricsHandler(PlainHandler):
-    """The metrics in Prometheus' text format."""
+    """Answers with the metrics in Prometheus' text format."""
 
     def initialize(self, text: Callable[[], bytes]) -> None:
         self._text = text

@@ -1,4 +1,4 @@
-"""The port: where clients connect. Decides by the head of a request who serves its socket."""
+"""Accept connections, and pass each one to its server by the head of its HTTP request."""
 
 import asyncio
 import contextlib
@@ -16,36 +16,36 @@ from lesson_server.protocol.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-# Connections that are accepted in one turn of the event loop; the others wait in the backlog. If all were accepted at
-# once, each step of a join that has begun would wait behind a hundred handshakes in a class start.
+# Connections accepted per iteration of the event loop; the rest stay in the listen backlog. Without this limit, each
+# step of a join under way would wait behind a hundred handshakes at a class start.
 ACCEPT_BATCH = 8
-# Seconds before the next try when the system has no room for a connection.
+# Seconds before the next accept() when the system is out of file descriptors or memory.
 RETRY_INTERVAL = 1.0
 
-# As Tornado has it; a websocket needs the first form.
+# The end of a head, as in Tornado. A websocket handshake needs CRLF line ends.
 END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 WEBSOCKET_PATH = b"GET /socket.io"
 WEBSOCKET_HEADER = re.compile(rb"\r\nupgrade:[ \t]*websocket[ \t]*\r\n", re.IGNORECASE)
 
-# Answers without which a proxy would take the server for dead, and try the request on the next one.
+# Without these responses, a proxy would mark the server as down and retry the request on the next server.
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
-# Takes a connection over, and its place.
+# Takes ownership of a connection and its place.
 Serve = Callable[[socket.socket, Place], None]
 
 
 class Acceptor:
-    """Accepts connections at listening sockets.
+    """Accepts connections on the listening sockets.
 
-    Each connection carries one request. Its first bytes are read with ``MSG_PEEK``, which leaves them there, so whoever
-    serves the connection reads all of them.
+    Each connection carries one request. The acceptor reads the first bytes with ``MSG_PEEK``, which leaves them in the
+    socket, so the server of the connection reads the whole request.
 
     Args:
-        places: one for each open connection, whatever is spoken on it.
-        serve_websocket: serves a connection whose request asks for a websocket of Engine.IO.
-        serve_http: serves any other socket.
-        worker: which of several workers this is; None for a server alone.
+        places: one for each open connection, whatever its protocol.
+        serve_websocket: serves a connection whose request is an Engine.IO websocket handshake.
+        serve_http: serves any other connection.
+        worker: this worker, if there are several; None for a single process.
     """
 
     def __init__(self, places: Places, serve_websocket: Serve, serve_http: Serve, worker: Worker | None = None) -> None:
@@ -54,13 +54,14 @@ class Acceptor:
         self._serve_http = serve_http
         self._worker = worker
         self._listening: list[socket.socket] = []
-        self.arrivals: set[_Arrival] = set()  # those that wait
+        self.arrivals: set[_Arrival] = set()  # connections without a complete head
 
     def open(self, sockets: list[socket.socket]) -> None:
         """Accept connections from now on."""
         self._listening = list(sockets)
         for listening in self._listening:
-            # Connections inherit it. By itself, the system holds megabytes of what a client or the server has not read.
+            # Accepted connections inherit the size. By default, the system buffers megabytes of data that the client or
+            # the server has not read.
             for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                 listening.setsockopt(socket.SOL_SOCKET, buffer, MAX_UNREAD_BYTES)
             self._watch(listening)
@@ -68,7 +69,7 @@ class Acceptor:
             self._worker.receive(self._begin)
 
     def close(self) -> None:
-        """Accept no connection any more, and close the listening sockets."""
+        """Stop accepting connections, and close the listening sockets."""
         for listening in self._listening:
             asyncio.get_running_loop().remove_reader(listening)
             listening.close()
@@ -77,17 +78,17 @@ class Acceptor:
             self._worker.stop()
 
     def abort(self) -> None:
-        """Close the connections whose request has not arrived."""
+        """Close the connections whose head has not arrived."""
         for arrival in list(self.arrivals):
             arrival.close()
 
     def serve(self, connection: socket.socket, head: bytes, place: Place) -> None:
-        """Hand a connection to the server of its request.
+        """Pass a connection to the server of its protocol, or to the worker of its Engine.IO socket.
 
         Args:
             connection: nothing has been read from it.
-            head: the beginning of what can be read.
-            place: that of the socket.
+            head: the first bytes that can be read.
+            place: the place of the connection.
         """
         end = END_OF_HEAD.search(head)
         if end is None:
@@ -108,9 +109,9 @@ class Acceptor:
         for _ in range(ACCEPT_BATCH):
             try:
                 connection, _ = listening.accept()
-            except (BlockingIOError, ConnectionAbortedError):  # another worker was quicker; the client has gone
+            except (BlockingIOError, ConnectionAbortedError):  # another worker was quicker; the client left
                 return
-            except OSError as error:  # no more open files, no memory; asked again at once, it would say the same
+            except OSError as error:  # out of file descriptors or memory: an immediate retry would fail too
                 logger.error("can't accept connections: %s", error.strerror)
                 asyncio.get_running_loop().remove_reader(listening)
                 asyncio.get_running_loop().call_later(RETRY_INTERVAL, self._watch, listening)
@@ -125,7 +126,10 @@ class Acceptor:
 
 
 def _refuse(connection: socket.socket, answer: bytes) -> None:
-    """Answer, and close a connection. What has arrived is read first: the system would else discard the answer."""
+    """Send a response, and close the connection.
+
+    Pending input is read first: if any is left at the close, the system discards the response.
+    """
     with contextlib.suppress(OSError):
         connection.setblocking(False)
         with contextlib.suppress(BlockingIOError):
@@ -138,7 +142,7 @@ class _Arrival:
     """A connection until the head of its request has arrived.
 
     Raises:
-        ServiceBusy: there is no place for it.
+        ServiceBusy: all places are kept.
     """
 
     __slots__ = ("_acceptor", "_deadline", "_looked_at", "_place", "_socket")
@@ -151,7 +155,7 @@ class _Arrival:
         self._deadline: asyncio.TimerHandle | None = None
 
     def look(self) -> None:
-        """Look at what has arrived, and wait for more while the head has no end."""
+        """Peek at the received bytes, and wait for more while the head is incomplete."""
         try:
             head = self._socket.recv(MAX_HEAD_SIZE, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -159,7 +163,7 @@ class _Arrival:
             return
         except OSError:
             head = b""
-        if len(head) <= self._looked_at:  # no more will arrive: the client has gone
+        if len(head) <= self._looked_at:  # EOF or an error: the client has disconnected
             self.close()
             return
         self._looked_at = len(head)
@@ -167,7 +171,7 @@ class _Arrival:
             self._stop_waiting()
             self._acceptor.serve(self._socket, head, self._place)
         else:
-            # The loop would call again at once, for what has been looked at can still be read.
+            # Peeked bytes stay readable, so the loop would call again at once without the SO_RCVLOWAT.
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(head) + 1)
             self._wait()
 

@@ -1,7 +1,7 @@
-"""Engine.IO sockets: one a client, its transport polling until a websocket is attached, at once or by an upgrade.
+"""Engine.IO sockets: one per client, with polling until a websocket is attached, at once or by an upgrade.
 
-Every message, buffer and wait of an Engine.IO socket has a bound. See engine.py for how requests and websockets reach
-the socket.
+Every message, buffer and wait of an Engine.IO socket has a limit. engine.py passes requests and websockets to the
+socket.
 """
 
 import asyncio
@@ -17,16 +17,16 @@ from lesson_server.protocol.places import Places
 
 logger = logging.getLogger(__name__)
 
-# Bytes of a message or a polling request. Ours have no data but an access token in the handshake.
+# Bytes of a message or a polling request. Our clients send no data except the access token in the handshake.
 MAX_MESSAGE_SIZE = 16 * 1024
 # Packets in the body of a POST, as in the reference implementations.
 MAX_PACKETS_IN_POST = 16
 # Bytes and packets that a client may leave unread before it is dropped. An acknowledgement has about 40 bytes.
 MAX_UNREAD_BYTES = 32 * 1024
 MAX_UNREAD_PACKETS = 256
-# Seconds for a connection to complete its handshake, an upgrade included.
+# Seconds for a client to complete its handshake, or an upgrade.
 HANDSHAKE_TIMEOUT = 10
-# Seconds between pings, and to answer one: the defaults of Socket.IO.
+# Seconds between pings, and for a client to answer a ping: the defaults of Socket.IO.
 PING_INTERVAL = 25
 PING_TIMEOUT = 20
 
@@ -35,11 +35,14 @@ SEPARATOR = "\x1e"
 
 
 class ProtocolError(Exception):
-    """The client broke the protocol, and its Engine.IO socket ends. The text holds nothing that the client sent."""
+    """The client violated the protocol, and its Engine.IO socket ends; in an upgrade, only the websocket ends.
+
+    The text contains nothing that the client sent.
+    """
 
 
 class RequestRefused(Exception):
-    """An HTTP request or websocket handshake is refused, with the status and the code of Engine.IO's protocol."""
+    """An HTTP request or websocket handshake is refused, with an HTTP status and an error code of Engine.IO."""
 
     def __init__(self, code: int, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -48,10 +51,10 @@ class RequestRefused(Exception):
 
 
 class Transport(Protocol):
-    """A websocket, seen from its Engine.IO socket.
+    """A websocket, as its Engine.IO socket uses it.
 
     Attributes:
-        is_writable: whether the system takes what is written. When it does again, :meth:`EngineSocket.flush` is called.
+        is_writable: whether the kernel accepts data. When it does so again, :meth:`EngineSocket.flush` is called.
     """
 
     is_writable: bool
@@ -73,15 +76,17 @@ class Callbacks(Protocol):
 
 
 class EngineSocket:
-    """One Engine.IO socket. Its first ten seconds are for the handshake; then it is pinged until it ends.
+    """One Engine.IO socket.
+
+    The client has ten seconds for the handshake; then it is pinged until the socket ends.
 
     Args:
         callbacks: called when something happens to the socket.
-        sid: its id.
-        places: the socket has one of them until it ends. Once its handshake is complete, no newer one gets the place.
+        sid: the id of the socket.
+        places: the socket takes one place until it ends. After the handshake, no newer socket can evict this socket.
 
     Raises:
-        ServiceBusy: there is no place.
+        ServiceBusy: all places are kept.
     """
 
     __slots__ = (
@@ -105,22 +110,22 @@ class EngineSocket:
     def __init__(self, callbacks: Callbacks, sid: str, places: Places) -> None:
         self.sid = sid
         self._place = places.take(self._give_way)
-        self.session: dict[str, Any] = {}  # python-socketio keeps its sessions here
+        self.session: dict[str, Any] = {}  # python-socketio stores the session here
         self.waiting_events = 0  # counted by transport.py
         self._callbacks = callbacks
         self._ending: asyncio.Task[None] | None = None
         self._websocket: Transport | None = None
-        self._upgrading: Transport | None = None  # a websocket that wants to take over from polling
-        self._probed = False  # and has been told that it may
+        self._upgrading: Transport | None = None  # the websocket that is to replace polling
+        self._probed = False  # whether that websocket's probe has been answered
         self._outbox: list[str | bytes] = []
         self._poller: asyncio.Future[None] | None = None
-        self._poll_request: object = None  # the HTTP request that waits for packets
+        self._poll_request: object = None  # the HTTP request of the pending poll
         self._pinged = False
         self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, self.drop, "handshake timeout")
 
     @property
     def closed(self) -> bool:
-        """Whether the Engine.IO socket is ending or has ended: nothing is received or sent any more."""
+        """Whether the Engine.IO socket is ending or has ended, so that nothing is received or sent any more."""
         return self._ending is not None
 
     @property
@@ -130,11 +135,11 @@ class EngineSocket:
 
     @property
     def upgrading(self) -> bool:
-        """Whether a websocket wants to take over from polling."""
+        """Whether an upgrade from polling to a websocket is under way."""
         return self._upgrading is not None
 
     def establish(self) -> None:
-        """Ping the client from now on: the handshake is complete."""
+        """Keep the place and ping the client from now on, because the handshake is complete."""
         if not self.closed:
             self._place.keep()
             self._wait(PING_INTERVAL, self._ping)
@@ -147,7 +152,7 @@ class EngineSocket:
             self.write(MESSAGE + message if isinstance(message, str) else message)
 
     def write(self, packet: str | bytes) -> None:
-        """Send a packet, or drop the client if it has left too much unread."""
+        """Send or queue a packet; drop the client if it has left too much unread."""
         if self._websocket is not None and self._websocket.is_writable:
             self._websocket.write(packet)
             return
@@ -158,17 +163,17 @@ class EngineSocket:
             self._release_poller()
 
     def flush(self) -> None:
-        """Send what has waited until the websocket is writable again."""
+        """Send the queued packets while the websocket is writable."""
         while self._outbox and self._websocket is not None and self._websocket.is_writable:
             self._websocket.write(self._outbox.pop(0))
 
     # Receiving
 
     def receive(self, packet: str | bytes) -> None:
-        """Take a packet in.
+        """Handle a packet from the client.
 
         Raises:
-            ProtocolError: the packet is none of a client's in this state.
+            ProtocolError: a client may not send this packet in this state.
         """
         if self.closed:
             return
@@ -178,7 +183,7 @@ class EngineSocket:
         if kind == MESSAGE:
             self._callbacks.on_message(self, data)
         elif kind == PONG:
-            if self._pinged:  # one that nobody asked for must not put a deadline off
+            if self._pinged:  # an unsolicited PONG must not extend a deadline
                 self._pinged = False
                 self._wait(PING_INTERVAL, self._ping)
         elif kind == CLOSE:
@@ -187,10 +192,10 @@ class EngineSocket:
             raise ProtocolError("unknown packet")
 
     def receive_post(self, body: bytes) -> list[str]:
-        """Return the packets of a polling request's body.
+        """Return the packets in the body of a POST.
 
         Raises:
-            ProtocolError: it is not a list of packets.
+            ProtocolError: the body is not UTF-8, or has too many packets.
         """
         try:
             packets = body.decode().split(SEPARATOR)
@@ -203,16 +208,16 @@ class EngineSocket:
     # The polling transport
 
     async def poll(self, request: object) -> str:
-        """Wait until there is something to send, and take it.
+        """Wait until there are packets to send, and return them as one payload.
 
         Raises:
-            RequestRefused: another request of this Engine.IO socket waits already. The socket ends, as in the protocol.
+            RequestRefused: a poll of this Engine.IO socket is already pending. The socket ends, as in the protocol.
         """
         if self._poller is not None:
             self.drop("two polls at once")
             raise RequestRefused(3, "Bad request")
         if self._probed:
-            return NOOP  # the client pauses its polling, and waits for this last answer
+            return NOOP  # the client pauses polling, and waits for this last response
         if not self._outbox:
             self._poller = asyncio.get_running_loop().create_future()
             self._poll_request = request
@@ -242,15 +247,15 @@ class EngineSocket:
         self.flush()
 
     def begin_upgrade(self, websocket: Transport) -> None:
-        """Let this websocket take over from polling, if it does so in time; one at a time."""
+        """Begin the upgrade to this websocket, with a timeout; only one upgrade may run at a time."""
         self._upgrading = websocket
         expire = partial(websocket.disconnect, abort=True)
         self._upgrade_timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, expire)
 
     def receive_from(self, websocket: Transport, packet: str | bytes) -> None:
-        """Take a packet in from a websocket: the Engine.IO socket's own, or one that would take the place of polling.
+        """Handle a packet from a websocket: the transport, or the websocket of an upgrade.
 
-        From any other, one that has just been closed, nothing is taken in.
+        Packets from any other websocket are ignored: it has just been closed.
         """
         if websocket is self._websocket:
             try:
@@ -275,10 +280,10 @@ class EngineSocket:
             raise ProtocolError("not an upgrade")
 
     def lost(self, transport: object) -> None:
-        """Handle the loss of a websocket, or of the request that waited for packets."""
+        """Handle the loss of a websocket or of the pending poll."""
         if transport is self._upgrading:
-            self._upgrading = None  # polling goes on
-            self._upgrade_timer.cancel()  # it holds what is left of the websocket
+            self._upgrading = None  # polling continues
+            self._upgrade_timer.cancel()  # the timer references the websocket
             self._probed = False
         elif transport is self._websocket or transport is self._poll_request:
             self.end(self._callbacks.reason.TRANSPORT_CLOSE, abort=True)
@@ -286,10 +291,10 @@ class EngineSocket:
     # The end
 
     def drop(self, why: str) -> None:
-        """End the Engine.IO socket of a client that broke the rules or went away; nothing more is sent.
+        """End the Engine.IO socket of a client that violated the protocol or disappeared; discard the unsent packets.
 
         Args:
-            why: for the log; one of a fixed set of texts, nothing of what the client sent.
+            why: for the log; one of a fixed set of texts, without client input.
         """
         if not self.closed:
             logger.info("client dropped: %s", why, extra={"kind": why})
@@ -299,10 +304,10 @@ class EngineSocket:
         self.drop("handshake cancelled for a newer one")
 
     async def close(self, reason: str) -> None:
-        """End the Engine.IO socket: first the transport, then what the application holds for it.
+        """End the Engine.IO socket: first the transport, then the application's state for the socket.
 
-        Idempotent; whoever calls it later waits for the same end. That is how a server that stops sees the end of
-        clients that have just gone.
+        Idempotent: a later call waits for the same end. So a server that stops also waits for the clean-up of clients
+        that have just disconnected.
 
         Args:
             reason: one of ``engineio.Server.reason``.
@@ -310,14 +315,16 @@ class EngineSocket:
         await asyncio.shield(self.end(reason))
 
     def end(self, reason: str, *, abort: bool = False) -> "asyncio.Task[None]":
-        """End the transport at once, since frames that have been read already must not be taken in any more.
+        """End the transport at once, and start the task that ends the rest.
+
+        At once, because frames that have already been read must not be handled any more.
 
         Args:
             reason: one of ``engineio.Server.reason``.
-            abort: the client is not to get what it has not been sent, or can't.
+            abort: discard the unsent packets, because the client must not or can't receive them.
 
         Returns:
-            what ends the rest.
+            the task that ends the rest.
         """
         if self._ending is None:
             self._ending = self._callbacks.spawn(self._callbacks.on_close(self, reason))
@@ -335,9 +342,9 @@ class EngineSocket:
             for packet in self._outbox:
                 self._websocket.write(packet)
             self._websocket.disconnect(abort=abort)
-            self._websocket = None  # else the two would wait for the garbage collector
+            self._websocket = None  # else this socket and the websocket would wait for the garbage collector
             return
-        # CLOSE comes by itself: the JavaScript client would take it before the message that it came with.
+        # CLOSE gets a payload of its own: the JavaScript client would handle it before a message in the same payload.
         final_payload = [self._take_outbox(), CLOSE] if self._outbox else [CLOSE]
         if self._poller is not None:
             self._outbox.append(final_payload.pop(0))
@@ -350,6 +357,6 @@ class EngineSocket:
         self.write(PING)
 
     def _wait(self, seconds: float, then: Callable[[], None]) -> None:
-        """Set the one timer: for the handshake, then for the next ping or its answer."""
+        """Restart the socket's only timer, which is for the handshake, then for the next ping or its answer."""
         self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(seconds, then)

@@ -1,7 +1,7 @@
-"""Tornado's HTTP server with a bound on all that a client may send, leave unsaid, or leave unread.
+"""Tornado's HTTP server with limits on all that a client may send, delay, or leave unread.
 
-Tornado keeps what it has parsed for as long as a request waits, be it for its body or for its answer: 16 kB of tiny
-headers or URL parameters are megabytes of objects. And it waits without limit for a client to read an answer.
+Tornado keeps the parsed head while a request waits for its body or its response: 16 kB of tiny headers or URL
+parameters are megabytes of objects. Tornado also waits without limit for a client to read a response.
 """
 
 import asyncio
@@ -28,25 +28,25 @@ from lesson_server.protocol.places import Place
 
 logger = logging.getLogger(__name__)
 
-# Bytes of the head of a request, and of its URL. nginx and Apache take 8 kB for a line; our URLs have about 100 bytes.
+# Bytes of the head of a request, and of its URL. nginx and Apache allow 8 kB per line; our URLs have about 100 bytes.
 MAX_HEAD_SIZE = 8 * 1024
 MAX_URL_SIZE = 2 * 1024
-# Header lines, as in Apache; parameters of a URL, of which Engine.IO has five.
+# Header lines, as in Apache; URL parameters, of which Engine.IO has five.
 MAX_HEADER_LINES = 100
 MAX_PARAMETERS = 32
-# Bytes read at once, and held unread for one connection: what a client sends before it has had its answer.
+# Bytes per read, and bytes buffered per connection: input that a client sends before it has the response.
 READ_CHUNK_SIZE = 2 * 1024
 READ_BUFFER_SIZE = MAX_MESSAGE_SIZE
-# What Tornado is told of a client's address, which nobody uses. The system has none for a client that has just gone.
+# The client address that Tornado gets; nothing uses it. The system has none for a client that has just disconnected.
 NO_ADDRESS = ("", 0)
 
 
 class ClientStream(IOStream):
-    """The connection of a client, as long as HTTP is spoken on it. What it is sent, it reads in time or it is closed.
+    """An HTTP connection of a client, closed if the client does not read a response in time.
 
     Args:
         connection: the accepted socket.
-        place: that of the connection, until it closes.
+        place: the place of the connection, until the connection closes.
     """
 
     def __init__(self, connection: socket.socket, place: Place) -> None:
@@ -67,7 +67,7 @@ class ClientStream(IOStream):
 
 
 class _BoundedRequest(HTTPMessageDelegate):
-    """Refuses the head of a request that is too large to be parsed and kept, or that Tornado can't parse."""
+    """Refuses a request whose head is too large to parse and keep, or that Tornado can't parse."""
 
     def __init__(self, request: HTTPMessageDelegate) -> None:
         self._request = request
@@ -86,15 +86,15 @@ class _BoundedRequest(HTTPMessageDelegate):
             raise HTTPInputError("too many header lines")
         try:
             return self._request.headers_received(start_line, headers)
-        except Exception:  # whatever a client's bytes make of the parser; Tornado would log it, bytes and all
+        except Exception:  # any error of the parser; Tornado would log it with the client's bytes
             raise HTTPInputError("malformed head") from None
 
 
 class ClientServer(HTTPServer):
-    """The HTTP server of clients: bounds what Tornado parses."""
+    """The HTTP server for clients, with limits on what Tornado parses."""
 
     def serve(self, connection: socket.socket, place: Place) -> None:
-        """Serve an accepted socket."""
+        """Serve HTTP on an accepted connection."""
         self.handle_stream(ClientStream(connection, place), NO_ADDRESS)
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
@@ -105,17 +105,17 @@ def make_http_server(application: Application) -> ClientServer:
     """Return an HTTP server for streams of :class:`ClientStream`."""
     return ClientServer(
         application,
-        no_keep_alive=True,  # the first request of a connection decides who serves it; see acceptor.py
+        no_keep_alive=True,  # the first request of a connection selects its server; see acceptor.py
         max_header_size=MAX_HEAD_SIZE,
         max_body_size=MAX_MESSAGE_SIZE,
-        # A client that connects and says nothing, or says it by the byte. Node's default for the first is 5 s.
+        # For a client that sends nothing, or one byte at a time. Node's default for the first case is 5 s.
         idle_connection_timeout=engine_socket.HANDSHAKE_TIMEOUT,
         body_timeout=engine_socket.HANDSHAKE_TIMEOUT,
     )
 
 
 class PlainHandler(RequestHandler):
-    """Answers in plain text, also when it refuses."""
+    """Responds in plain text, also with errors."""
 
     def set_default_headers(self) -> None:
         self.set_header("Content-Type", "text/plain; charset=UTF-8")
@@ -125,13 +125,13 @@ class PlainHandler(RequestHandler):
         self.finish(f"{status_code} {self._reason}\n")
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
-        # Tornado's own line would hold the URL, and with it whatever a client put there.
+        # Tornado's own log line would contain the URL, and with the URL any client input.
         if not isinstance(value, HTTPError):
             logger.error("%s request failed", self.request.method, exc_info=value)
 
 
 class NotFoundHandler(PlainHandler):
-    """Any other path."""
+    """Responds to any other path with 404."""
 
     def prepare(self) -> None:
         raise HTTPError(404)

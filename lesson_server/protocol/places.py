@@ -1,4 +1,4 @@
-"""Bounded numbers of connections and of Engine.IO sockets."""
+"""Limits on the numbers of connections and Engine.IO sockets."""
 
 from collections.abc import Callable
 
@@ -6,18 +6,18 @@ from lesson_server.errors import ServiceBusy
 
 
 class Places:
-    """A bounded number of places.
+    """A fixed number of places, each held by one connection or one Engine.IO socket.
 
-    When all are taken, a new connection gets the oldest place that is not kept. So however many clients connect and
-    send nothing, the newest ones have time for their handshake.
+    When all places are taken, a new holder evicts the holder of the oldest place that is not kept. So however many
+    clients connect and send nothing, the newest clients have time for their handshake.
 
     Args:
-        limit: how many there are.
+        limit: the number of places.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        # In the order in which they were taken, with what ends those that have them.
+        # Oldest first, each with the callback that ends its holder.
         self.provisional: dict[Place, Callable[[], object]] = {}
         self.kept: dict[Place, Callable[[], object]] = {}
 
@@ -28,10 +28,10 @@ class Places:
         """Take a place.
 
         Args:
-            give_way: ends what has the place, when a newer one needs it.
+            give_way: ends the holder when a newer holder evicts it.
 
         Raises:
-            ServiceBusy: all are kept.
+            ServiceBusy: all places are kept.
         """
         if len(self) >= self._limit:
             if not self.provisional:
@@ -44,7 +44,7 @@ class Places:
 
 
 class Place:
-    """One of the :class:`Places`, from :meth:`Places.take` to :meth:`leave`. Later calls do nothing."""
+    """One of the :class:`Places`, from :meth:`Places.take` to :meth:`leave` or an eviction; later calls do nothing."""
 
     __slots__ = ("_places",)
 
@@ -52,17 +52,17 @@ class Place:
         self._places = places
 
     def hand_over(self, give_way: Callable[[], object]) -> None:
-        """Have something else hold the place from now on; ``give_way`` ends it when a newer one needs the place."""
+        """Pass the place to another holder, which ``give_way`` ends when a newer holder evicts it."""
         for places in (self._places.provisional, self._places.kept):
             if self in places:
                 places[self] = give_way
 
     def keep(self) -> None:
-        """Give the place to no new connection from now on."""
+        """Prevent eviction from now on."""
         self._move(self._places.provisional, self._places.kept)
 
     def release(self) -> None:
-        """Let a new connection have the place again, after those that are not kept at this moment."""
+        """Allow eviction again, after the places that are not kept at this moment."""
         self._move(self._places.kept, self._places.provisional)
 
     def _move(

@@ -1,7 +1,7 @@
-"""Rooms that reach across nodes: what is emitted to a room is published in Redis, and every node delivers it.
+"""Rooms across nodes: an emit to a room is published in Redis, and every node delivers it to its clients.
 
-python-socketio's own Redis manager logs every retry, waits up to a minute before the next one, and opens a connection
-for each concurrent emit. This one speaks the same messages on a channel of its own name, so another program may emit by
+python-socketio's own Redis manager logs every retry, waits up to a minute before the next retry, and opens a connection
+for each concurrent emit. This manager publishes the same messages on its own channel, so another program may emit with
 ``socketio.RedisManager(url, channel="lesson_node_rooms", write_only=True)``.
 """
 
@@ -21,22 +21,22 @@ from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.shard import FAILURES
 from lesson_server.tasks import end
 
-# Seconds before a lost subscription is tried again.
+# Seconds before the node subscribes again after the loss of a subscription.
 RESUBSCRIBE_INTERVAL = 1.0
-# Seconds of silence after which the node sends itself an echo, and after which it takes the subscription for deaf.
+# Seconds without a message after which the node publishes an echo, and after which it replaces the subscription.
 ECHO_INTERVAL = 5.0
 DEAF_AFTER = 12.0
-# How an echo begins; no message of python-socketio does.
+# The prefix of an echo; no message of python-socketio has this prefix.
 ECHO = "echo:"
 
 
 class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
-    """The rooms of this node, and the channel that joins them to those of the other nodes.
+    """The rooms of this node, and the Redis channel that connects them to the rooms of the other nodes.
 
-    Made after a fork: nodes that share a ``host_id`` would ignore each other.
+    Create it after the fork: nodes with the same ``host_id`` would ignore each other.
 
     Args:
-        store: the connection to Redis; the subscription keeps one connection of its own.
+        store: the Redis client; the subscription has one connection of its own.
     """
 
     name = "rooms"
@@ -46,17 +46,17 @@ class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
         self._store = store
         self._echoes: dict[str, asyncio.Future[None]] = {}
         self._subscribed = asyncio.Event()
-        # Called at each new subscription: the one before was lost, and what has been written may be lost with it.
+        # Called at each new subscription: the previous one was lost, and Redis may have lost its data at the same time.
         self.on_subscribed: Callable[[], None] = lambda: None
         self.thread: asyncio.Task[None] | None = None
 
     async def ping(self) -> None:
-        """Prove that what is published is received: send this node a message, and wait for it as long as it takes.
+        """Publish an echo, and wait without limit until this node receives it: so published messages arrive.
 
         Raises:
-            StoreUnavailable: it could not be sent.
+            StoreUnavailable: the echo could not be sent.
         """
-        await self._subscribed.wait()  # what is sent before is heard by nobody
+        await self._subscribed.wait()  # an echo that is sent before would be lost
         echo = ECHO + uuid.uuid4().hex
         heard = self._echoes[echo] = asyncio.get_running_loop().create_future()
         try:
@@ -69,8 +69,8 @@ class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
         """Stop listening."""
         await end(self.thread)
 
-    # A connection is in rooms of its own node only. The library would publish the wish of one that is just ending, for
-    # some other node to enter it.
+    # A client is only in rooms of its own node. For a client that is just disconnecting, the library would publish the
+    # call, so that another node could execute it.
 
     async def enter_room(self, sid: str, namespace: str, room: str, eio_sid: str | None = None) -> None:
         await LocalRooms.enter_room(self, sid, namespace, room)
@@ -78,20 +78,20 @@ class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
     async def leave_room(self, sid: str, namespace: str, room: str) -> None:
         await LocalRooms.leave_room(self, sid, namespace, room)
 
-    # What the library asks of a manager
+    # Called by python-socketio
 
     async def _publish(self, data: dict[str, Any]) -> None:
-        with contextlib.suppress(StoreUnavailable):  # the local clients have been served, and the log has been told
+        with contextlib.suppress(StoreUnavailable):  # the local clients got the message, and the failure is logged
             await self._send(orjson.dumps(data).decode())
 
     async def _listen(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield what the nodes publish, without end.
+        """Yield the messages of all nodes, without end.
 
-        A subscription that hears not even this node's own echo is replaced.
+        A subscription that does not even receive this node's own echo is replaced.
         """
         clock = asyncio.get_running_loop().time
         while True:
-            # The round trips tell the log of an outage. A message that is no UTF-8 costs a new subscription.
+            # The round trips log an outage. A message that is not UTF-8 causes a new subscription.
             with contextlib.suppress(*FAILURES, StoreUnavailable):
                 async with self._store.client.pubsub() as subscription:
                     await subscription.subscribe(self.channel)
@@ -108,7 +108,7 @@ class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
                         elif message["type"] == "message" and not self._take_echo(message["data"]):
                             with contextlib.suppress(orjson.JSONDecodeError):
                                 data = orjson.loads(message["data"])
-                                if isinstance(data, dict):  # the library would stumble over anything else
+                                if isinstance(data, dict):  # anything else would raise in the library
                                     yield data
             self._subscribed.clear()
             await asyncio.sleep(RESUBSCRIBE_INTERVAL)

@@ -1,6 +1,6 @@
-"""The protocol edge: between the bytes of clients and the handlers of Socket.IO events.
+"""The protocol layer: between the bytes of clients and the handlers of Socket.IO events.
 
-The server and the tests of the edge build it alike; they differ in the handlers that they register.
+The server and the tests of this layer build it in the same way; only the registered handlers differ.
 """
 
 import asyncio
@@ -13,41 +13,42 @@ from typing import Any
 from tornado.web import Application
 
 from lesson_server.protocol.acceptor import Acceptor
-from lesson_server.protocol.engine import EngineHandler
 from lesson_server.protocol.http_server import NotFoundHandler, make_http_server
 from lesson_server.protocol.places import Place, Places
+from lesson_server.protocol.polling import PollingHandler
 from lesson_server.protocol.rooms import Rooms
 from lesson_server.protocol.transport import SocketServer
 from lesson_server.protocol.websocket import Websocket
 from lesson_server.protocol.worker import Worker
 
-# Connections beyond `max_connections`: for probes and metrics, and for those who are told that the server is busy.
+# Connections beyond `max_connections`: for probes, metrics, and clients that are refused because the server is busy.
 EXTRA_SOCKETS = 64
-# Engine.IO sockets beyond it, of clients whose handshake is under way. Each holds one connection at most.
+# Engine.IO sockets beyond `max_connections`, for clients whose handshake is under way. Each socket holds at most one
+# connection.
 EXTRA_ENGINE_SOCKETS = 32
-# Seconds between two batches of Engine.IO sockets that a drain ends, more or less: each time a random part, so that the
-# servers of a deploy don't end theirs in step.
+# Mean seconds between two batches of Engine.IO sockets that a drain ends. Each interval has random jitter, so that the
+# servers of a deploy don't end their sockets in step.
 DRAIN_INTERVAL = 0.25
-# Seconds for the clients to answer the close frames of a stop.
+# Seconds for the clients to answer the close frames when the server stops.
 CLOSE_PATIENCE = 0.5
 
 
 class ProtocolServer:
-    """The port, HTTP, Engine.IO, Socket.IO, and its rooms.
+    """The listening sockets, HTTP, Engine.IO, Socket.IO, and the rooms of Socket.IO.
 
-    Every open connection of a client has a place. There are ``max_connections`` for those that carry an Engine.IO
-    socket (a websocket, or a poll that waits), and :data:`EXTRA_SOCKETS` more. When all are taken, a new connection
-    takes the place of the oldest that carries none: one that says nothing, says it slowly, is kept alive, or reads no
-    answer. So a probe is accepted and answered, unless that many connections come in the moment it takes. Likewise, of
-    all Engine.IO sockets the oldest whose handshake is not complete gives way. How many handshakes may be completed is
-    decided by the handler of the event ``connect``.
+    Every open connection of a client has a place. There are ``max_connections`` places for connections that carry an
+    Engine.IO socket (a websocket, or a pending poll), and :data:`EXTRA_SOCKETS` more. When all places are taken, a new
+    connection evicts the oldest connection that carries no Engine.IO socket: one that sends nothing, sends slowly, is
+    kept alive, or does not read its response. So a probe is accepted and answered, unless :data:`EXTRA_SOCKETS` new
+    connections arrive before the response. Likewise, a new Engine.IO socket evicts the oldest Engine.IO socket whose
+    handshake is not complete. The handler of the event ``connect`` limits the number of completed handshakes.
 
     Args:
-        rooms: reach across nodes.
-        pages: further routes of HTTP.
+        rooms: the rooms across nodes.
+        pages: further HTTP routes.
         max_connections: clients that may be connected at the same time.
         allowed_origins: see :class:`~lesson_server.protocol.engine.Engine`.
-        worker: which of several workers this is; None for a server alone.
+        worker: this worker, if there are several; None for a single process.
     """
 
     def __init__(
@@ -68,22 +69,22 @@ class ProtocolServer:
         self.places = Places(max_connections + EXTRA_SOCKETS)
         self._http = make_http_server(
             Application(
-                [(r"/socket\.io/?", EngineHandler, {"engine": self.sio.eio}), *pages],
+                [(r"/socket\.io/?", PollingHandler, {"engine": self.sio.eio}), *pages],
                 default_handler_class=NotFoundHandler,
-                log_function=lambda handler: None,  # an access log would hold what clients put into URLs
+                log_function=lambda handler: None,  # an access log would contain client input from URLs
             )
         )
         self._acceptor = Acceptor(self.places, self._serve_websocket, self._http.serve, worker)
 
     def start(self, sockets: list[socket.socket]) -> None:
-        """Serve clients at listening sockets."""
+        """Serve clients on the listening sockets."""
         self.sio.start_rooms()
         self._acceptor.open(sockets)
 
     async def drain(self, seconds: float) -> None:
-        """Open no Engine.IO socket any more, and close the open ones over so many seconds, in random order.
+        """Stop opening Engine.IO sockets, and close the open ones over that many seconds, in random order.
 
-        So their clients don't all connect elsewhere at the same moment. May be cancelled, to stop at once.
+        So the clients don't all connect to other servers at the same moment. May be cancelled, to stop at once.
         """
         self.sio.eio.refuse_new_clients()
         now = asyncio.get_running_loop().time
@@ -98,9 +99,9 @@ class ProtocolServer:
                 await asyncio.sleep(DRAIN_INTERVAL * random.uniform(0.5, 1.5))  # noqa: S311
 
     async def stop(self) -> None:
-        """Accept nobody any more, end every Engine.IO socket, and close the connections.
+        """Stop accepting connections, end every Engine.IO socket, and close the connections.
 
-        May be cancelled: the connections are closed then too.
+        May be cancelled: the connections are closed even then.
         """
         self._acceptor.close()
         self.sio.eio.refuse_new_clients()

@@ -1,13 +1,14 @@
-"""Socket.IO on python-socketio: strict packets, refused handshakes closed, events bounded.
+"""Socket.IO on python-socketio: strict packets, a closed transport after a refused handshake, limits on events.
 
-The library dispatches whatever a client names: an event ``disconnect`` would run the handler of that name with forged
-arguments, a binary event may announce billions of attachments and is trusted, and each event is a new task, without
-limit. Here a packet that a client of this server may not send now ends its Engine.IO socket. So does a binary event: no
-handler takes any, and one whose attachments never come would be held for the life of the connection.
+The library does not validate events: an event ``disconnect`` would run the handler of that name with forged arguments,
+a binary event may announce billions of attachments, and each event starts a task, without limit. Here, a packet that a
+client may not send at this point ends its Engine.IO socket. So does a binary event: no handler accepts one, and a
+binary event whose attachments never arrive would be held until the connection ends.
 
-JSON becomes 20 to 40 times its size in Python objects. So nothing parsed is held while something else runs.
+JSON becomes 20 to 40 times its size in Python objects. So no parsed data beyond :data:`MAX_EVENT_SIZE` is held while
+another task runs.
 
-Leans on private parts of python-socketio 5.18; ``tests/protocol/test_transport.py`` names each and fails when one
+Uses private parts of python-socketio 5.18; ``tests/protocol/test_transport.py`` names each part and fails when one
 changes.
 """
 
@@ -28,18 +29,18 @@ logger = logging.getLogger(__name__)
 
 NAMESPACE = "/"
 
-# Events of one connection that may be under way. A client waits for the acknowledgement of its join; one that sends
-# more than this without waiting is broken or means harm.
+# Events of one client that may be under way. A client waits for the acknowledgement of its join; a client that sends
+# more events without waiting is broken or malicious.
 MAX_WAITING_EVENTS = 16
-# Characters of an event that may bring data to its handler; `["take_seat",{"seat":10000}]` has 29. A handler that waits
-# holds what it was given: 16 events at once are 60 kB of objects then.
+# Characters of an event whose data is passed to the handler; `["take_seat",{"seat":10000}]` has 29. A waiting handler
+# holds its data: 16 events at once are 60 kB of objects.
 MAX_EVENT_SIZE = 64
 # Names that belong to the protocol; python-socketio would run its own handlers for them.
 RESERVED_EVENTS = frozenset({"connect", "connect_error", "disconnect"})
 
 
 class TooMuchData:
-    """Stands for the data of an event that is larger than any handler takes."""
+    """Replaces the data of an event that is larger than any handler accepts."""
 
 
 class Json:
@@ -53,7 +54,7 @@ class Json:
 
 
 class StrictPacket(Packet):  # type: ignore[misc]
-    """A Socket.IO packet that a client may send; decoding anything else raises an exception of whatever kind."""
+    """A Socket.IO packet that a client may send; decoding any other packet raises an exception of any type."""
 
     json = Json
     data: Any
@@ -76,7 +77,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
     """The Socket.IO server.
 
     Args:
-        session_places: see :class:`~lesson_server.protocol.engine.Engine`.
+        socket_places: see :class:`~lesson_server.protocol.engine.Engine`.
         allowed_origins: likewise.
         worker: likewise.
     """
@@ -102,7 +103,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         )
 
     def start_rooms(self) -> None:
-        """Have the manager listen to the other nodes; the library would wait for the first client."""
+        """Subscribe to the other nodes now; the library would do so only for the first client."""
         self.manager.initialize()
 
     def _engineio_server_class(self) -> type[Engine]:
@@ -112,10 +113,10 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         self.environ[eio_sid] = environ
 
     def _handle_eio_message(self, eio_sid: str, data: str) -> None:
-        """Take a message in.
+        """Handle an Engine.IO message.
 
         Raises:
-            ProtocolError: it is none that a client may send now.
+            ProtocolError: the client may not send this message at this point.
         """
         packet = self._decode(data)
         if packet.packet_type == CONNECT:
@@ -126,17 +127,17 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
             self.eio.sockets[eio_sid].end(self.reason.CLIENT_DISCONNECT)
         elif packet.packet_type == EVENT:
             self._begin_event(self.eio.sockets[eio_sid], packet)
-        # acknowledgements: we ask for none
+        # ACK packets are ignored: the server requests none
 
     @staticmethod
     def _decode(data: str) -> StrictPacket:
         if not data:
-            raise ProtocolError("empty packet")  # the library would not decode it, but take it for an event
+            raise ProtocolError("empty packet")  # the library would treat it as an event, without decoding it
         try:
             return StrictPacket(encoded_packet=data)
         except ProtocolError:
             raise
-        except Exception as error:  # whatever a foreign byte makes of the decoder
+        except Exception as error:  # any error of the decoder
             raise ProtocolError(f"malformed packet ({type(error).__name__})") from None
 
     def _connected_sid(self, eio_sid: str) -> str:
@@ -148,11 +149,11 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         return sid
 
     def _connect(self, socket: EngineSocket, packet: StrictPacket) -> None:
-        """Answer a handshake, and close the transport of a refused one."""
+        """Answer a Socket.IO handshake, and end the Engine.IO socket if the handshake is refused."""
         if self.manager.sid_from_eio_sid(socket.sid, NAMESPACE) is not None:
             raise ProtocolError("connected twice")
         if packet.namespace not in (None, NAMESPACE):
-            # The library would send a bare text, where the JavaScript client looks for a message.
+            # The library would send a string; the JavaScript client expects an object with a ``message``.
             refusal = StrictPacket(CONNECT_ERROR, {"message": "no such namespace"}, packet.namespace)
             socket.send(refusal.encode())
             socket.end(self.reason.SERVER_DISCONNECT)
@@ -168,7 +169,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
             socket.establish()
 
     async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
-        """End what the library holds for an Engine.IO socket, whatever its handler raises."""
+        """Remove the library's state for an Engine.IO socket, even if the ``disconnect`` handler raises."""
         try:
             await super()._handle_eio_disconnect(eio_sid, reason)
         finally:
@@ -181,7 +182,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         self.environ.pop(eio_sid, None)
 
     def _begin_event(self, socket: EngineSocket, packet: StrictPacket) -> None:
-        """Run the handler of an event beside the reading of the next packet: a disconnect must be seen meanwhile."""
+        """Run the handler of an event in a task, so that a disconnect can be read while the handler runs."""
         sid = self._connected_sid(socket.sid)
         if packet.data[0] not in self.handlers[NAMESPACE]:
             return
@@ -198,9 +199,9 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    """Run what the library has made a coroutine though it waits for nothing: not even the handler of ``connect`` does.
+    """Run a coroutine of the library that never suspends; the handler of ``connect`` does not suspend either.
 
-    So a handshake is one step, and no other packet, and no end of the connection, can come into the middle of it.
+    So a handshake is atomic: no other packet and no end of the connection is handled in the middle of the handshake.
     """
     try:
         work.send(None)
@@ -211,7 +212,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _quiet(name: str) -> logging.Logger:
-    """Return the library's logger, without the packets that it logs at INFO: they hold access tokens."""
+    """Return the library's logger, without the packets that it logs at INFO: these contain access tokens."""
     library_logger = logging.getLogger(name)
     library_logger.setLevel(logging.WARNING)
     return library_logger

@@ -1,10 +1,10 @@
-"""A websocket of Engine.IO: the handshake and the frames of ``picows``, and the bounds that it does not have.
+"""A websocket of Engine.IO: the handshake and the frames of ``picows``, and the limits that picows lacks.
 
-What picows lacks, and is done here: the sizes of messages of several frames, texts that are no UTF-8, reserved bits,
-clients that read nothing, clients that send much at once.
+This module adds: the size limit of fragmented messages, the checks of UTF-8 and of the reserved bits, and limits for
+clients that read nothing or send much at once.
 
-Leans on the class that picows makes for each connection of a server (``picows.picows.WSProtocol``), for it opens its
-listening sockets itself otherwise; ``tests/protocol/test_websocket.py`` fails when that changes.
+Uses the class of picows for a connection of a server (``picows.picows.WSProtocol``), because picows otherwise opens the
+listening sockets itself; ``tests/protocol/test_websocket.py`` fails when that class changes.
 """
 
 import asyncio
@@ -35,23 +35,23 @@ from lesson_server.protocol.places import Place
 
 logger = logging.getLogger(__name__)
 
-# Bytes that are taken in at once: who sends more goes on when others have had their turn. Of the smallest frames, these
-# are 50 kB of objects.
+# At most this many bytes per read, so that one client can't starve the others. As frames of the smallest size, they are
+# 50 kB of objects.
 READ_SIZE = 2 * 1024
-# Bytes of its buffer that picows does not read to.
+# Bytes of its read buffer that picows does not fill.
 UNUSED = 256
-# Bytes of a key of RFC 6455.
+# Bytes of a decoded ``Sec-WebSocket-Key`` (RFC 6455).
 KEY_SIZE = 16
-# Seconds for a client to answer the close frame, or to read what is left after its own.
+# Seconds for a client to answer the server's close frame, or to read the remaining data after its own close frame.
 CLOSE_TIMEOUT = 5.0
 
 DATA = (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION)
 
 
 class _DefectsOnly:
-    """A logger for picows.
+    """A logger for picows that logs only the tracebacks of defects.
 
-    Of what it says only tracebacks of defects are logged; the rest holds what clients send, access tokens among it.
+    All other log lines of picows contain client input, including access tokens.
     """
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802 (the name of the standard library)
@@ -66,10 +66,10 @@ class _DefectsOnly:
 
 
 class Engine(typing.Protocol):
-    """Where the websockets of one loop are kept.
+    """The Engine.IO server, as a websocket uses it.
 
     Attributes:
-        websockets: those that are open.
+        websockets: the open websockets of the event loop.
     """
 
     websockets: set["Websocket"]
@@ -77,31 +77,31 @@ class Engine(typing.Protocol):
     def spawn(self, work: Coroutine[Any, Any, None]) -> object: ...
 
     def accept(self, websocket: "Websocket", request: WSUpgradeRequest) -> EngineSocket:
-        """Give a websocket the Engine.IO socket that its handshake asks for.
+        """Return the Engine.IO socket that a websocket handshake asks for.
 
         Raises:
-            RequestRefused: it gets none.
+            RequestRefused: the handshake is refused.
         """
 
 
 class Websocket(WSListener):
-    """The transport of an Engine.IO socket, or one that is going to take the place of polling.
+    """The transport of an Engine.IO socket, or the websocket of an upgrade from polling.
 
     Args:
-        connection: a connection on which the request can be read.
-        place: that of the socket.
-        engine: where the websocket is kept.
+        connection: a connection whose request has arrived and has not been read.
+        place: the place of the connection.
+        engine: the Engine.IO server that registers the websocket.
     """
 
     def __init__(self, connection: socket.socket, place: Place, engine: Engine) -> None:
         self._engine = engine
         self._place = place
-        place.keep()  # until the connection can be closed from here
-        self._engine_socket: EngineSocket | None = None  # until its handshake has been accepted
-        self._transport: WSTransport | None = None  # until the handshake has been answered
+        place.keep()  # no eviction until `abort` can close the connection
+        self._engine_socket: EngineSocket | None = None  # None until the handshake has been accepted
+        self._transport: WSTransport | None = None  # None until the handshake has been answered
         self._underlying: asyncio.Transport
-        self._is_text = True  # the message that has begun
-        self._fragments: bytes | None = None  # of that message; None: no message has begun
+        self._is_text = True  # whether the message under way is text
+        self._fragments: bytes | None = None  # of the message under way; None if there is none
         self._close_timer: asyncio.TimerHandle | None = None
         self.is_writable = False
         engine.spawn(self._begin(connection))
@@ -110,14 +110,14 @@ class Websocket(WSListener):
         await asyncio.get_running_loop().connect_accepted_socket(lambda: _Protocol(self), connection)
 
     def opened(self, transport: asyncio.Transport) -> None:
-        """Note that the connection is open; the handshake has not been read."""
+        """Register the open connection, before the handshake is read."""
         self._underlying = transport
         self._engine.websockets.add(self)
         self._place.hand_over(self.abort)
         self._place.release()
 
     def answer(self, request: WSUpgradeRequest) -> WSListener | WSUpgradeResponseWithListener:
-        """Accept a handshake, or refuse it.
+        """Accept or refuse a handshake.
 
         Source: RFC 6455, section 4.2; the protocol of Engine.IO.
         """
@@ -127,28 +127,28 @@ class Websocket(WSListener):
                 raise RequestRefused(3, "Bad request")
             if request.headers.get("Sec-WebSocket-Version") != "13":
                 raise RequestRefused(3, "Unsupported websocket version", 426)
-            request.headers["Connection"] = "Upgrade"  # picows takes no other option beside it, as Firefox sends
+            request.headers["Connection"] = "Upgrade"  # picows allows no other option here; Firefox sends one
             self._engine_socket = self._engine.accept(self, request)
         except RequestRefused as refusal:
             return _refused(refusal)
         except Exception:
-            logger.exception("a handshake failed")  # picows would tell the client what it says
+            logger.exception("a handshake failed")  # picows would send the error's text to the client
             return _refused(RequestRefused(3, "Internal error", 500))
         return self
 
-    # What an Engine.IO socket asks of its websocket
+    # Called by the Engine.IO socket
 
     def keep(self) -> None:
-        """Keep the place of this websocket: an Engine.IO socket depends on it."""
+        """Keep the place of the connection, because the websocket is now the transport of an Engine.IO socket."""
         self._place.keep()
 
     def write(self, packet: str | bytes) -> None:
-        """Send a packet. Nothing is sent after the close frame."""
+        """Send a packet, unless the close frame has been sent."""
         assert self._transport is not None
         self._transport.send(WSMsgType.TEXT if isinstance(packet, str) else WSMsgType.BINARY, packet)
 
     def disconnect(self, *, abort: bool) -> None:
-        """Close the websocket; with ``abort``, without waiting for what the client has not read."""
+        """Close the websocket; with ``abort``, at once, without the data that the client has not read."""
         if abort:
             self.abort()
         else:
@@ -162,18 +162,18 @@ class Websocket(WSListener):
         self._underlying.abort()
 
     def close_in_time(self) -> None:
-        """Give the client a few seconds to end the connection, or to read what is left."""
+        """Close the connection after a timeout, unless the client has closed it or has read the remaining data."""
         if self._close_timer is None:
             self._close_timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.abort)
 
-    # What picows calls
+    # Called by picows
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
-        del transport.request.headers, transport.response.headers  # kilobytes, if the client likes
+        del transport.request.headers, transport.response.headers  # up to kilobytes
         self.resume_writing()
-        # From here on the Engine.IO socket keeps what the system does not take. In the transport, a frame of a few
-        # bytes would be an object of half a kB.
+        # From now on the Engine.IO socket queues the packets that the kernel does not accept. In the transport, a frame
+        # of a few bytes would be an object of half a kB.
         self._underlying.set_write_buffer_limits(0)
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
@@ -183,7 +183,7 @@ class Websocket(WSListener):
             if not transport.is_close_frame_sent:
                 self._take_in(frame)
         elif frame.msg_type == WSMsgType.PING:
-            if self.is_writable:  # else the client has a pong to read already
+            if self.is_writable:  # otherwise the client has not read earlier data
                 transport.send_pong(frame.get_payload_as_bytes())
         elif frame.msg_type == WSMsgType.CLOSE:
             transport.send_close(WSCloseCode.OK)
@@ -208,7 +208,7 @@ class Websocket(WSListener):
             self._close_timer.cancel()
 
     def _take_in(self, frame: WSFrame) -> None:
-        """Hand a message on when its last frame has arrived."""
+        """Pass a message to the Engine.IO socket when the last frame has arrived."""
         assert self._engine_socket is not None
         data = frame.get_payload_as_bytes()
         if frame.msg_type != WSMsgType.CONTINUATION:
@@ -241,7 +241,10 @@ def _refused(refusal: RequestRefused) -> WSUpgradeResponseWithListener:
 
 
 def _is_key(key: str) -> bool:
-    """Return whether that is the base64 of 16 bytes. picows would find out only when the socket has been opened."""
+    """Return whether ``key`` is the base64 of 16 bytes.
+
+    picows would check this only after the Engine.IO socket has been opened.
+    """
     try:
         return len(base64.b64decode(key, validate=True)) == KEY_SIZE
     except ValueError:
@@ -249,13 +252,13 @@ def _is_key(key: str) -> bool:
 
 
 class _Protocol(WSProtocol):  # type: ignore[misc]
-    """The connection of a websocket, as picows makes it for a server, with bounds on what is read at once."""
+    """The asyncio protocol that picows uses for a connection of a server, with a limit on the bytes per read."""
 
     __slots__ = ("_after_close", "_room", "_underlying", "_websocket")
 
     def __init__(self, websocket: Websocket) -> None:
         super().__init__(
-            None,  # host and path: a client's
+            None,  # host and path: only for clients
             None,
             False,  # is_client_side
             websocket.answer,
@@ -286,12 +289,12 @@ class _Protocol(WSProtocol):  # type: ignore[misc]
         return buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        if nbytes == self._room:  # there may be more
+        if nbytes == self._room:  # more may be readable
             self._underlying.pause_reading()
             asyncio.get_running_loop().call_soon(self._underlying.resume_reading)
         super().buffer_updated(nbytes)
         if self.transport.is_close_frame_sent:
-            # After a fault picows keeps what arrives, and waits without limit for the client to read.
+            # After an error, picows buffers further input, and waits without limit for the client to read.
             self._websocket.close_in_time()
             self._after_close += nbytes
             if self._after_close > MAX_MESSAGE_SIZE:

@@ -1,11 +1,11 @@
 """One of several workers, and how workers pass connections to each other.
 
-With ``--workers N`` any worker may accept a request of an Engine.IO socket. The id of the socket begins with the number
-of its worker. A worker that accepts a request for another worker passes the connection on, with nothing read from it.
+With ``--workers N``, any worker may accept a request of any Engine.IO socket. The id of the socket begins with the
+number of its worker. A worker that accepts a request for another worker passes the connection on, with nothing read.
 
-Each worker has an inbox, a pair of unix sockets that is made before the fork. So the inbox of a worker that has died
-keeps what is passed to it for the worker that takes its place. An inbox has room for some hundred connections; the
-others wait for room where they were accepted.
+Each worker has an inbox, a pair of unix sockets that is made before the fork. So when a worker dies, its inbox keeps
+the passed connections for the replacement. An inbox has room for a few hundred connections; further connections wait
+in the worker that accepted them.
 """
 
 import asyncio
@@ -19,27 +19,27 @@ from lesson_server.protocol.places import Place
 
 logger = logging.getLogger(__name__)
 
-# Sockets that are received in one turn of the event loop.
+# Connections received per iteration of the event loop.
 RECEIVE_BATCH = 8
 
-# A request of Engine.IO, up to the number of the worker in the id of its Engine.IO socket.
+# The beginning of a request of an Engine.IO socket, up to the worker's number in the ``sid``.
 REQUEST = re.compile(rb"[A-Z]+ /socket\.io/?\?(?:[^ ]*&)?sid=(\d{1,5})\.")
 
-Inbox = tuple[socket.socket, socket.socket]  # to read from, and to write to
+Inbox = tuple[socket.socket, socket.socket]  # the end to read from, and the end to write to
 
 
 class Worker:
     """One of several workers.
 
     Args:
-        number: which one, from 0 on. A worker that takes the place of one that has died has its number.
-        inboxes: those of all workers, by number.
+        number: the number of this worker, from 0. The replacement of a dead worker gets the same number.
+        inboxes: the inboxes of all workers, by number.
     """
 
     def __init__(self, number: int, inboxes: tuple[Inbox, ...]) -> None:
         self.number = number
         self.inboxes = inboxes
-        # The connections that wait for room in the inbox of each worker, in the order of their arrival.
+        # For each worker, the connections that wait for room in its inbox, in the order of arrival, with their places.
         self._waiting: tuple[dict[socket.socket, Place], ...] = tuple({} for _ in inboxes)
 
     def sid(self, sid: str) -> str:
@@ -47,7 +47,7 @@ class Worker:
         return f"{self.number}.{sid}"
 
     def other(self, head: bytes) -> int | None:
-        """Return the worker that has the Engine.IO socket of a request, if that is another one.
+        """Return the number of the worker that has the Engine.IO socket of a request, or None if it is this worker.
 
         Args:
             head: the beginning of the request.
@@ -57,12 +57,14 @@ class Worker:
         return number if number != self.number and number < len(self.inboxes) else None
 
     def send(self, number: int, connection: socket.socket, place: Place) -> None:
-        """Pass a connection to another worker, and close it here. While its inbox is full, the connection waits.
+        """Pass a connection to another worker, and close it in this process.
+
+        While the inbox of the other worker is full, the connection waits.
 
         Args:
-            number: that of the other worker.
+            number: the number of the other worker.
             connection: nothing has been read from it.
-            place: that of the connection, which it keeps until it is passed on.
+            place: the place of the connection, until the connection is passed on.
         """
         waiting = self._waiting[number]
         waiting[connection] = place
@@ -75,7 +77,7 @@ class Worker:
         asyncio.get_running_loop().add_reader(self.inboxes[self.number][0], self._receive, take)
 
     def stop(self) -> None:
-        """Receive nothing any more, and close the connections that wait to be passed on."""
+        """Stop receiving connections, and close the connections that wait to be passed on."""
         asyncio.get_running_loop().remove_reader(self.inboxes[self.number][0])
         for number, waiting in enumerate(self._waiting):
             for connection in list(waiting):
@@ -89,7 +91,7 @@ class Worker:
             except BlockingIOError:
                 asyncio.get_running_loop().add_writer(inbox, self._send, number)
                 return
-            except OSError as error:  # more connections are on their way between processes than the system allows
+            except OSError as error:  # too many descriptors are in flight between processes
                 logger.error("can't pass a request to worker %d: %s", number, error.strerror)
             self._part_with(number, connection)
         asyncio.get_running_loop().remove_writer(inbox)
@@ -104,12 +106,12 @@ class Worker:
                 _, descriptors, _, _ = socket.recv_fds(self.inboxes[self.number][0], 1, 1)
             except BlockingIOError:
                 return
-            for descriptor in descriptors:  # none when there is no room for one more open file
+            for descriptor in descriptors:  # empty when out of file descriptors
                 take(socket.socket(fileno=descriptor))
 
 
 def make_inboxes(count: int) -> tuple[Inbox, ...]:
-    """Return the inboxes of that many workers; made before the fork."""
+    """Return the inboxes of ``count`` workers; call this before the fork."""
     inboxes = tuple(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(count))
     for inbox in inboxes:
         for end in inbox:

@@ -1,1 +1,1 @@
-"""The settings: each with its default and its check, and where its value is found."""
+"""The settings: their defaults and checks, and the sources of their values."""

@@ -1,7 +1,7 @@
 """Every setting of the server: its meaning, its default, its check (contract, section 8).
 
-A setting is named ``section.key``; ``configuration`` finds its value. A secret is a :class:`~pydantic.SecretStr`, so
-that no repr, log or error shows it.
+A setting is named ``section.key``; ``sources.py`` finds its value. A secret is a :class:`~pydantic.SecretStr`, so that
+no repr, log or error shows it.
 """
 
 import re
@@ -21,7 +21,7 @@ from pydantic import (
 
 
 class SettingsError(Exception):
-    """A setting is unknown, wrong or missing. Its text is one line that names the setting and never holds a secret."""
+    """A setting is unknown, wrong or missing; the message is one line that names the setting and holds no secret."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))  # a TOML key or a path may hold a newline
@@ -38,7 +38,7 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 def _unset_if_empty(value: object) -> object:
-    """Read an empty text as None: an empty environment variable is the only way to unset what a file has set."""
+    """Read an empty text as None: only an empty environment variable can unset a value of the TOML file."""
     return None if value == "" else value
 
 
@@ -49,12 +49,12 @@ def _not_empty(value: object) -> object:
 
 
 def _split_at_commas(value: object) -> object:
-    """Read a list from a text with commas, because an environment variable has no lists."""
+    """Split a text at commas, because an environment variable can't hold a list."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 def _normal_origin(origin: str) -> str:
-    """Check that an origin is written as browsers send it, in lower case and without a path: it is compared as text."""
+    """Normalize and check an origin: browsers send lower case without a path, and origins are compared as text."""
     normal = origin.strip().lower().removesuffix("/")
     if normal != "*" and not _ORIGIN.fullmatch(normal):
         raise ValueError('each should be scheme://host or scheme://host:port, or "*" alone')
@@ -121,24 +121,24 @@ OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_unset_if_empty)]
 
 
 class Section(BaseModel):
-    """What holds for every section: it never changes, and it knows all of its keys."""
+    """The base of every section: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ServerSettings(Section):
-    """Where the server listens, and for whom.
+    """Where the server listens, for which origins, and how much load it accepts.
 
     Attributes:
         host: the address to listen on.
         port: the TCP port; 0 takes any free one.
         workers: processes that share the port.
-        drain: seconds over which the clients are sent away when the server is told to stop.
-        max_connections: connections that one worker holds.
-        connect_rate: connections a second that one worker takes on; twice as many at once. 0: no limit.
-        join_rate: joins a second that one worker takes on; twice as many at once. 0: no limit.
+        drain: seconds over which the connections are closed when the server is told to stop.
+        max_connections: connections that one worker holds at most.
+        connect_rate: connections a second that one worker accepts; a burst may be twice as many. 0: no limit.
+        join_rate: joins a second that one worker accepts; a burst may be twice as many. 0: no limit.
         allowed_origins: the web origins whose pages may connect; none: the server's own only; ``*`` alone: any.
-        data_dir: where the embedded stores and their generated key live.
+        data_dir: the directory of the embedded stores and their generated key.
     """
 
     host: Annotated[str, BeforeValidator(_not_empty)] = "127.0.0.1"
@@ -157,13 +157,13 @@ class ServerSettings(Section):
 
 
 class RdsSettings(Section):
-    """The PostgreSQL that knows the lessons.
+    """The PostgreSQL that has the lessons.
 
     Attributes:
-        dsn: a libpq connection string or URI. None, with ``redis.url`` None too: the embedded set-up.
+        dsn: a libpq connection string or URI. None, and ``redis.url`` None: the embedded set-up.
         lesson_query: one statement that returns the seat count of ``%(lesson_id)s``, or no row (contract, section 6).
-        timeout: seconds for one query. At most 3, for a join is answered within 5 s whatever fails.
-        pool_size: connections of one worker, open from its start; one more is for readiness and probes.
+        timeout: seconds for one query. At most 3, because a join is answered within 5 s whatever fails.
+        pool_size: connections of one worker, open from its start; one further connection is for readiness and probes.
     """
 
     dsn: OptionalSecret = None
@@ -178,10 +178,10 @@ class RedisSettings(Section):
     """The Redis or Valkey that holds seats and presence.
 
     Attributes:
-        url: a URL; see ``stores/redis/client.py`` for its schemes. None, with ``rds.dsn``: the embedded set-up.
-        key_prefix: stands before every key. Braces in it are one hash tag: a record and the server's own keys beside it
-            must be in one slot of a Redis Cluster.
-        timeout: seconds for one command. At most 2, for a join is answered within 5 s whatever fails.
+        url: a URL; see ``stores/redis/client.py`` for its schemes. None, and ``rds.dsn`` None: the embedded set-up.
+        key_prefix: the prefix of every key. It may have braces only as one hash tag: a record and the server's own keys
+            for that record must be in one slot of a Redis Cluster.
+        timeout: seconds for one command. At most 2, because a join is answered within 5 s whatever fails.
         pool_size: connections of one worker at most.
     """
 
@@ -192,12 +192,12 @@ class RedisSettings(Section):
 
 
 class AuthSettings(Section):
-    r"""Which access tokens are accepted. Whether the key fits the algorithm is checked by ``tokens.py``.
+    r"""Which access tokens are accepted; ``tokens.py`` checks that the key fits the algorithm.
 
     Attributes:
         key_file: a file that holds the key; a newline at its end is not part of the key.
-        key: the HMAC secret or the PEM that tokens are verified with; read from ``key_file`` when that is set.
-            Written as ``\n``, the newlines of a PEM survive an environment variable.
+        key: the HMAC secret or the PEM that tokens are verified with; read from ``key_file`` if that is set. In
+            an environment variable, the newlines of a PEM may be written as ``\n``.
         algorithm: the only ``alg`` that a token may have.
         audience: the ``aud`` that a token must have; None: any or none.
         issuer: the ``iss`` that a token must have; None: any or none.
@@ -205,7 +205,7 @@ class AuthSettings(Section):
     """
 
     key_file: Annotated[Path | None, BeforeValidator(_unset_if_empty)] = None
-    # Stands after key_file, for its check sees only the fields before it.
+    # Declared after key_file, because its validator sees only the fields declared before it.
     key: Annotated[OptionalSecret, Field(validate_default=True)] = None
     algorithm: Literal[
         "HS256", "HS384", "HS512",
@@ -244,18 +244,18 @@ class MixpanelSettings(Section):
 
 
 class PresenceSettings(Section):
-    """How long Redis keeps what nobody writes to any more.
+    """How long Redis keeps a key after the last write to it.
 
     Attributes:
-        retention: seconds; also given as ``7d``, ``12h``, ``30m`` or ``45s``. At most ten years, which no lesson
-            outlasts and every Redis can count.
+        retention: seconds; also given as ``7d``, ``12h``, ``30m`` or ``45s``. At most ten years: longer
+            than any lesson, and within the range of every Redis.
     """
 
     retention: Annotated[int, BeforeValidator(_in_seconds), Field(ge=1, le=3_650 * 86_400)] = 7 * 86_400
 
 
 class Settings(Section):
-    """All settings. Those in force are made by :func:`lesson_server.settings.sources.load`."""
+    """All settings; :func:`lesson_server.settings.sources.load` makes the settings in force."""
 
     server: ServerSettings = ServerSettings()
     rds: RdsSettings = RdsSettings()
@@ -265,7 +265,7 @@ class Settings(Section):
     presence: PresenceSettings = PresenceSettings()
 
     def require_complete(self) -> None:
-        """Return what ``run`` needs, and no other command.
+        """Check what only the command ``run`` needs.
 
         Raises:
             SettingsError: one store is set without the other, or both without a key.
@@ -278,5 +278,5 @@ class Settings(Section):
 
     @property
     def embedded(self) -> bool:
-        """Whether the server is to start a PostgreSQL and a Valkey of its own: it was given neither."""
+        """Whether the server starts its own PostgreSQL and Valkey, because neither is set."""
         return self.rds.dsn is None and self.redis.url is None

@@ -1,7 +1,8 @@
-"""Finds the settings, and remembers where each came from (contract, section 8).
+"""Finds the settings, and records the origin of each (contract, section 8).
 
 A value is looked for on the command line, then in the environment as ``LESSON_<SECTION>_<KEY>``, then in the TOML
-file; else it is the default in ``settings``. What is unknown or wrong stops the start with one line that names it.
+file; otherwise it is the default in ``schema.py``. An unknown or wrong setting stops the start with one line that names
+the setting.
 """
 
 import os
@@ -19,12 +20,12 @@ DEFAULT = "default"
 MASK = "********"
 
 
-# The key of the access tokens, or the file that it is in.
+# The key of the access tokens, and the file that holds the key.
 KEY_SETTINGS = {"auth.key", "auth.key_file"}
 
 
 class Row(NamedTuple):
-    """One setting as people see it: ``origin`` is ``default``, a file, an environment variable or an option."""
+    """One setting for display: ``origin`` is ``default``, a file, an environment variable or an option."""
 
     name: str
     value: str
@@ -32,7 +33,7 @@ class Row(NamedTuple):
 
 
 class Configuration(Settings):
-    """The settings in force, which know where they came from. Made by :func:`load`."""
+    """The settings in force and their origins; made by :func:`load`."""
 
     _origins: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
@@ -45,7 +46,7 @@ class Configuration(Settings):
 
 
 def _shown(value: object) -> str:
-    """Return a value as the environment would take it."""
+    """Return a value as an environment variable would hold it, with a secret masked."""
     match value:
         case None:
             return ""
@@ -71,8 +72,8 @@ def load(
 
     Args:
         config: the TOML file of ``--config``.
-        options: what the command line gives, by name of the setting: ``{"server.port": 80}`` is ``--port 80``.
-            None as a value means that the option was not given.
+        options: name of a setting → value of its command-line option: ``{"server.port": 80}`` is ``--port 80``. The
+            value None means that the option was not given.
         environ: the environment.
 
     Raises:
@@ -80,7 +81,7 @@ def load(
     """
     from_file = _from_file(config) if config is not None else {}
     from_environment = _from_environment(environ)
-    if KEY_SETTINGS & from_environment.keys():  # two names of one thing: what the file says of it is overridden
+    if KEY_SETTINGS & from_environment.keys():  # alternatives: either one overrides both of the file
         from_file = {name: entry for name, entry in from_file.items() if name not in KEY_SETTINGS}
     found = {**from_file, **from_environment, **_from_options(options or {})}
     values: dict[str, dict[str, object]] = {}
@@ -111,7 +112,7 @@ def _from_file(path: Path) -> dict[str, _Found]:
         tables = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise SettingsError(f"can't read {path}: {error.strerror}") from None
-    except ValueError as error:  # of TOML, or of UTF-8
+    except ValueError as error:  # invalid TOML, or invalid UTF-8
         raise SettingsError(f"{path} is not TOML: {error}") from None
     found = {}
     for section, table in tables.items():
@@ -142,12 +143,12 @@ def _from_options(options: Mapping[str, object]) -> dict[str, _Found]:
 def _first_line(error: ValidationError, origins: Mapping[str, str]) -> str:
     """Return the first fault, with the name and the origin of the setting.
 
-    A fault between settings names them itself.
+    The message of a fault between settings names them itself.
     """
     fault = error.errors(include_url=False, include_input=False)[0]
     message = fault["msg"].removeprefix("Value error, ")
     if not fault["loc"]:
         return message
-    name = ".".join(map(str, fault["loc"][:2]))  # what follows is the place in a list
+    name = ".".join(map(str, fault["loc"][:2]))  # a third part is the index in a list
     origin = origins.get(name, ENV_PREFIX + name.replace(".", "_").upper())
     return f"{name} ({origin}): {message}"

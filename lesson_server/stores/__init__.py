@@ -1,1 +1,1 @@
-"""RDS and Redis: what stands where, and whether they answer."""
+"""RDS and Redis: what each store holds, and whether it answers."""

@@ -1,9 +1,9 @@
-"""Whether a store answers: found out by the requests that use it, logged once a change, and not asked for in vain.
+"""The availability of a store: learned from its requests, and logged once per change.
 
-A request that fails makes the store *suspected*: further requests still go out, and a probe is sent at once. When the
-probe fails too, the store is *unavailable*: requests are refused without being sent, and one probe at a time finds out
-when the store is back. So a hanging store costs the first requests their timeout, and later ones nothing. A request
-that fails though the store answers the probe is a fault of that request: it is logged, and refuses no other.
+A failed request makes the store *suspected*: further requests are still sent, and a probe is sent at once. If the probe
+fails too, the store is *unavailable*: requests are refused without being sent, and one probe at a time finds out when
+the store answers again. So a hanging store costs only the first requests their timeout; later requests fail at once. If
+the store answers the probe, the fault is in the failed request: it is logged, and no other request is refused.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from lesson_server.tasks import end
 
 logger = logging.getLogger(__name__)
 
-# Seconds after a line of the log in which another one like it is not news: a slow store fails now and then.
+# Seconds for which a similar log line is suppressed: a slow store fails now and then.
 FLAPPING = 10.0
-# Seconds for the probe of a suspected store. A join that arrives meanwhile waits no longer than this.
+# Seconds for the probe of a suspected store. A join that arrives during the probe waits no longer than this.
 FIRST_PROBE_TIMEOUT = 0.4
-# Seconds for each probe of an unavailable store: as for readiness (pages.py). A store that is only slow comes back.
+# Seconds for each probe of an unavailable store, as for readiness (pages.py): enough for a store that is only slow.
 PROBE_TIMEOUT = 1.0
-# Seconds between a failed probe and the next one. With the timeout, it bounds how late a return is noticed.
+# Seconds between a failed probe and the next probe. A recovery is noticed within PROBE_INTERVAL + PROBE_TIMEOUT.
 PROBE_INTERVAL = 0.5
 
 
@@ -30,9 +30,9 @@ class Availability:
     """The availability of one store.
 
     Args:
-        name: what operators call the store, e.g. ``RDS``.
-        probe: asks the store for nothing but an answer; whatever it raises means that there was none.
-        on_unavailable: called when requests are refused from now on; those that wait for the store can be failed then.
+        name: the operators' name for the store, e.g. ``RDS``.
+        probe: sends the store a minimal request; any exception means that the store did not answer.
+        on_unavailable: called when the store becomes unavailable, to fail the requests that wait for it.
     """
 
     def __init__(
@@ -49,30 +49,30 @@ class Availability:
         self._failure_logged_at = float("-inf")
 
     def require(self) -> None:
-        """Refuse a request to a store that is known not to answer.
+        """Refuse a request if the store is unavailable.
 
         Raises:
-            StoreUnavailable: it is.
+            StoreUnavailable: the store is unavailable.
         """
         if self._unavailable:
             raise self.refusal()
 
     def refusal(self) -> StoreUnavailable:
-        """Return what a request is told that the store did not answer."""
+        """Return the error for a request that the store did not answer."""
         return StoreUnavailable(self.name, self._cause)
 
     def failed(self, cause: str) -> None:
-        """Note that a request failed, it seems because of the store.
+        """Note that a request failed, apparently because of the store.
 
         Args:
-            cause: one line for the log, without a secret.
+            cause: one line for the log, without secrets.
         """
         self._cause = cause
         if self._probing is None:
             self._probing = asyncio.create_task(self._probe_until_it_answers())
 
     async def close(self) -> None:
-        """Stop probing. When this returns, the probe that was under way has ended."""
+        """Stop probing, and wait until the probe in progress has ended."""
         await end(self._probing)
 
     async def _probe_until_it_answers(self) -> None:

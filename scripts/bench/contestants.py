@@ -1,4 +1,4 @@
-"""Who takes part: lesson-server and its peers, each a process on the same stores with the same key."""
+"""The contestants: lesson-server and its peers, each a server on the same stores with the same key."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ STOP_TIMEOUT = 10.0
 
 
 class BenchError(Exception):
-    """Why there are no figures, in words for people."""
+    """There are no figures; the message is the reason, for people."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Contestant:
     """A server under test.
 
     Attributes:
-        name: in the results.
-        title: for people.
-        command: the words that start it.
-        environ: what it wants besides the common environment.
-        prepare: installs what it needs, if that is not there.
-        ready: what it says when it serves, if its port accepts connections before that.
-        stop: the signal that ends it. Nobody waits for farewells to thousands of clients.
+        name: the name in the results.
+        title: the name for people.
+        command: the program and its arguments.
+        environ: environment variables besides the common ones.
+        prepare: installs missing dependencies.
+        ready: the output that it serves now, if its port accepts connections earlier.
+        stop: the signal that ends the server. The default avoids a wait for disconnects of thousands of clients.
     """
 
     name: str
@@ -58,7 +58,7 @@ BUN_COMMAND = BUN / "node_modules/.bin/bun"
 
 
 def prepare_node() -> None:
-    """Install what the peer on Node needs, if it is not there.
+    """Install the dependencies of the peer on Node, if they are missing.
 
     Raises:
         BenchError: there is no Node, or npm failed.
@@ -69,16 +69,16 @@ def prepare_node() -> None:
 
 
 def prepare_bun() -> None:
-    """Install what the peer on Bun needs, Bun itself too, if it is not there.
+    """Install the dependencies of the peer on Bun, including Bun itself, if they are missing.
 
     Raises:
-        BenchError: there is no Node, which npm runs on, or npm failed, or Bun does not run here.
+        BenchError: there is no Node, which npm runs on, or npm failed, or Bun does not run on this machine.
     """
     _require_npm("Bun")
     if _succeeds(str(BUN_COMMAND), "--version"):
         return
-    # Whether npm runs the script that puts Bun in its place depends on npm's version and settings: so we run it. The
-    # engine's one peer dependency is TypeScript, which a server in JavaScript does not need.
+    # Whether npm runs Bun's install script depends on npm's version and settings, so we run the script ourselves. The
+    # engine's only peer dependency is TypeScript, which a server in JavaScript does not need.
     package = BUN / "node_modules/bun"
     installed = _npm_install(BUN, "--ignore-scripts", "--omit=peer") and _succeeds("node", "install.js", cwd=package)
     if not installed or not _succeeds(str(BUN_COMMAND), "--version"):
@@ -111,7 +111,7 @@ CONTESTANTS = {
         Contestant("plain_asgi", "plain, uvicorn", (sys.executable, str(PEERS / "plain_asgi.py"))),
         Contestant("node", "Node socket.io", ("node", str(NODE / "server.js")), prepare=prepare_node),
         Contestant("bun", "Bun socket.io", (str(BUN_COMMAND), str(BUN / "server.js")), prepare=prepare_bun),
-        # Not in the usual run: how much of the difference is the event loop.
+        # Not in the usual run. It shows how much of the difference is due to the event loop.
         Contestant(
             "plain_uvloop",
             "plain, Tornado on uvloop",
@@ -122,8 +122,8 @@ CONTESTANTS = {
 }
 USUAL = (OURS, "plain_tornado", "plain_asgi", "node", "bun")
 
-# lesson-server in several processes; the first is what the others are compared with. The parent of workers opens the
-# port before it starts them, and has to live until they have ended: killed, it would leave them to the next contestant.
+# lesson-server with 1 worker, the base of the comparison, and with 2. The parent opens the port before it starts the
+# workers, and must live until they have ended: the workers of a killed parent could disturb the next contestant.
 WORKERS = tuple(
     Contestant(
         f"workers_{count}",
@@ -146,17 +146,17 @@ class Running:
 
 @contextmanager
 def running(contestant: Contestant, stores: Stores, key: str, core: int | None, log: Path) -> Iterator[Running]:
-    """Start a server and yield when it accepts connections; it is stopped at the end.
+    """Start a server, yield when it accepts connections, and stop the server at the end.
 
     Args:
-        contestant: which.
-        stores: the ones that it uses.
-        key: verifies access tokens, by HS256.
-        core: the only one that it may run on; None: all that this process may run on.
-        log: what it says goes there.
+        contestant: the server to start.
+        stores: the stores that the server uses.
+        key: the HS256 key of the access tokens.
+        core: the only core that the server may run on; None: all cores that this process may run on.
+        log: the file that the server's output is appended to.
 
     Raises:
-        BenchError: it did not start.
+        BenchError: the server did not start.
     """
     port = _free_port()
     where = parse_dsn(stores.dsn)

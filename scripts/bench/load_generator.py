@@ -1,11 +1,12 @@
-"""The load: many clients that speak raw Engine.IO frames over websockets, in a process and an epoll of their own.
+"""The load generator: many clients that send raw Engine.IO frames over websockets, in one process with one epoll.
 
-A client is a socket, a few bytes of state and prepared messages: no library of Socket.IO, no event loop, no task. The
-mask of its frames is zero, which the protocol allows and which makes masking free. What the generator itself costs is
-measured with every phase, so that a report can show that it was no bottleneck.
+A client is a socket, a few bytes of state and prepared messages: no Socket.IO library, no event loop, no task. The mask
+of its frames is zero, which the protocol allows and which makes masking free. The CPU time of the generator is measured
+in every phase, so that a report can show that the generator was no bottleneck.
 
-Clients are numbered. Thirty are a lesson, the first of them its teacher. Commands come as lines of JSON on stdin, each
-answered by one on stdout; between them pings are answered. See :class:`Load` for the commands.
+Clients are numbered. Each 30 of them are a lesson, whose first client is the teacher. Each line of JSON on stdin is a
+command, and is answered by a line of JSON on stdout. Between commands, the clients answer pings. See :class:`Load` for
+the commands.
 """
 
 import argparse
@@ -28,17 +29,17 @@ import jwt
 LESSON_SIZE = 30
 TOKEN_TTL = 24 * 60 * 60
 
-# Handshakes under way at once: a plain Tornado listens with a backlog of 128, and what overflows waits for a second.
+# Concurrent handshakes: a plain Tornado listens with a backlog of 128, and connections beyond it wait for a second.
 WINDOW = 100
-# Seconds that a phase may take before its clients are given up.
+# Seconds that a phase may take before the generator exits with an error.
 PATIENCE = 120.0
-# A server keeps up with a rate when, as the last client comes, no more wait than come in this many seconds.
+# A server keeps up with a rate if, when the last client comes, no more clients wait than come in this many seconds.
 BACKLOG = 0.5
-# Clients for one source address: the kernel has 28,000 ports for each.
+# Clients per source address: the kernel has 28,000 ephemeral ports for each address.
 CLIENTS_PER_ADDRESS = 10_000
 
-# Linux chooses the port at connect: at bind it would look for one that no connection at all uses, which takes long. The
-# module ``socket`` has the name from Python 3.12 on.
+# With this option, Linux chooses the port at connect. At bind, Linux would look for a port that no connection at all
+# uses, which takes long. The module ``socket`` has this constant from Python 3.12 on.
 IP_BIND_ADDRESS_NO_PORT = 24
 
 TEXT, CLOSE, WS_PING, WS_PONG = 0x81, 0x88, 0x89, 0x8A
@@ -67,7 +68,7 @@ LEAVE = frame(b"41") + frame((1000).to_bytes(2, "big"), CLOSE)
 
 
 def handshake(number: int, key: str) -> bytes:
-    """Return the CONNECT packet of a client: the first of a lesson is its teacher."""
+    """Return the CONNECT packet of a client; the first client of a lesson is its teacher."""
     role = "teacher" if number % LESSON_SIZE == 0 else "student"
     claims = {"sub": f"{role}-{number}", "role": role, "exp": int(time.time()) + TOKEN_TTL}
     auth = {
@@ -79,7 +80,7 @@ def handshake(number: int, key: str) -> bytes:
 
 
 class Client:
-    """One client: what it is, where it stands, and which state the present phase sends it to, if any."""
+    """One client: its number, its state, and its ``goal``: the state to reach in the current phase, if any."""
 
     __slots__ = ("buffer", "goal", "handshake", "number", "opened", "sent", "socket", "state")
 
@@ -97,13 +98,13 @@ class Client:
 class Load:
     """The clients of one server.
 
-    Each public method is a command. It returns what came of it: ``clients``, ``failed``, ``seconds`` from the first
-    byte to the last, ``cpu`` seconds of the generator, ``pings`` answered meanwhile, ``ack_ms``, the time from each
+    The methods in COMMANDS are commands. A command returns ``clients``, ``failed``, ``seconds`` from the first byte to
+    the last, ``cpu`` seconds of the generator, the ``pings`` answered in the phase, ``ack_ms``, the times from each
     ``join_lesson`` to its acknowledgement, and ``arrival_ms``, from the opening of a socket to that acknowledgement.
 
     Args:
-        host: of the server; an IPv4 address.
-        port: of the server.
+        host: the server's IPv4 address.
+        port: the server's port.
         key: signs the access tokens.
     """
 
@@ -116,8 +117,8 @@ class Load:
         self._clients: dict[int, Client] = {}
         self._handshakes: dict[int, bytes] = {}
         self._opened = 0
-        self._shaking = 0  # clients whose handshake is under way
-        self._unsettled = 0  # clients that have not yet come to their goal
+        self._shaking = 0  # clients whose handshake is in progress
+        self._unsettled = 0  # clients that have not yet reached their goal
         self._failed: list[str] = []
         self._acks: list[float] = []
         self._arrivals: list[float] = []
@@ -126,23 +127,23 @@ class Load:
     # Commands
 
     def prepare(self, first: int, count: int) -> dict[str, Any]:
-        """Mint the tokens of clients, so that no phase has to."""
+        """Mint the tokens of clients, so that no phase spends time on that."""
         for number in range(first, first + count):
             self._handshakes[number] = handshake(number, self._key)
         return {}
 
     def connect(self, first: int, count: int, join: bool = True, calm: bool = False, seed: int = 1) -> dict[str, Any]:
-        """Connect these clients, in an order of chance.
+        """Connect these clients, in random order.
 
         Args:
-            first: number of the first.
-            count: how many.
-            join: whether each joins as soon as it is connected.
-            calm: not all at once; a next one comes when one before it is done.
-            seed: of the order.
+            first: number of the first client.
+            count: number of clients.
+            join: whether each client joins as soon as it is connected.
+            calm: whether WINDOW limits all clients that have not reached their goal, not only the handshakes.
+            seed: seed of the order.
         """
         numbers = list(range(first, first + count))
-        random.Random(seed).shuffle(numbers)  # lessons that start together arrive mixed
+        random.Random(seed).shuffle(numbers)  # clients of lessons that start together arrive mixed
         waiting = deque(numbers)
 
         def begin() -> None:
@@ -152,20 +153,20 @@ class Load:
         return self._phase(count, begin)
 
     def join(self) -> dict[str, Any]:
-        """All connected clients that have not joined do so at once."""
+        """Let all connected clients that have not joined join at once."""
         clients = [client for client in self._clients.values() if client.state == CONNECTED]
         return self._all(clients, JOINED, self._join)
 
     def leave(self, first: int = 0, count: int | None = None) -> dict[str, Any]:
-        """Disconnect these clients, or all, as the official client does, and wait for the server to close."""
+        """Disconnect these clients, or all, as the official client does, and wait until the server closes them."""
         return self._all(self._select(first, count), GONE, self._leave)
 
     def drop(self) -> dict[str, Any]:
-        """All clients vanish without a word."""
+        """Close the sockets of all clients without a disconnect packet."""
         return self._all(list(self._clients.values()), GONE, self._end)
 
     def _all(self, clients: list[Client], goal: int, act: Callable[[Client], None]) -> dict[str, Any]:
-        """All of these do the same at once."""
+        """Let all these clients act at once, and wait until each has reached ``goal``."""
 
         def begin() -> None:
             while clients:
@@ -176,19 +177,19 @@ class Load:
         return self._phase(len(clients), begin)
 
     def steady(self, first: int, rate: float, seconds: float, stay: float) -> dict[str, Any]:
-        """Have clients come at a fixed rate, whatever the server does; each joins, stays for a time, and leaves.
+        """Let clients come at a fixed rate, whatever the server does; each joins, stays for a time, and leaves.
 
-        When the last one comes, the server may be so far behind that it does not keep up with the rate: then all
-        clients vanish, because there would be no end to it.
+        If the server does not keep up with the rate, all sockets are closed after the last client has come, because
+        the phase would otherwise not end.
 
         Args:
             first: number of the first client.
             rate: clients a second.
-            seconds: for how long they come.
+            seconds: seconds during which clients come.
             stay: seconds from a client's arrival to its leaving.
 
         Returns:
-            besides what came of it, ``kept_up``.
+            the figures of every command, and ``kept_up``.
         """
         count = int(rate * seconds)
         started = time.perf_counter()
@@ -214,7 +215,7 @@ class Load:
         return {**phase, "kept_up": kept_up}
 
     def idle(self, seconds: float) -> dict[str, Any]:
-        """Nothing but answers to pings."""
+        """Only answer pings for some seconds."""
         until = time.perf_counter() + seconds
         return self._phase(0, lambda: None, more=lambda: time.perf_counter() < until, tick=0.05)
 
@@ -231,7 +232,7 @@ class Load:
                 raise SystemExit(f"{self._unsettled} of {count} clients are not done after {PATIENCE} s")
             self.turn(tick)
             begin()
-        failed, self._failed = self._failed, []  # those that were lost between two phases are the next one's
+        failed, self._failed = self._failed, []  # clients lost between two phases count in the next
         return {
             "clients": count,
             "failed": len(failed),
@@ -244,7 +245,7 @@ class Load:
         }
 
     def turn(self, timeout: float, also: int | None = None) -> bool:
-        """Handle what the sockets have for us, once.
+        """Wait once for events of the sockets, and handle them.
 
         Returns:
             whether the file descriptor ``also`` has something to read.
@@ -295,7 +296,7 @@ class Load:
         self._shaking += 1
         connection.connect_ex(self._address)
         try:
-            connection.send(self._upgrade)  # on the loopback, the handshake of TCP is over by now
+            connection.send(self._upgrade)  # on the loopback, the TCP handshake is complete by now
             self._epoll.register(connection.fileno(), select.EPOLLIN)
         except OSError:
             self._epoll.register(connection.fileno(), select.EPOLLOUT)
@@ -327,7 +328,7 @@ class Load:
             if opcode == CLOSE:
                 self._lose(client, "closed by the server")
                 return
-            if opcode == WS_PING:  # of the websocket itself: uvicorn sends these besides those of Engine.IO
+            if opcode == WS_PING:  # a websocket ping: uvicorn sends these besides Engine.IO pings
                 self._pings += 1
                 client.socket.send(frame(data[body:start], WS_PONG))
                 continue
@@ -369,7 +370,7 @@ class Load:
 
     def _lose(self, client: Client, why: str) -> None:
         if client.state == GONE:
-            return  # refused, and then closed, in one read
+            return  # one read had the refusal and the close
         if client.state != LEAVING:
             self._failed.append(why)
         self._end(client)
@@ -397,7 +398,7 @@ COMMANDS = ("prepare", "connect", "join", "leave", "drop", "steady", "idle")
 
 
 def serve(load: Load, lines: Iterable[str]) -> None:
-    """Carry out commands: ``{"command": name, argument: value, ...}``, a line for each."""
+    """Execute commands, one per line: ``{"command": name, argument: value, ...}``."""
     for line in lines:
         request = json.loads(line)
         command = request.pop("command")
@@ -406,7 +407,7 @@ def serve(load: Load, lines: Iterable[str]) -> None:
 
 
 def main() -> None:
-    """Serve commands from stdin until its end."""
+    """Execute commands from stdin until end-of-file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)

@@ -1,4 +1,4 @@
-"""What there is to know about a run besides its figures."""
+"""The conditions of a run: its date, the machine, the versions, and the CPU use of other processes."""
 
 import os
 import platform
@@ -39,13 +39,13 @@ def about(stores: Mapping[str, str]) -> dict[str, Any]:
 
 
 class Others:
-    """What processes that are not ours do meanwhile, which is noise in our figures."""
+    """The CPU use of processes that are not ours during the run; it is noise in the figures."""
 
     def __init__(self) -> None:
         self._start = self._now()
 
     def percent(self) -> float:
-        """Their share of the machine's CPU so far. Processes of ours that are not waited for yet count as others."""
+        """Return their percentage of the machine's CPU so far; our children count as others until they are reaped."""
         busy, total, ours = (now - start for now, start in zip(self._now(), self._start, strict=True))
         return max(0.0, 100 * (busy - ours) / total)
 

@@ -1,19 +1,19 @@
-"""What is measured besides time: a server's CPU and memory, the queries that RDS saw, what Redis read.
+"""The measurements besides time: a server's CPU and memory, the queries to RDS, the reads of Redis.
 
 CPU
     The nanoseconds that the kernel ran the process and its children, in user and in kernel mode: the CPU clock of each
-    process. It counts threads that have ended, too: Bun's compiler and its garbage collector end theirs after ten idle
-    seconds. ``/proc/<pid>/stat`` rounds the same to hundredths of a second.
+    process. The clock includes threads that have ended: Bun's compiler and garbage collector end their threads after
+    ten idle seconds. ``/proc/<pid>/stat`` has the same time, rounded to hundredths of a second.
 Connections
     The established TCP sockets of a process at the server's port.
 Memory
     ``Rss`` of ``/proc/<pid>/smaps_rollup``.
 Queries
-    The statements that PostgreSQL logs while ``log_statement`` is ``all``. Its statistics would say the same up to ten
-    seconds later.
+    The statements that PostgreSQL logs while ``log_statement`` is ``all``. PostgreSQL's statistics have the
+    same number, but up to ten seconds later.
 Round trips
-    How often Valkey read from a socket (``total_reads_processed``): what a client writes at once is read at once, be
-    it one command or a pipeline.
+    The number of Valkey's reads from sockets (``total_reads_processed``): Valkey reads at once what a client writes at
+    once, one command or a pipeline.
 """
 
 import re
@@ -28,19 +28,19 @@ import psutil
 import psycopg2
 import redis
 
-# What the kernel calls the clock that counts the time that a process was run.
+# The kernel's number of the clock that counts the run time of a process.
 CPUCLOCK_SCHED = 2
 
 STATEMENT = re.compile(rb"LOG:  (?:statement|execute [^:]*): ")
 
-# A server is at rest when it ran less than this share of the time, over two looks in a row; besides what it does for
-# clients that it holds, with some slack.
+# A server is at rest when, in two samples in a row, it ran for less than this share of the time. Its background share,
+# for clients that it merely holds, is added, with some slack.
 REST_SHARE = 0.01
 BACKGROUND_SLACK = 1.5
 REST_LOOK = 0.03
 REST_PATIENCE = 6.0
 
-# Where the nodes of lesson-server count their writes; and what deletes everything else, in one step.
+# The key in which the nodes of lesson-server count their writes, and a script that deletes all other keys at once.
 NODE_COUNTS = "lesson_node_counts"
 EMPTY = """
 for _, key in ipairs(redis.call('KEYS', '*')) do
@@ -53,10 +53,10 @@ class Process:
     """A server under test, and its children.
 
     Args:
-        pid: of the process.
+        pid: the pid of the server.
 
     Attributes:
-        background: the share of the time that it runs for clients that it merely holds.
+        background: the share of the time that the server runs for clients that it merely holds.
     """
 
     def __init__(self, pid: int) -> None:
@@ -64,11 +64,11 @@ class Process:
         self._pid = pid
 
     def cpu(self) -> float:
-        """Seconds that it has run so far."""
+        """Return the CPU seconds so far."""
         return sum(time.clock_gettime_ns(_cpu_clock(pid)) for pid in self._family(self._pid)) / 1e9
 
     def cpu_at_rest(self) -> float:
-        """Seconds that it has run, when it has nothing left to do: what follows an answer counts as well."""
+        """Wait until the server is at rest and return its CPU seconds, so that work after an answer counts as well."""
         deadline = time.monotonic() + REST_PATIENCE
         share = REST_SHARE + BACKGROUND_SLACK * self.background
         before, quiet = self.cpu(), 0
@@ -80,7 +80,7 @@ class Process:
         return before
 
     def rss_kb(self) -> int:
-        """Return the kilobytes of its resident memory."""
+        """Return the resident memory in kilobytes."""
         kilobytes = 0
         for pid in self._family(self._pid):
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
@@ -90,10 +90,10 @@ class Process:
         return kilobytes
 
     def connections(self, port: int) -> list[int]:
-        """Return how many clients each worker holds. The workers are its children, or the process itself.
+        """Return how many clients each worker holds; the workers are the server's children, or the server itself.
 
         Args:
-            port: of the server.
+            port: the port of the server.
         """
         holders = Counter(
             connection.pid
@@ -117,7 +117,7 @@ def _cpu_clock(pid: int) -> int:
 
 @dataclass
 class StoreCount:
-    """What the stores had to do: SQL statements; reads from sockets and commands of Redis."""
+    """The work of the stores: SQL statements, and the socket reads and the commands of Redis."""
 
     queries: int = 0
     redis_reads: int = 0
@@ -125,12 +125,12 @@ class StoreCount:
 
 
 class Stores:
-    """The stores that all servers use, from outside.
+    """Access to the stores that all servers use.
 
     Args:
-        dsn: of PostgreSQL, whose superuser we are.
-        redis_url: of Valkey.
-        log: PostgreSQL's.
+        dsn: the DSN of PostgreSQL, as its superuser.
+        redis_url: the URL of Valkey.
+        log: the log file of PostgreSQL.
     """
 
     def __init__(self, dsn: str, redis_url: str, log: Path) -> None:
@@ -148,22 +148,22 @@ class Stores:
         )
 
     def empty_redis(self) -> None:
-        """Forget all presence: the next joins are nobody's reconnect.
+        """Delete all keys except NODE_COUNTS, so that no next join is a reconnect.
 
-        How many writes lesson-server has counted stays: else it would take the emptied Redis for one that has lost its
-        data, and write all of its presence again in the middle of what is measured.
+        Without its write counts, lesson-server would treat the empty Redis as one that has lost its data, and would
+        write all of its presence again during the measurement.
         """
         self._redis.eval(EMPTY, 0, NODE_COUNTS)
 
     def versions(self) -> dict[str, str]:
-        """Of both."""
+        """Return the versions of both stores."""
         with closing(psycopg2.connect(self.dsn)) as connection:
             version = str(connection.server_version // 10_000)
         return {"PostgreSQL": version, "Valkey": self._redis.info("server")["valkey_version"]}
 
     @contextmanager
     def counting(self) -> Iterator[StoreCount]:
-        """Count what happens meanwhile; the numbers are there at the end. Logging slows PostgreSQL down."""
+        """Count the work of the stores; the numbers are set at the end, and the logging slows PostgreSQL down."""
         count = StoreCount()
         self._log_statements("all")
         start = self._log.stat().st_size
@@ -172,7 +172,7 @@ class Stores:
             yield count
         finally:
             reads_now, commands_now = self._redis_counters()
-            # One read and one command of INFO are our own.
+            # Our own INFO is one read and one command.
             count.redis_reads, count.redis_commands = reads_now - reads - 1, commands_now - commands - 1
             with self._log.open("rb") as log:
                 log.seek(start)

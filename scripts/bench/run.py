@@ -1,9 +1,9 @@
 """`make bench`: runs the server and its peers in turn, and writes docs/benchmarks.md.
 
-One run is A B A B …: in each round every contestant is started anew on the same PostgreSQL and Valkey, and goes through
-the same workloads; figures are medians of the rounds. The server has a core of its own, where there are two; the load
-generator and the stores share the other. Each round ends with lesson-server in one process and in several ("workers"),
-where all share all cores.
+One run alternates the contestants (A B A B …): in each round every contestant is started anew on the same PostgreSQL
+and Valkey, and runs the same workloads; figures are medians of the rounds. If there are two cores, the server has one
+to itself; the load generator and the stores share the other. Each round ends with the workload "workers": lesson-server
+in one process and in several, where all processes share all cores.
 """
 
 import argparse
@@ -43,7 +43,7 @@ USUAL_SCALE = Scale(
 QUICK_SCALE = Scale(clients=300, warm_ups=3, rates=(50, 250), seconds=1.5, levels=(100, 1_000), visitors=100, visits=3)
 ROUNDS, QUICK_ROUNDS = 5, 1
 
-# File descriptors that a server needs besides those of the clients it holds, and of the visitors.
+# File descriptors of a server, other than for held clients and visitors.
 OTHER_DESCRIPTORS = 300
 
 RESULTS = ROOT / "docs/benchmarks.json"
@@ -54,10 +54,10 @@ Results = dict[str, Any]
 
 @contextmanager
 def running_stores(directory: Path) -> Iterator[Stores]:
-    """Start a PostgreSQL and a Valkey: those of an idle lesson-server in its default set-up, which keeps them.
+    """Start a PostgreSQL and a Valkey: the stores of an idle lesson-server in its default set-up.
 
     Args:
-        directory: what they write goes there, and the log of that server, which complains when Redis is emptied.
+        directory: for the stores' files and the log of that lesson-server.
     """
     environ = {name: value for name, value in os.environ.items() if not name.startswith("LESSON_")}
     data, log = directory / "stores", directory / "stores.log"
@@ -70,12 +70,12 @@ def running_stores(directory: Path) -> Iterator[Stores]:
             stderr=output,
             text=True,
             start_new_session=True,
-        ) as callbacks,
+        ) as keeper,
     ):
         try:
-            assert callbacks.stdout is not None
+            assert keeper.stdout is not None
             said = ""
-            for line in callbacks.stdout:
+            for line in keeper.stdout:
                 said += line
                 if "listening on" in line:
                     break
@@ -85,20 +85,20 @@ def running_stores(directory: Path) -> Iterator[Stores]:
                 raise BenchError(f"the stores did not start: {said}{_tail(log)}")
             yield Stores(dsn[1], redis_url[1], data / "postgresql.log")
         finally:
-            callbacks.terminate()
+            keeper.terminate()
 
 
 class Bench:
     """One run.
 
     Args:
-        stores: for all contestants.
-        contestants: in the order of each round.
-        workers: those of the workload "workers", with which a round ends.
-        scale: how much of everything.
-        rounds: how many.
-        directory: for logs.
-        progress: shows how far it is.
+        stores: the stores of all contestants.
+        contestants: the contestants, in the order of each round.
+        workers: the contestants of the workload "workers", which ends a round.
+        scale: the sizes of the workloads.
+        rounds: the number of rounds.
+        directory: the directory of the logs.
+        progress: shows the progress of the run.
     """
 
     def __init__(
@@ -121,8 +121,8 @@ class Bench:
         self._cores = os.sched_getaffinity(0)
         self._core = min(self._cores) if len(self._cores) > 1 else None
         self._progress = progress
-        # Of each contestant: three workloads and the rates in a round, the counts and the levels once. Of the workers:
-        # one workload in a round.
+        # Steps of a contestant: three workloads and the rates in each round, the counts and the levels once. Steps of a
+        # contestant in workers: one workload in each round.
         steps = len(contestants) * (rounds * (3 + len(scale.rates)) + 1 + len(scale.levels)) + len(workers) * rounds
         self._bar = progress.add_task("", total=steps)
         self._results: Results = {
@@ -164,8 +164,8 @@ class Bench:
         results["phases"].append(workloads.phases())
         self._step(contestant, f"{number}, storm")
         results["storm"].append(workloads.storm())
-        # The last, and in ascending order: a server that does not keep up is left with work undone. A higher rate is
-        # not tried then.
+        # Last, and in ascending order: a server that does not keep up has unfinished work afterwards. A higher rate is
+        # then not tried.
         kept_up = True
         for rate in self._scale.rates:
             self._step(contestant, f"{number}, {rate} a second")
@@ -178,13 +178,13 @@ class Bench:
 
     @contextmanager
     def _contending(self, contestant: Contestant, core: int | None) -> Iterator[Workloads]:
-        """Start a contestant and its load generator, and warms it up.
+        """Start a contestant and its load generator, and warm the contestant up.
 
         Args:
-            contestant: which.
-            core: its own, on which the load generator does not run; None: both may run on all.
+            contestant: the contestant.
+            core: the contestant's own core, which the load generator does not use; None: both may use all cores.
         """
-        os.sched_setaffinity(0, self._cores - {core})  # what we start inherits it
+        os.sched_setaffinity(0, self._cores - {core})  # child processes inherit it
         log = self._directory / f"{contestant.name}.log"
         with ExitStack() as stack:
             server = stack.enter_context(running(contestant, self._stores, self._key, core, log))
@@ -203,15 +203,15 @@ def _tail(log: Path) -> str:
 
 
 def fitting(levels: tuple[int, ...], visitors: int) -> tuple[int, ...]:
-    """Return the levels, as far as the limit of open files lets a process hold them; the last one is cut to it."""
+    """Return the levels, each cut to the number of clients that the limit of open files lets a process hold."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # for the servers, which inherit it
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the servers inherit the limit
     most = hard - visitors - OTHER_DESCRIPTORS
     return tuple(sorted({min(level, most) for level in levels}))
 
 
 def measure(contestants: list[Contestant], scale: Scale, rounds: int, console: Console) -> Results:
-    """Run everything and return the results with what there is to know about the run."""
+    """Run all workloads and return the results, with the conditions of the run."""
     columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     workers = WORKERS if any(contestant.name == OURS for contestant in contestants) else ()
     others = machine.Others()
@@ -240,7 +240,7 @@ def _results_of(contestants: Sequence[Contestant], results: Results) -> Results:
 
 
 def main() -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description="Measure lesson-server and its peers; write docs/benchmarks.md.")
     parser.add_argument("--rounds", type=int, help=f"at least 1 (default {ROUNDS})")
     parser.add_argument("--quick", action="store_true", help="a small run; without --output it writes no file")

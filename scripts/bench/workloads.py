@@ -1,17 +1,17 @@
-"""The workloads: what the clients do to a server, and the figures that come of it.
+"""The workloads: what the clients do, and the figures that are measured.
 
 class start
     Lessons of 30 begin at once: all clients connect, join as soon as they are connected, and at the end all leave.
 phases
-    The same in three steps, each begun when the server has come to rest: all connect, all join, all leave.
+    A class start in three steps, each started when the server is at rest: all connect, all join, all leave.
 storm
-    All clients of a running class vanish at once, and return and join at once.
+    All clients of a running class close their sockets at once, and connect and join again at once.
 steady
     Clients come at a fixed rate, the same for all servers; each joins, stays for a second, and leaves.
 hold
-    Ever more clients are held; at each level a few hundred others connect, join and leave.
+    More and more clients are held; at each level a few hundred visitors connect, join and leave.
 workers
-    A class start again, to lesson-server in one process and in several, which share all cores with everything else.
+    A class start on lesson-server in one process and in several; all processes, also the load, share all cores.
 
 A figure in µs is the server's CPU for one client.
 """
@@ -32,35 +32,35 @@ from measuring import StoreCount, Stores
 
 Figures = dict[str, float]
 
-# Lessons there are, of 30 seats each: for as many clients as are ever held, and those that come on top.
+# The number of lessons, of 30 seats each: enough for the highest level of held clients and the visitors.
 LESSONS = 1_000
 SEATS = 30
-# Clients of the hold workload that come and go have numbers from here on.
+# The number of the first visitor of the hold workload.
 VISITORS = 25_000
 
 STAY = 1.0
 IDLE_SECONDS = 2.0
-# Fewer pings than this in an idle time tell nothing about what one costs.
+# From fewer pings than this in an idle time, the cost of a ping can't be computed.
 ENOUGH_PINGS = 100
 
-# A server is warm when the median cost of its last class starts is no longer lower, by more than a share, than that of
-# as many before them.
+# A server is warm when the median cost of its last WARM_WINDOW class starts is at most WARM_SHARE below the median of
+# the WARM_WINDOW class starts before.
 WARM_WINDOW = 3
 WARM_SHARE = 0.03
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything.
+    """The sizes of the workloads.
 
     Attributes:
-        clients: of class start, phases and storm.
-        warm_ups: the most class starts that do not count, before anything counts.
-        rates: of steady, clients a second, ascending.
-        seconds: for which clients come at each rate of steady.
-        levels: of hold.
-        visitors: who come and go at each level of hold.
-        visits: how often they do.
+        clients: clients in class start, phases and storm.
+        warm_ups: the maximum of class starts that do not count, before the first workload.
+        rates: rates of steady, in clients a second, ascending.
+        seconds: seconds during which clients come at each rate of steady.
+        levels: numbers of held clients in hold.
+        visitors: visitors at each level of hold.
+        visits: visits at each level of hold.
     """
 
     clients: int
@@ -73,16 +73,16 @@ class Scale:
 
 
 class LoadProcess:
-    """The load generator, in its process."""
+    """The process of the load generator."""
 
     def __init__(self, child: "subprocess.Popen[str]") -> None:
         self._child = child
 
     def __call__(self, command: str, **arguments: float) -> dict[str, Any]:
-        """Carry out a command, and return the phase's answer.
+        """Execute a command in the load generator and return its answer.
 
         Raises:
-            BenchError: not one client succeeded.
+            BenchError: no client succeeded, or the load generator has ended.
         """
         assert self._child.stdin is not None
         assert self._child.stdout is not None
@@ -99,7 +99,7 @@ class LoadProcess:
 
 @contextmanager
 def load_generator(port: int, key: str) -> Iterator[LoadProcess]:
-    """Start the load generator for a server; its clients end with it."""
+    """Start the load generator for a server; at the end, kill the load generator and so all clients."""
     with subprocess.Popen(
         (sys.executable, str(Path(__file__).parent / "load_generator.py"), "--port", str(port)),
         env=os.environ | {"BENCH_KEY": key},
@@ -119,9 +119,9 @@ class Workloads:
 
     Args:
         server: the server.
-        load: its load generator.
-        stores: its stores.
-        scale: how much of everything.
+        load: the server's load generator.
+        stores: the server's stores.
+        scale: the sizes of the workloads.
     """
 
     def __init__(self, server: Running, load: LoadProcess, stores: Stores, scale: Scale) -> None:
@@ -134,10 +134,10 @@ class Workloads:
         self._process.cpu_at_rest()  # as after every phase
 
     def warm_up(self) -> list[float]:
-        """Run class starts that do not count, until they get no cheaper: compilers and allocators need some.
+        """Run class starts that do not count, until their cost stops falling: compilers and allocators need some.
 
         Returns:
-            the cost of each.
+            the cost of each class start.
         """
         costs: list[float] = []
         while len(costs) < self._scale.warm_ups and not is_warm(costs):
@@ -145,10 +145,10 @@ class Workloads:
         return costs
 
     def class_start(self, look: Callable[[], Figures] = dict) -> Figures:
-        """Return the figures of a class start.
+        """Run a class start and return its figures.
 
         Args:
-            look: called when all have joined; its figures are added.
+            look: called when all clients have joined; its figures are added.
         """
         clients = self._scale.clients
         self._stores.empty_redis()
@@ -167,7 +167,7 @@ class Workloads:
         }
 
     def workers(self) -> Figures:
-        """Return a class start, and how evenly the server's workers share the clients."""
+        """Run a class start and return its figures, and how evenly the server's workers share the clients."""
         return self.class_start(self._shares)
 
     def _shares(self) -> Figures:
@@ -178,7 +178,7 @@ class Workloads:
         }
 
     def counted_class_start(self) -> Figures:
-        """Return what the stores have to do for a class start. It is slower, so its times are left out."""
+        """Run a class start and return the work of the stores; its times are left out, because counting slows it."""
         clients = self._scale.clients
         self._stores.empty_redis()
         with self._stores.counting() as joins:
@@ -217,7 +217,7 @@ class Workloads:
         }
 
     def steady(self, rate: float) -> Figures:
-        """Return the figures, or that the server did not keep up, which leaves it with work undone."""
+        """Return the figures of a rate; a server that did not keep up has unfinished work afterwards."""
         self._stores.empty_redis()
         self._load("prepare", first=0, count=int(rate * self._scale.seconds))
         phase, cpu = self._cpu_of("steady", first=0, rate=rate, seconds=self._scale.seconds, stay=STAY)
@@ -226,11 +226,11 @@ class Workloads:
         return {"rate": rate, "kept_up": True, "life_us": cpu / phase["clients"], **_answers(phase)}
 
     def hold(self, advance: Callable[[str], None]) -> list[dict[str, Any]]:
-        """Return figures for each level."""
+        """Return the figures of each level."""
         self._stores.empty_redis()
         self._load("prepare", first=0, count=max(self._scale.levels))
         self._load("prepare", first=VISITORS, count=self._scale.visitors)
-        self._visit()  # what is made once is not the first level's
+        self._visit()  # one-time allocations must not count in the first level
         levels: list[dict[str, Any]] = []
         held, failed, empty_rss = 0, 0, self._rss_at_rest()
         for level in self._scale.levels:
@@ -259,7 +259,7 @@ class Workloads:
         return levels
 
     def _visit(self) -> Figures:
-        """Have a few hundred clients come and go beside those that are held."""
+        """Let the visitors connect, join and leave beside the held clients, and return the figures."""
         count = self._scale.visitors
         visitors = {"first": VISITORS, "count": count}
         connected, connect = self._cpu_of("connect", **visitors, join=False)
@@ -279,17 +279,17 @@ class Workloads:
         return self._process.rss_kb()
 
     def _cpu_of(self, command: str, **arguments: float) -> tuple[dict[str, Any], float]:
-        """Measure a phase and the server's CPU for it, in µs, until the server is at rest again."""
+        """Run a phase and return its answer and the server's CPU, in µs, until the server is at rest again."""
         before = self._process.cpu()
         phase = self._load(command, **arguments)
         return phase, (self._process.cpu_at_rest() - before) * 1e6
 
 
 def is_warm(costs: Sequence[float]) -> bool:
-    """Return whether class starts get no cheaper any more.
+    """Return whether the cost of class starts has stopped falling.
 
     Args:
-        costs: of each so far.
+        costs: the cost of each class start so far.
     """
     if len(costs) < 2 * WARM_WINDOW:
         return False
@@ -298,12 +298,12 @@ def is_warm(costs: Sequence[float]) -> bool:
 
 
 def not_kept_up(rate: float) -> Figures:
-    """Return what there is to say of a steady rate that was too high."""
+    """Return the figures of a steady rate that the server did not keep up with."""
     return {"rate": rate, "kept_up": False}
 
 
 def _take_pings_off(levels: list[dict[str, Any]], visitors: int) -> None:
-    """Take from each visit what the pings of the held clients cost meanwhile."""
+    """Subtract from each visit the cost of the held clients' pings during the visit."""
     telling = [level["idle_us"] / level["idle_pings"] for level in levels if level["idle_pings"] >= ENOUGH_PINGS]
     ping_us = statistics.median(telling) if telling else 0.0
     for level in levels:
@@ -323,7 +323,7 @@ def _counts(what: str, count: StoreCount) -> Figures:
 
 
 def _answers(phase: dict[str, Any]) -> Figures:
-    """Return how long the clients of a phase waited for their acknowledgements, and how many got an error or none."""
+    """Return the latencies of a phase's acknowledgements, and the percentage of clients that got an error or none."""
     cuts = statistics.quantiles(phase["ack_ms"], n=100, method="inclusive")
     return {
         "ack_p50_ms": cuts[49],

@@ -1,6 +1,6 @@
-"""Small defects for a module: each is one edit of its text, such as a statement left out or a condition negated.
+"""Makes small defects in a module: each is one edit of its source, such as a removed statement or a negated condition.
 
-What only people read is left alone: the texts of the log and of exceptions, docstrings, annotations, ``__repr__``.
+Text that only people read is not edited: log messages, exception messages, docstrings, annotations, ``__repr__``.
 """
 
 import ast
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
-# Runs in Redis. A line that opens or closes a block can't be left out by itself.
+# Lua scripts, which run in Redis. A line that opens or closes a block can't be removed alone.
 LUA_CALL = "redis.call("
 LUA_OPENS = re.compile(r"\b(then|do|function|repeat)\b|[({[]")
 LUA_CLOSES = re.compile(r"\b(end|until)\b|[)}\]]")
@@ -19,9 +19,9 @@ LUA_CONDITION = re.compile(r"\b(if|elseif) (.+?) then\b")
 LUA_SWAPS = {" == ": " ~= ", " ~= ": " == ", " < ": " <= ", " > ": " >= ", " and ": " or ", " or ": " and "}
 
 LOGGERS = {"logger", "logging"}
-# Functions that people read, and calls that only type checkers do.
+# Functions whose results only people read, and calls whose arguments only people or type checkers read.
 SILENT_FUNCTIONS = {"__repr__", "__str__"}
-ASSERTIONS = {"strict"}  # of zip: what can't happen
+ASSERTIONS = {"strict"}  # the argument of zip: asserts what can't happen
 SILENT_CALLS = {"TypeVar", "NewType", "cast", "getLogger"}
 
 NEGATED = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn)
@@ -31,10 +31,10 @@ OPERATORS: dict[type[ast.operator], str] = {
     ast.BitAnd: "|", ast.BitOr: "&", ast.LShift: ">>", ast.RShift: "<<",
 }  # fmt: skip
 
-# An edit of a shorter text is told with the line that it stands on.
+# The description of an edit of a text shorter than this, in characters, includes the source line.
 TELLING = 20
 
-Edit = tuple[int, int, str]  # where it begins and ends in the bytes of the module, and what stands there instead
+Edit = tuple[int, int, str]  # begin and end as byte offsets in the module, and the replacement
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Defect:
     Attributes:
         module: path of the module, from the root of the project.
         place: qualified name of the function or class; empty at the level of the module.
-        change: what it does, on one line.
-        source: the whole module with the defect.
-        lines: a test that has run one of these lines may see it.
+        change: the edit, on one line.
+        source: the source of the whole module with the defect.
+        lines: a test that has run one of these lines may see the defect.
     """
 
     module: str
@@ -65,8 +65,8 @@ def defects(module: str, source: str) -> list[Defect]:
     """Return every defect that can be planted into a module.
 
     Args:
-        module: its path, from the root of the project.
-        source: its text.
+        module: the module's path, from the root of the project.
+        source: the module's source.
     """
     planter = Planter(module, source)
     planter.visit(ast.parse(source))
@@ -83,10 +83,10 @@ class Planter(ast.NodeVisitor):
         self._lines: frozenset[int] = frozenset()
         self._function: ast.FunctionDef | ast.AsyncFunctionDef | None = None
         self._times: Counter[tuple[str, str]] = Counter()
-        self._tried: frozenset[int] = frozenset()  # each `try` before this place of the function
+        self._tried: frozenset[int] = frozenset()  # lines of each `try` before this place of the function
         self._whole: set[ast.AST] = set()  # conditions that are negated as a whole
 
-    # Where
+    # Traversal
 
     def visit_Module(self, node: ast.Module) -> None:
         self._tree = node
@@ -114,9 +114,9 @@ class Planter(ast.NodeVisitor):
     visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815
 
     def visit_Try(self, node: ast.Try) -> None:
-        """Count what comes after an exception as reached by every test that tries.
+        """Count handlers and ``finally`` as reached by every test that runs the ``try``.
 
-        In Python 3.11 not all lines are counted that a function runs after an await which met an exception.
+        On Python 3.11, coverage misses some lines that a function runs after an await that has raised.
         """
         for child in [*node.body, *node.orelse]:
             self.visit(child)
@@ -136,7 +136,7 @@ class Planter(ast.NodeVisitor):
                 case ast.Expr(value=ast.Constant()):
                     return  # a docstring, or the ellipsis of a protocol
                 case ast.Assign(value=value) if self._function is None and is_number(value):
-                    return  # how long, how many: chosen, and a test that says the same again proves nothing
+                    return  # a chosen duration or limit: a test that repeats the number proves nothing
             if isinstance(node, ast.Assign) and LUA_CALL in self._text(node.value):
                 self._plant_all(self._lua(node.value))
                 return
@@ -152,8 +152,8 @@ class Planter(ast.NodeVisitor):
     def _reached_by(self, node: ast.stmt) -> frozenset[int]:
         """Return the lines that a test must reach.
 
-        A statement of a function: its own, without those of the statements inside. A constant: where the module uses
-        it. Anything else at the level of the module or of a class: all functions of the module.
+        For a statement of a function: its lines, without the lines of nested statements. For a constant: the lines that
+        use the constant. For any other statement at the level of the module or of a class: the lines of all functions.
         """
         if self._function is not None:
             inner = getattr(node, "body", None)
@@ -172,7 +172,7 @@ class Planter(ast.NodeVisitor):
             lines |= {n.lineno for n in ast.walk(function) if isinstance(n, ast.Name) and n.id in names}
         return frozenset(lines) or lines_of_functions(self._tree)
 
-    # What
+    # Edits
 
     def _edits(self, node: ast.AST) -> Iterator[Edit]:
         match node:
@@ -238,7 +238,7 @@ class Planter(ast.NodeVisitor):
     def _negation(self, condition: ast.expr) -> Iterator[Edit]:
         self._whole.add(condition)
         if isinstance(condition, ast.Constant) and isinstance(condition.value, bool):
-            return  # the constant is flipped
+            return  # the edit of the constant flips it
         if isinstance(condition, ast.UnaryOp) and isinstance(condition.op, ast.Not):
             yield self._instead(condition, f"({self._text(condition.operand)})")
         else:
@@ -259,7 +259,7 @@ class Planter(ast.NodeVisitor):
                 if old in line:
                     yield begin, end, line.replace(old, new, 1)
             balanced = len(LUA_OPENS.findall(text)) == len(LUA_CLOSES.findall(text))
-            if balanced and text != "else" and not text.startswith("{"):  # a part that several scripts have
+            if balanced and text != "else" and not text.startswith("{"):  # a part shared by several scripts
                 yield begin, end, ""
 
     def _answers_bool(self) -> bool:
@@ -270,7 +270,7 @@ class Planter(ast.NodeVisitor):
     def _is_text(node: ast.expr) -> bool:
         return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
 
-    # How
+    # Source text
 
     def _text(self, node: ast.AST) -> str:
         begin, end = self._span(node)
@@ -312,7 +312,7 @@ def one_line(text: str) -> str:
 
 
 def is_silent(node: ast.AST) -> bool:
-    """Return whether that is a call whose arguments only people or type checkers read."""
+    """Return whether ``node`` is a call whose arguments only people or type checkers read."""
     if not isinstance(node, ast.Call):
         return False
     func = node.func
@@ -322,7 +322,7 @@ def is_silent(node: ast.AST) -> bool:
 
 
 def is_number(node: ast.expr) -> bool:
-    """Return whether that is a number, or a calculation of numbers alone."""
+    """Return whether ``node`` is a number, or an expression of numbers only."""
     parts = (ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop)
     return all(
         type(part.value) in (int, float) if isinstance(part, ast.Constant) else isinstance(part, parts)

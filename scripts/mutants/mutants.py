@@ -1,10 +1,10 @@
-"""Plants small defects into the server, one at a time, and tells which of them no test sees: ``make mutants``.
+"""Plants small defects into the server, one at a time, and reports the defects that no test sees: ``make mutants``.
 
-A defect is tried on the tests that run its lines, the quickest first, until one fails. What is known is kept in
-``.mutants/``, so that a run goes on where an earlier one was interrupted, and tries again only what may have changed.
+For each defect, the tests that run its lines are run, the quickest first, until one fails. Results are kept in
+``.mutants/``, so that a run continues an interrupted run, and repeats only trials whose result may have changed.
 
-The exit status is 1 when a defect was not seen that ``docs/testing.md`` does not list, or when one that it lists is
-seen; 2 when the tests fail without any defect.
+The exit status is 1 if a defect that ``docs/testing.md`` does not list is not seen, or if a defect that it lists is
+seen; 2 if a test fails without any defect.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from typing import Any, TypeVar, cast
 from defects import Defect, defects
 from worker import ROOT, Outcome, Survey, Trial, work
 
-# Not of the core.
+# Files that are not part of the core.
 UNTRIED = {"__init__.py", "lesson_admin.py", "aiopg_patches.py"}
 MODULES = [
     "lesson_server/tokens.py",
@@ -46,14 +46,14 @@ KEPT = ROOT / ".mutants"
 ACCEPTED = ROOT / "docs/testing.md"
 SEEN, HUNG, NOT_SEEN, NOT_RUN = "seen", "hung", "not seen", "not run by any test"
 STATES = (SEEN, HUNG, NOT_SEEN, NOT_RUN)
-# Seconds up to which a module's own test goes before quicker ones of other modules.
+# A module's own test that takes up to this many seconds runs before quicker tests of other modules.
 OWN = 1.0
-# Seconds of tests on which a defect is tried.
+# Seconds of tests that are run for a defect; a module's own tests are run beyond that.
 BUDGET = 10.0
 PROGRESS_INTERVAL = 10.0
 
 Key = TypeVar("Key")
-Surveyed = dict[str, tuple[float, dict[str, list[int]]]]  # the id of a test → its seconds, and the lines it runs
+Surveyed = dict[str, tuple[float, dict[str, list[int]]]]  # id of a test → its seconds, and module → lines that it runs
 
 
 def main() -> int:
@@ -88,11 +88,11 @@ def parse_options() -> argparse.Namespace:
 
 @contextmanager
 def workers(count: int) -> Iterator[list[Connection]]:
-    """Start processes that run tests, each at the other end of a pipe."""
+    """Start processes that run tests, and yield a pipe to each process."""
     context = multiprocessing.get_context("fork")
     pipes, processes = [], []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        os.chmod(folder, 0o755)  # PostgreSQL does not run as root, and has to come by
+        os.chmod(folder, 0o755)  # PostgreSQL does not run as root, and must reach its data directory
         for number in range(count):
             ours, theirs = context.Pipe()
             path = Path(folder, str(number))
@@ -113,7 +113,7 @@ def workers(count: int) -> Iterator[list[Connection]]:
 
 
 def distribute(jobs: Iterable[tuple[Key, Survey | Trial]], pipes: list[Connection]) -> Iterator[tuple[Key, Outcome]]:
-    """Have each job done by the next worker that is free."""
+    """Send each job to the next free worker, and yield the outcomes."""
     left = iter(jobs)
     free, busy = list(pipes), {}
     while True:
@@ -131,10 +131,10 @@ def distribute(jobs: Iterable[tuple[Key, Survey | Trial]], pipes: list[Connectio
 
 
 def survey(pipes: list[Connection]) -> tuple[Surveyed, list[str]]:
-    """Run every test file of which this is not known from an earlier run.
+    """Find which tests run which lines; run only test files without a valid result of an earlier run.
 
     Returns:
-        what is known of the tests that pass, and those that fail.
+        the seconds and the lines of each test that passes, and the ids of the tests that fail.
     """
     path = KEPT / "survey.json"
     known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
@@ -165,10 +165,10 @@ def survey(pipes: list[Connection]) -> tuple[Surveyed, list[str]]:
 def tests_of(defect: Defect, surveyed: Surveyed) -> dict[str, float]:
     """Return the tests that run a line of the defect and their seconds: the module's own first, then the quickest.
 
-    Tests of other modules are left out when together they take more than BUDGET: a defect in the core is for the tests
-    of its module to see.
+    Tests of other modules are left out beyond BUDGET seconds in all: the tests of its own module should see a defect in
+    the core.
     """
-    modules = [defect.module] if defect.lines else users_of(defect.module)  # one of constants alone runs elsewhere
+    modules = [defect.module] if defect.lines else users_of(defect.module)  # constants alone run elsewhere
 
     def runs(lines: Sequence[int]) -> bool:
         return bool(defect.lines & set(lines)) if defect.lines else bool(lines)
@@ -193,7 +193,7 @@ def users_of(module: str) -> list[str]:
 
 
 class Results:
-    """What is known of each defect, kept in a file."""
+    """The result of each defect, kept in a file."""
 
     def __init__(self) -> None:
         self._path = KEPT / "results.jsonl"
@@ -202,14 +202,14 @@ class Results:
         self._rows: dict[str, dict[str, str]] = {row["name"]: row for row in rows}
 
     def state(self, defect: Defect) -> str | None:
-        """Return how the defect fared; None when that may have changed since, or was never tried."""
+        """Return the state of a defect; None if it was never tried, or if its state may have changed since."""
         row = self._rows.get(defect.name)
         if row is None or row["source"] != digest_of(defect.source) or row["tests"] != self._digest(row["test"]):
             return None
         return row["state"]
 
     def test(self, defect: Defect) -> str:
-        """Return the test that saw it."""
+        """Return the test that saw the defect."""
         return self._rows[defect.name]["test"]
 
     def add(self, defect: Defect, state: str, failed: Sequence[str] = ()) -> None:
@@ -218,7 +218,7 @@ class Results:
         self._keep(row | {"tests": self._digest(test)})
 
     def forget(self, test: str) -> None:
-        """Nothing that this test has seen is known any more."""
+        """Discard the state of every defect that this test has seen."""
         for row in list(self._rows.values()):
             if row["test"] == test:
                 self._keep(row | {"state": "", "tests": ""})
@@ -229,15 +229,15 @@ class Results:
             file.write(json.dumps(row) + "\n")
 
     def _digest(self, test: str) -> str:
-        """Return what is seen stays seen while the test that saw it stays as it is."""
+        """Return the digest of what a state depends on: the test that saw the defect, or all code and tests."""
         return digest_of(text_of(test)) if test else self._everything
 
 
 def try_defects(planted: list[Defect], surveyed: Surveyed, results: Results, pipes: list[Connection]) -> set[str]:
-    """Try every defect that is not known yet; those that hang once more, for the machine may have had much to do.
+    """Try every defect without a known state; try a hung one once more, because the machine may have been overloaded.
 
     Returns:
-        the tests that saw one.
+        the tests that saw a defect.
     """
     left = [defect for defect in planted if results.state(defect) is None]
     print(f"{len(planted)} defects, {len(planted) - len(left)} known from an earlier run", flush=True)
@@ -260,7 +260,7 @@ def try_defects(planted: list[Defect], surveyed: Surveyed, results: Results, pip
             continue
         state = SEEN if outcome.failed else NOT_SEEN
         results.add(defect, state, outcome.failed)
-        saw |= surveyed.keys() & outcome.failed  # an import that fails is no test
+        saw |= surveyed.keys() & outcome.failed  # a failed import is not a test
         counts[state] += 1
         if time.monotonic() > told + PROGRESS_INTERVAL:
             told = time.monotonic()
@@ -275,10 +275,10 @@ def try_defects(planted: list[Defect], surveyed: Surveyed, results: Results, pip
 
 
 def check(saw: set[str], surveyed: Surveyed, results: Results, pipes: list[Connection]) -> list[str]:
-    """Run the tests that saw a defect once more without one, in the same place.
+    """Run the tests that saw a defect once more without a defect, in the same environment.
 
     Returns:
-        the one that fails even so, if any; what it saw is not known any more.
+        the test that fails without a defect, if any; the state of every defect that it saw is discarded.
     """
     control = Trial(None, "", {test: surveyed[test][0] for test in sorted(saw)})
     failing = []
@@ -289,7 +289,7 @@ def check(saw: set[str], surveyed: Surveyed, results: Results, pipes: list[Conne
     return failing
 
 
-# What is said
+# The report
 
 
 def report(planted: list[Defect], results: Results) -> int:
@@ -322,14 +322,14 @@ def report(planted: list[Defect], results: Results) -> int:
 
 
 def accepted(kind: str) -> set[str]:
-    """Return the names in the blocks of that kind in the list of what no test sees."""
+    """Return the names of the defects in the blocks of that kind in ``docs/testing.md``."""
     text = ACCEPTED.read_text("utf-8") if ACCEPTED.exists() else ""
     return {name for block in re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for name in block.splitlines()}
 
 
 @cache
 def text_of(test: str) -> str:
-    """Return the text of the function that a test is, by its id; empty when there is none of that name."""
+    """Return the source of a test function, by the test's id; empty if there is no such function."""
     file, _, name = test.partition("::")
     path = ROOT / file
     tree = ast.parse(path.read_text("utf-8") if path.is_file() else "")

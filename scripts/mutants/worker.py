@@ -1,8 +1,8 @@
-"""A process that runs tests: on stores and on a copy of the project of its own, each time in a forked child.
+"""A process that runs tests in forked children, with its own stores and its own copy of the project.
 
-A child imports the project anew, from the copy, so that a defect written there is in whatever a test starts too. What
-else the tests import is imported before the fork, and the stores run already: a child begins its first test after half
-a second.
+A child imports the project anew, from the copy, so that processes that a test starts have the defect, too. Everything
+else that the tests import is imported before the fork, and the stores already run: a child begins its first test after
+half a second.
 """
 
 import ast
@@ -35,15 +35,15 @@ from lesson_server.embedded.stores import EmbeddedStores
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
 OURS = ("lesson_server", "statecharts", "tests")
-PR_SET_CHILD_SUBREAPER = 36  # processes that a killed child has started become ours, to be killed too
+PR_SET_CHILD_SUBREAPER = 36  # the processes of a killed child become our children, so that we can kill them
 
-# The libraries have been imported before pytest could rewrite the assertions in its plugins.
+# Ignored warning: the libraries are imported before pytest can rewrite the assertions in its plugins.
 PYTEST = ["-q", "--tb=short", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
-# A test may take this many times as long as when it was surveyed, and these seconds more; the last number is for its
-# second try. Then it is interrupted.
+# A test is interrupted after PATIENCE_FACTOR times its surveyed duration plus PATIENCE seconds. At its second try,
+# LAST_PATIENCE replaces PATIENCE.
 PATIENCE_FACTOR, PATIENCE, LAST_PATIENCE = 5, 1.0, 3.0
-# Seconds after which the child is killed if the test has not ended even so.
+# Seconds from the interruption until the child is killed, if the test has not ended.
 GRACE = 2.0
 POLL_INTERVAL = 0.02
 
@@ -53,19 +53,19 @@ Deadline = Any  # a RawValue, whose type is private
 
 @dataclass(frozen=True)
 class Survey:
-    """To run a test file: how long its tests take, and which lines they run."""
+    """The job to run a test file and record the duration and the lines of each test."""
 
     file: str
 
 
 @dataclass(frozen=True)
 class Trial:
-    """To run tests, with a defect or with none, until one fails.
+    """The job to run tests, with a defect or without, until a test fails.
 
     Attributes:
-        module: path of the module that has the defect; None for none.
-        source: its text.
-        tests: the id of a test → its seconds; in this order.
+        module: path of the module that has the defect; None: no defect.
+        source: the source of the module.
+        tests: id of a test → its seconds, in the order of the run.
     """
 
     module: str | None
@@ -75,12 +75,12 @@ class Trial:
 
 @dataclass
 class Outcome:
-    """What a child has to say.
+    """The result of a job.
 
     Attributes:
         failed: the tests that failed, or the file that could not be imported.
-        hung: whether the child was killed because the last of them did not end.
-        surveyed: the id of a test → its seconds, and module → the lines that it ran.
+        hung: whether the child was killed because the last failed test did not end.
+        surveyed: id of a test → its seconds, and module → lines that it ran.
         text: what pytest printed.
     """
 
@@ -91,7 +91,7 @@ class Outcome:
 
 
 def work(pipe: Connection, folder: Path) -> None:
-    """Answer the jobs that come through ``pipe``, until a None comes."""
+    """Run the jobs from ``pipe`` and send back the outcomes, until None is received."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with contextlib.suppress(KeyboardInterrupt, EOFError), Bench(folder) as bench:
         while (job := pipe.recv()) is not None:
@@ -107,14 +107,14 @@ class Bench:
         self._outcome = folder / "outcome.json"
         self._printed = folder / "printed.txt"
         self._stores: EmbeddedStores | None = None
-        self._deadline = RawValue("d", math.inf)  # of the test that runs, by the monotonic clock; shared with the child
+        self._deadline = RawValue("d", math.inf)  # of the running test, by the monotonic clock; shared with the child
 
     def __enter__(self) -> "Bench":
         shutil.copytree(ROOT, self._copy, ignore=LEFT_OUT)
         os.environ |= {"PYTHONPATH": str(self._copy)}
         import_libraries()
         self._in_child(lambda stores: pytest.main([*PYTEST, "--collect-only"]))  # writes the byte code of all modules
-        sys.dont_write_bytecode = True  # that of a defect would pass for that of the next one
+        sys.dont_write_bytecode = True  # the byte code of a defect could be loaded for the next defect
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         gc.freeze()
         return self
@@ -156,7 +156,7 @@ class Bench:
         outcome = Outcome(**json.loads(self._outcome.read_text()), text=self._printed.read_text("utf-8", "replace"))
         outcome.hung = os.WIFSIGNALED(status) and time.monotonic() > self._deadline.value
         if os.WIFSIGNALED(status):
-            self._stop_stores()  # nobody has cleaned up in them
+            self._stop_stores()  # the killed child has not cleaned them up
         elif status != 0 and not outcome.failed:
             outcome.failed = ["an import"]
         return outcome
@@ -172,7 +172,7 @@ class Bench:
             sys.path.insert(0, str(self._copy))
             for name in [name for name in sys.modules if name.startswith(OURS)]:
                 del sys.modules[name]
-            # Many tests look for examples; a defect need not be shown by the smallest one.
+            # No shrinking: many tests search for examples, and a defect needs any failing example, not the smallest.
             quick = hypothesis.settings(database=None, derandomize=True, phases=[hypothesis.Phase.generate])
             hypothesis.settings.register_profile("mutants", quick)
             hypothesis.settings.load_profile("mutants")
@@ -197,7 +197,7 @@ class Bench:
 
 
 def import_libraries() -> None:
-    """Import what the project and its tests import, without themselves."""
+    """Import everything that the project and its tests import, except their own modules."""
     names: set[str] = set()
     for path in [*ROOT.glob("lesson_server/**/*.py"), *ROOT.glob("tests/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -225,7 +225,7 @@ def kill_all(processes: set[psutil.Process]) -> None:
 
 
 class Plugin:
-    """Gives the tests the stores that run, and notes which one failed."""
+    """Gives the tests the running stores, and records which test failed."""
 
     def __init__(self, stores: EmbeddedStores, outcome: Path) -> None:
         self._stores = stores
@@ -251,11 +251,11 @@ class Plugin:
 
 
 class TookTooLong(KeyboardInterrupt):
-    """Ends a test as Ctrl-C would: no event loop and no ``except Exception`` of what is tested keeps it."""
+    """Ends a test as Ctrl-C would: no event loop and no ``except Exception`` of the tested code stops it."""
 
 
 class TrialPlugin(Plugin):
-    """Runs the tests of a trial and no others, in its order. One that takes too long has failed, and is the last."""
+    """Runs only the tests of a trial, in its order; a test that takes too long has failed, and is the last."""
 
     def __init__(
         self, stores: EmbeddedStores, outcome: Path, deadline: Deadline, tests: dict[str, float], patience: float
@@ -271,7 +271,7 @@ class TrialPlugin(Plugin):
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        self.note(failed=[item.nodeid])  # should we be killed
+        self.note(failed=[item.nodeid])  # in case we are killed
         allowed = self._patience + PATIENCE_FACTOR * self._tests[item.nodeid]
         self._deadline.value = time.monotonic() + allowed + GRACE
         signal.signal(signal.SIGALRM, self._interrupt)
@@ -295,9 +295,9 @@ class TrialPlugin(Plugin):
 
 
 def trial(job: Trial, stores: EmbeddedStores, outcome: Path, deadline: Deadline) -> int:
-    """Run the first file before the others are imported: most defects need no other.
+    """Run the tests of the first file before the other files are imported: most defects need no other file.
 
-    A test that fails runs once more, for some fail now and then on a machine that has much to do.
+    A failed test is run once more, because some tests fail now and then on an overloaded machine.
     """
     left = dict(job.tests)
     while left:
@@ -318,7 +318,7 @@ def trial(job: Trial, stores: EmbeddedStores, outcome: Path, deadline: Deadline)
 def run_until_failure(
     tests: dict[str, float], stores: EmbeddedStores, outcome: Path, deadline: Deadline, patience: float
 ) -> str | None:
-    """Return the test that failed, or the file that could not be imported; None when there is none."""
+    """Run tests until one fails; return the failed test, or the file that could not be imported, or None."""
     files = dict.fromkeys(test.partition("::")[0] for test in tests)
     plugin = TrialPlugin(stores, outcome, deadline, tests, patience)
     status = pytest.main([*PYTEST, "--exitfirst", *files], [plugin])
@@ -343,13 +343,13 @@ class SurveyPlugin(Plugin):
             self._surveyed[item.nodeid] = (seconds, dict(self._lines_of_processes()))
 
     def _lines_of_processes(self) -> Iterator[tuple[str, list[int]]]:
-        """Return what processes ran that the test has started, and that have ended."""
+        """Return the lines, by module, that ended processes of the test ran."""
         lines: dict[str, set[int]] = {}
         for path in self._data.parent.glob(self._data.name + ".*"):
             if f".pid{os.getpid()}." in path.name:
-                continue  # our own
+                continue  # the data of this process
             data = coverage.CoverageData(str(path))
-            with contextlib.suppress(coverage.CoverageException):  # one that was killed while it wrote
+            with contextlib.suppress(coverage.CoverageException):  # a process was killed while it wrote the file
                 data.read()
             for file in data.measured_files():
                 lines.setdefault(module_of(file), set()).update(data.lines(file) or ())
@@ -375,6 +375,6 @@ def module_of(file: str) -> str:
 def survey(job: Survey, stores: EmbeddedStores, folder: Path, outcome: Path) -> int:
     data = folder / "coverage"
     measured = coverage.Coverage(data_file=str(data), config_file="pyproject.toml")
-    measured.set_option("run:disable_warnings", ["no-data-collected"])  # of a file that only starts processes
+    measured.set_option("run:disable_warnings", ["no-data-collected"])  # of a test file that only starts processes
     measured.start()
     return pytest.main([*PYTEST, job.file], [SurveyPlugin(stores, outcome, measured, data)])

@@ -40,7 +40,7 @@ TRANSITIONS: list[dict[str, object]] = [
         "conditions": ["has_access_token"],
         "before": ["get_client_id", "save_client", "set_client_presence", "report_reconnect"],
     },
-    # Back to the beginning after a failed join
+    # Back to the initial state after a failed join
     {"trigger": "abandon", "source": "connected", "dest": "connected", "before": ["leave_room"]},
     {
         "trigger": "abandon",
@@ -54,7 +54,7 @@ TRANSITIONS: list[dict[str, object]] = [
         "dest": "connected",
         "before": ["clear_session", "leave_room", "undo_presence"],
     },
-    # After Redis has lost what it held
+    # After Redis has lost its data
     {"trigger": "restore", "source": "seated", "dest": "seated", "before": ["ensure_seat_map"]},
     {
         "trigger": "restore",
@@ -62,7 +62,7 @@ TRANSITIONS: list[dict[str, object]] = [
         "dest": "registered",
         "before": ["ensure_seat_map", "restore_presence"],
     },
-    # The end
+    # The end of the connection
     {"trigger": "disconnect", "source": "connected", "dest": "disconnected"},
     {
         "trigger": "disconnect",

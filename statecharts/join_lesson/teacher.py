@@ -39,7 +39,7 @@ TRANSITIONS: list[dict[str, object]] = [
         "dest": "registered",
         "before": ["set_teacher_presence"],
     },
-    # Back to the beginning after a failed join
+    # Back to the initial state after a failed join
     {"trigger": "abandon", "source": "connected", "dest": "connected", "before": ["leave_room"]},
     {
         "trigger": "abandon",
@@ -53,7 +53,7 @@ TRANSITIONS: list[dict[str, object]] = [
         "dest": "connected",
         "before": ["clear_session", "leave_room", "undo_presence"],
     },
-    # After Redis has lost what it held
+    # After Redis has lost its data
     {"trigger": "restore", "source": "seated", "dest": "seated", "before": ["ensure_seat_map"]},
     {
         "trigger": "restore",
@@ -61,7 +61,7 @@ TRANSITIONS: list[dict[str, object]] = [
         "dest": "registered",
         "before": ["ensure_seat_map", "restore_presence"],
     },
-    # The end
+    # The end of the connection
     {"trigger": "disconnect", "source": "connected", "dest": "disconnected"},
     {
         "trigger": "disconnect",

@@ -1,39 +1,19 @@
-"""workers.py with trivial workers, each supervisor in a process of its own; then the command line with real ones."""
+"""workers.py with trivial workers, each supervisor in a process of its own."""
 
-import asyncio
 import contextlib
-import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-import urllib.error
-import urllib.request
 
 import psutil
 import pytest
-from clients import SUCCESS, client, join
 from cluster import ROOT
-from commands import COMMAND, clean_environ, running
-
-from lesson_server.cli import commands
-
-LONG = 20.0
-
-
-def until(condition, patience=LONG):
-    deadline = time.monotonic() + patience
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
-    return found
-
-
-# Supervisor
+from commands import clean_environ
+from processes import LONG, children, said, until
 
 
 @contextlib.contextmanager
@@ -90,19 +70,6 @@ def supervising(work, count=2, before=""):
             child.kill()
         process.kill()
         process.communicate()
-
-
-def said(process, first_word):
-    """The rest of the next line that begins so."""
-    for line in process.stdout:
-        word, _, rest = line.strip().partition(" ")
-        if word == first_word:
-            return rest
-    raise AssertionError(f"nothing said of {first_word}: {process.stderr.read()}")
-
-
-def children(process):
-    return [child.pid for child in psutil.Process(process.pid).children()]
 
 
 PATIENT = """
@@ -270,182 +237,3 @@ def test_a_worker_can_read_from_its_start_when_its_parent_is_gone():
         said(process, "starting")
         process.kill()
         said(process, "orphan")
-
-
-# lesson-server run --workers 2
-
-
-def fetch(url):
-    try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-
-
-def figure(url, start):
-    (line,) = [line for line in fetch(url + "/metrics")[1].splitlines() if line.startswith(start)]
-    return float(line.split()[-1])
-
-
-def test_two_workers_are_one_server(environ, io_loop, mint):
-    with running("--workers", "2", **environ) as server:
-        workers = children(server)
-        assert len(workers) == 2
-        assert fetch(server.url + "/readyz") == (200, "ready\n")
-
-        async def class_joins():
-            async with contextlib.AsyncExitStack() as stack:
-                for number in range(20):
-                    auth = {"client": "participant", "lesson_id": "1", "access_token": mint(f"p{number}")}
-                    assert await join(await stack.enter_async_context(client(server, **auth))) == SUCCESS
-                await io_loop.run_in_executor(None, check_sums)
-
-        def check_sums():
-            registered = 'lesson_connections{client="participant",event="join_lesson",state="registered"}'
-            until(lambda: figure(server.url, registered) == 20)
-            joins = 'lesson_events_total{client="participant",event="join_lesson",outcome="success"}'
-            assert {figure(server.url, joins) for _ in range(10)} == {20.0}
-
-        io_loop.run_sync(class_joins)
-
-        os.kill(workers[0], signal.SIGKILL)
-        (new,) = until(lambda: set(children(server)) - set(workers))
-        until(lambda: psutil.Process(new).num_threads() and fetch(server.url + "/readyz")[0] == 200)
-        server.terminate()
-        assert server.wait(LONG) == 0
-        assert not any(psutil.pid_exists(pid) for pid in (*workers, new))
-        assert "Traceback" not in server.stderr.read()
-
-
-CROWD = ROOT / "tests/js/crowd.js"
-
-
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not there")
-@pytest.mark.skipif(not (CROWD.parent / "node_modules/socket.io-client").exists(), reason="no socket.io-client")
-@pytest.mark.parametrize(
-    ("transports", "come_to"),
-    [(["polling", "websocket"], "websocket"), (["polling"], "polling"), (["websocket"], "websocket")],
-    ids=lambda value: "/".join(value) if isinstance(value, list) else "",
-)
-def test_official_clients_of_three_workers_join_and_join_again_when_one_is_killed(
-    environ, redis_client, mint, transports, come_to
-):
-    """Each request of a polling client may be accepted by any worker."""
-    count = 200 if len(transports) == 2 else 30
-    options = {"lesson_id": "1", "tokens": [mint(f"p{number}") for number in range(count)], "transports": transports}
-    with running("--workers", "3", **environ) as server:
-        workers = children(server)
-        crowd = subprocess.Popen(
-            ["node", CROWD, server.url, json.dumps(options)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        try:
-            before = all_joined(crowd, come_to, count)
-            held = {pid: connections(pid) for pid in workers}
-            victim = min((pid for pid in workers if held[pid]), key=held.__getitem__)
-            os.kill(victim, signal.SIGKILL)
-            after = all_joined(crowd, come_to, count)
-            assert before - after
-            assert held[victim] == sum(held.values()) or before & after, "those of other workers stay"
-            assert set(redis_client.hgetall("lesson_student_1").values()) == after
-        finally:
-            crowd.kill()
-            crowd.communicate()
-
-
-def connections(pid):
-    """How many clients a worker has."""
-    return sum(1 for connection in psutil.Process(pid).net_connections("tcp") if connection.status == "ESTABLISHED")
-
-
-def all_joined(crowd, transport, count):
-    """The sids of a crowd when all have joined by that transport."""
-    for line in crowd.stdout:
-        seen = json.loads(line)
-        if seen["transports"] == {transport: count}:
-            return set(seen["sids"])
-    raise AssertionError(crowd.stderr.read())
-
-
-def test_a_server_that_is_told_to_stop_while_its_workers_start_stops_cleanly(environ):
-    server = subprocess.Popen(
-        [*COMMAND, "run", "--workers", "2"],
-        cwd=ROOT,
-        env=clean_environ(**environ),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    until(lambda: children(server))
-    server.terminate()
-    said, log = server.communicate(timeout=LONG)
-    assert (server.returncode, said, log) == (0, "", "")
-
-
-def test_workers_end_when_their_parent_was_killed_and_nothing_is_left(environ, tmp_path):
-    with running("--workers", "2", TMPDIR=str(tmp_path), **environ) as server:
-        workers = children(server)
-        assert len(list(tmp_path.iterdir())) == 1
-        server.kill()
-        server.wait(LONG)
-        until(lambda: not any(map(_runs, workers)))
-        assert not list(tmp_path.iterdir())
-
-
-def test_an_orphan_is_told_to_stop_once(io_loop):
-    """Twice would be to stop at once, without sending its clients away."""
-
-    async def story():
-        parent_gone, parent_lives = os.pipe()
-        os.close(parent_lives)
-        signals = asyncio.Queue()
-        asyncio.get_running_loop().add_reader(parent_gone, commands._stop_as_orphan, parent_gone, signals)
-        await signals.get()
-        for _ in range(10):
-            await asyncio.sleep(0.001)
-        assert signals.empty()
-        os.close(parent_gone)
-
-    io_loop.run_sync(story)
-
-
-def test_what_killed_workers_left_is_removed_by_the_next_start(environ, tmp_path):
-    with running("--workers", "2", TMPDIR=str(tmp_path), **environ) as server:
-        workers = children(server)
-        for process in (server.pid, *workers):
-            os.kill(process, signal.SIGKILL)
-        until(lambda: not any(map(_runs, workers)))
-    (left,) = tmp_path.iterdir()
-    with running("--workers", "2", TMPDIR=str(tmp_path), **environ):
-        (used,) = tmp_path.iterdir()
-        assert used != left
-
-
-def _runs(pid):
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-@pytest.mark.parametrize(
-    ("broken", "status", "named"),
-    [
-        ({"LESSON_REDIS_URL": "redis://127.0.0.1:1"}, 1, "lesson-server: Redis: "),
-        ({"LESSON_AUTH_ALGORITHM": "RS256"}, 2, "lesson-server: auth.key"),
-    ],
-)
-def test_what_keeps_a_worker_from_starting_is_said_once(environ, broken, status, named):
-    ended = subprocess.run(
-        [sys.executable, "-m", "lesson_server.cli", "run", "--workers", "3"],
-        env=clean_environ(**environ | broken),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert ended.returncode == status
-    assert sum(line.startswith(named) for line in ended.stderr.splitlines()) == 1
-    assert ended.stdout == ""
-    assert "Traceback" not in ended.stderr

@@ -135,7 +135,7 @@ def test_a_place_that_is_released_comes_after_those_that_wait_already():
     assert gone(guests) == [0, 1, 2]
 
 
-def test_when_all_places_are_kept_there_is_none():
+def test_when_all_states_are_kept_there_is_none():
     places = Places(2)
     guests = [Guest(places) for _ in range(2)]
     for guest in guests:

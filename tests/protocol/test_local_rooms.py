@@ -179,6 +179,14 @@ def test_a_room_that_is_closed_is_left_by_all(rooms):
     rooms.basic_close_room("nobody's", NAMESPACE)
 
 
+def test_a_room_that_was_not_entered_is_left_without_harm(rooms):
+    one, two = connect(rooms, "eio-1", "eio-2")
+    rooms.basic_enter_room(one, NAMESPACE, "lesson")
+    rooms.basic_leave_room(one, NAMESPACE, "nobody's")
+    rooms.basic_leave_room(two, NAMESPACE, "lesson")
+    assert participants(rooms, "lesson") == {one: "eio-1"}
+
+
 def test_who_is_not_connected_enters_no_room(rooms):
     with pytest.raises(ValueError, match="sid is not connected"):
         rooms.basic_enter_room("nobody", NAMESPACE, "lesson")

@@ -125,7 +125,7 @@ async def test_of_handshakes_that_are_not_completed_the_oldest_gives_way(edge: E
         for _ in range(LIMIT + EXTRA_ENGINE_SOCKETS)
     ]
     assert len(edge.sockets) == LIMIT + EXTRA_ENGINE_SOCKETS
-    assert edge.log == ["client dropped: handshake given up for a newer one"]
+    assert edge.log == ["client dropped: handshake cancelled for a newer one"]
     if isinstance(first, Client):
         assert await first.messages() == []
     else:

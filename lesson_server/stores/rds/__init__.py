@@ -1,1 +1,1 @@
-"""RDS, which is PostgreSQL: the lessons."""
+"""RDS (PostgreSQL): the lessons."""

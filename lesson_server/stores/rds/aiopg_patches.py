@@ -1,6 +1,6 @@
-"""What aiopg 1.4 does wrong with the descriptors of its connections, most of it when RDS closes them.
+"""Fixes for aiopg 1.4, which mishandles the file descriptors of its connections, mostly when RDS closes them.
 
-Leans on private parts of aiopg; ``tests/stores/rds/test_aiopg_patches.py`` fails when one changes.
+The fixes depend on private parts of aiopg; ``tests/stores/rds/test_aiopg_patches.py`` fails when one changes.
 """
 
 import asyncio
@@ -17,19 +17,19 @@ _ready = Connection._ready
 
 
 def mend() -> None:
-    """Replace the parts of aiopg that are wrong."""
+    """Replace the faulty parts of aiopg."""
     aiopg.connection.select = SimpleNamespace(select=_select)  # type: ignore[assignment,attr-defined]
     Connection._ready = staticmethod(_ready_and_watched)  # type: ignore[assignment]
 
 
 def _select(readable: list[int], _writable: object, _exceptional: object, _timeout: float) -> None:
-    """Stands for the ``select.select`` by which aiopg learns after an SQL error whether its descriptor is still open.
+    """Replace the ``select.select`` by which aiopg checks after an SQL error whether its descriptor is still open.
 
-    ``select`` raises ValueError for a descriptor above 1023, nobody catches it, and the query waits for ever.
+    ``select`` raises ValueError for a descriptor above 1023. aiopg does not catch it, and the query waits forever.
     """
     if _events(readable[0]) & select.POLLNVAL:
-        # aiopg takes only the reader of such a descriptor from the loop. uvloop would not let anybody who gets the
-        # number next, a client maybe, watch it.
+        # aiopg removes only the reader of such a descriptor from the loop. uvloop would then refuse to watch the next
+        # descriptor with the same number, e.g. that of a client.
         asyncio.get_running_loop().remove_writer(readable[0])
         raise OSError(9, "Bad file descriptor")
 
@@ -37,8 +37,8 @@ def _select(readable: list[int], _writable: object, _exceptional: object, _timeo
 def _ready_and_watched(weak_connection: "ref[Connection]") -> None:
     """Do what aiopg does when a descriptor is ready, and watch the descriptor again.
 
-    uvloop watches a descriptor no longer once it has told of an error on it. If aiopg has not read up to that error,
-    its query would wait for ever.
+    uvloop stops watching a descriptor once it has reported an error on it. If aiopg has not read up to that error, its
+    query would wait forever.
     """
     _ready(weak_connection)
     connection = weak_connection()

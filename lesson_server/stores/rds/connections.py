@@ -1,7 +1,7 @@
-"""Connections to RDS, which is PostgreSQL, by aiopg. All errors of aiopg and psycopg2 are translated here.
+"""Connections to RDS (PostgreSQL) by aiopg.
 
-Two sets of connections: those that look up lessons, and one beside them that asks for nothing but an answer, so that
-queries which are slow, or hang, never keep readiness and the probes of availability.py from it.
+All errors of aiopg and psycopg2 are translated here. There are two sets of connections: one for lookups of lessons, and
+one for readiness and the probes of availability.py, so that slow or hanging queries never block these two.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ from lesson_server.settings.schema import SettingsError
 from lesson_server.stores.availability import Availability
 from lesson_server.stores.rds.aiopg_patches import mend
 
-# Seconds from our own timeout to that of the server, which ends there what nobody waits for any more. It comes second
-# because aiopg logs each query that the server ends as an error of the event loop.
+# Seconds from our own timeout to the statement_timeout of the server, which ends a query that no caller waits for any
+# more. The server's timeout is later because aiopg logs each query that the server ends as an error of the event loop.
 SERVER_PATIENCE = 0.5
 
-# A query and its parameters; None for a query in which "%" stands for itself.
+# A query and its parameters. None: "%" has no special meaning in the query.
 Statement = tuple[str, Mapping[str, str] | None]
 
-# Errors of a statement, or of the data that it met, at which RDS and the connection are well.
+# Errors of a statement, or of the data that it reads. RDS and the connection work.
 STATEMENT_FAULTS = (
     psycopg2.DataError,
     psycopg2.IntegrityError,
@@ -35,7 +35,10 @@ STATEMENT_FAULTS = (
 
 
 class StatementFault(StoreUnavailable):
-    """RDS answers, but it can't carry out this statement. ``error`` is psycopg2's."""
+    """RDS answers, but can't execute this statement.
+
+    ``error`` is the error of psycopg2.
+    """
 
     def __init__(self, error: psycopg2.Error) -> None:
         super().__init__("RDS", cause_of(error))
@@ -43,13 +46,13 @@ class StatementFault(StoreUnavailable):
 
 
 class Rds:
-    """The connections to RDS and whether it answers.
+    """The connections to RDS, and its availability.
 
     Args:
         dsn: libpq connection string or URL.
-        timeout: seconds for one query, and for the connection that it may have to open.
-        pool_size: connections that are opened for lookups before the first client. The caller bounds how many it uses.
-        on_unavailable: called when RDS is known not to answer; see availability.py.
+        timeout: seconds for one query, including the time to open a connection if none is idle.
+        pool_size: number of lookup connections that :meth:`open` opens. The caller limits how many are in use.
+        on_unavailable: called when RDS becomes unavailable; see availability.py.
 
     Raises:
         SettingsError: the DSN is malformed.
@@ -60,7 +63,7 @@ class Rds:
         server_timeout = int((timeout + SERVER_PATIENCE) * 1000)
         connect = {
             "dsn": dsn,
-            "timeout": None,  # ours is enough
+            "timeout": None,  # the timeouts of this class are enough
             "enable_hstore": False,  # saves a query on each new connection
             "options": f"{options} -c statement_timeout={server_timeout}",
         }
@@ -74,7 +77,7 @@ class Rds:
         """Open the connections.
 
         Raises:
-            StoreUnavailable: RDS can't be reached or refuses us.
+            StoreUnavailable: RDS can't be reached or refuses the connection.
         """
         mend()
         try:
@@ -85,16 +88,16 @@ class Rds:
             raise StoreUnavailable("RDS", cause_of(error)) from error
 
     async def close(self) -> None:
-        """Stop the probes and close the connections. The queries must have ended."""
+        """Stop the probes and close the connections, after all queries have ended."""
         await self.availability.close()
         self._for_lookups.close()
         self._for_probes.close()
 
     async def fetch(self, query: str, parameters: Mapping[str, str] | None) -> list[Any]:
-        """Return the rows that a query returns.
+        """Run a query and return its rows.
 
         Raises:
-            StatementFault: RDS answered that it can't carry it out.
+            StatementFault: RDS answered that it can't execute the query.
             StoreUnavailable: RDS failed or was too slow.
         """
         try:
@@ -106,10 +109,10 @@ class Rds:
             raise self._failed(cause_of(error)) from error
 
     async def ping(self) -> None:
-        """Asks RDS for nothing but an answer, for readiness.
+        """Check that RDS answers, for readiness.
 
         Raises:
-            StoreUnavailable: there was none.
+            StoreUnavailable: RDS did not answer.
         """
         self.availability.require()
         try:
@@ -122,16 +125,16 @@ class Rds:
         await self._for_probes.execute("SELECT 1", None)
 
     def _failed(self, cause: str) -> StoreUnavailable:
-        self._for_lookups.close()  # these may hang, too, as when something in the network has forgotten them
+        self._for_lookups.close()  # idle connections may hang too, e.g. if the network has dropped them
         self.availability.failed(cause)
         return StoreUnavailable("RDS", cause)
 
 
 class _Connections:
-    """Connections that are opened when they are wanted and kept while they are good.
+    """Connections that are opened on demand and kept while they work.
 
-    Not aiopg's pool: it makes all wait while it opens one, hands out those that have died, and never closes one that
-    hangs.
+    aiopg's pool is not used: it blocks all callers while it opens a connection, hands out dead connections, and never
+    closes a hanging connection.
 
     Args:
         connect: the arguments of ``aiopg.connect``.
@@ -145,14 +148,14 @@ class _Connections:
         self._idle.append(await aiopg.connect(**self._connect))
 
     def close(self) -> None:
-        """Close those that are not in use. To cancel a query closes its connection, too."""
+        """Close the idle connections; a connection in use is closed by cancelling its query."""
         while self._idle:
             self._idle.pop().close()
 
     async def execute(self, query: str, parameters: Mapping[str, str] | None) -> list[Any]:
-        """Return the rows that a query returns.
+        """Run a query and return its rows.
 
-        Connections that have died meanwhile, as all have after a restart of RDS, are replaced unnoticed.
+        Dead connections, as all are after a restart of RDS, are replaced without an error.
         """
         while self._idle:
             connection = self._idle.pop()
@@ -171,7 +174,7 @@ class _Connections:
                 await cursor.execute(query, parameters)
                 return list(await cursor.fetchall())
         except asyncio.CancelledError:
-            # aiopg raises this when the server cancelled the statement; when we were cancelled ourselves, it goes on.
+            # aiopg raises this also when the server cancelled the statement. Only our own cancellation is propagated.
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
@@ -182,7 +185,10 @@ class _Connections:
 
 
 def parse_dsn(dsn: str) -> dict[str, str]:
-    """Return the parts of a connection string. libpq's own error would quote it, and the password with it."""
+    """Return the parts of a connection string.
+
+    libpq's own error is replaced: it would quote the connection string, including the password.
+    """
     try:
         parts: dict[str, str] = psycopg2.extensions.parse_dsn(dsn)
         for port in filter(None, parts.get("port", "").split(",")):
@@ -193,5 +199,8 @@ def parse_dsn(dsn: str) -> dict[str, str]:
 
 
 def cause_of(error: BaseException) -> str:
-    """One line for the log. psycopg2's messages name host, user and database, never the password."""
+    """Return an error as one line for the log.
+
+    psycopg2's messages name host, user and database, never the password.
+    """
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""The table of conf/schema.sql, as the command line fills and shows it, synchronously and by its own connection."""
+"""Access of the command line to the table of conf/schema.sql, synchronously and by a connection of its own."""
 
 import contextlib
 from typing import Any
@@ -13,7 +13,7 @@ CONNECT_TIMEOUT = 5
 
 
 def add_lesson(dsn: str, lesson_id: str, seat_count: int | None, title: str) -> bool:
-    """Add a lesson, or change the one of that id.
+    """Add a lesson, or update the lesson with this id.
 
     Args:
         dsn: libpq connection string or URL.
@@ -22,7 +22,7 @@ def add_lesson(dsn: str, lesson_id: str, seat_count: int | None, title: str) -> 
         title: shown by :func:`list_lessons`.
 
     Returns:
-        whether it is new.
+        whether the lesson is new.
 
     Raises:
         StoreUnavailable: RDS can't be reached or refuses.

@@ -1,6 +1,6 @@
 """``rds.lesson_query``, the operator's query for one lesson.
 
-Here it is asked as it is, and for several lessons at once; and here is found out what is wrong with it.
+This module makes the statements for one lesson and for several lessons, and validates the query.
 """
 
 import logging
@@ -17,13 +17,13 @@ from lesson_server.stores.rds.connections import Statement, StatementFault, caus
 
 logger = logging.getLogger(__name__)
 
-# Lesson ids by which the query is tried, for columns of text and numbers, and of uuids.
+# Lesson ids that the query is checked with: one for columns of text and numbers, one for columns of uuids.
 SAMPLE_IDS = ("1", "00000000-0000-4000-8000-000000000000")
 
-# What PostgreSQL says of an id that a column can't hold.
+# PostgreSQL's errors for an id that the type of a column can't hold.
 NO_ID = (psycopg2.errors.InvalidTextRepresentation, psycopg2.errors.NumericValueOutOfRange)
 
-# Types in which each lesson has one id only: not 042 and 0x2A beside 42, nor a uuid in upper and lower case.
+# Types in which each lesson has only one id. In others, 042 and 0x2A equal 42, and the case of a uuid does not matter.
 TEXT_TYPES = {"text", "character varying", "character"}
 
 _WORD = re.compile(r"[A-Za-z0-9_-]+")
@@ -35,20 +35,20 @@ class LessonQuery:
     """One statement with the parameter ``%(lesson_id)s`` that returns the seat count, or no row.
 
     Args:
-        text: what the operator has set.
+        text: the query as the operator has set it.
     """
 
     def __init__(self, text: str) -> None:
         self._text = text.strip().rstrip(";")
 
     def for_one(self, lesson_id: str) -> Statement:
-        """Return the statement that asks for one lesson."""
+        """Return the statement for one lesson."""
         return self._text, {"lesson_id": lesson_id}
 
     def for_several(self, lesson_ids: Sequence[str]) -> Statement:
-        """One statement that asks for several lessons: before the seat count stands the lesson's id."""
+        """Return one statement for several lessons, with rows of lesson id and seat count."""
         parameters = {f"lesson_id_{number}": lesson_id for number, lesson_id in enumerate(lesson_ids)}
-        # The query is the operator's; what clients send are parameters. The line break ends a comment at its end.
+        # The query is the operator's; clients only send parameters. The line break ends a comment at the query's end.
         parts = (
             f"SELECT %({name})s, answer.seats_of_lesson"  # noqa: S608
             f" FROM ({self._text.replace('%(lesson_id)s', f'%({name})s')}\n) answer (seats_of_lesson)"
@@ -57,16 +57,16 @@ class LessonQuery:
         return " UNION ALL ".join(parts), parameters
 
     async def check(self, fetch: Fetch) -> bool:
-        """Find a wrong query at the start: at a join it would look like an outage.
+        """Validate the query at startup, because at a join an invalid query would look like an outage.
 
         Args:
             fetch: :meth:`Rds.fetch`.
 
         Returns:
-            whether several lessons can be asked for at once.
+            whether one statement can look up several lessons.
 
         Raises:
-            SettingsError: RDS can't make sense of the query.
+            SettingsError: the query is invalid.
             StoreUnavailable: RDS failed or was too slow.
         """
         try:
@@ -74,7 +74,7 @@ class LessonQuery:
                 fault = await self._explain(fetch, self.for_one(sample))
                 if not isinstance(fault, NO_ID):
                     break
-        except (ValueError, TypeError, KeyError) as error:  # psycopg2 found no sense in its "%"
+        except (ValueError, TypeError, KeyError) as error:  # psycopg2 can't interpret a "%" in the query
             raise _wrong(cause_of(error)) from error
         if isinstance(fault, psycopg2.errors.UndefinedTable):
             logger.error("RDS: %s; has conf/schema.sql been applied?", cause_of(fault))
@@ -82,7 +82,7 @@ class LessonQuery:
         if isinstance(fault, psycopg2.ProgrammingError):
             raise _wrong(cause_of(fault)) from fault
         fault = await self._explain(fetch, self.for_several([sample, sample]))
-        if isinstance(fault, psycopg2.errors.InvalidColumnReference):  # seats_of_lesson is the first of no columns
+        if isinstance(fault, psycopg2.errors.InvalidColumnReference):  # there is no column to be named seats_of_lesson
             raise _wrong("it returns no column") from fault
         await self._check_type(fetch)
         if fault is not None and not isinstance(fault, NO_ID):
@@ -99,16 +99,16 @@ class LessonQuery:
         return None
 
     async def _check_type(self, fetch: Fetch) -> None:
-        """Warn when the id is compared as something else than text, because a lesson has several ids then."""
-        # One message, and a name of its own that is left there: a pooler may send the next message to another server
-        # process, and this one to a process that has served an earlier start.
+        """Warn if the id is not compared as text, because then a lesson has several ids."""
+        # PREPARE and SELECT are one message, because a pooler may send the next message to another server process. The
+        # name is random, because it is never deallocated, and the process may have served an earlier start.
         name = f"lesson_query_{secrets.token_hex(4)}"
         prepare = f"PREPARE {name} AS {self._text % _Numbers()}\n"
         types = f"SELECT parameter_types::text[] FROM pg_prepared_statements WHERE name = '{name}'"  # noqa: S608
         try:
             ((found,),) = await fetch(f"{prepare}; {types}", None)
         except StatementFault:
-            return  # PostgreSQL can't tell the type of a parameter that nothing is compared with
+            return  # PostgreSQL can't infer the type of a parameter that is compared with nothing
         if found and TEXT_TYPES.isdisjoint(found):
             logger.warning(
                 "rds.lesson_query compares the lesson's id as %s, so one lesson can be joined by several ids, as"
@@ -119,9 +119,9 @@ class LessonQuery:
 
 
 class _Numbers:
-    """The parameters of psycopg2, under the names that PREPARE wants.
+    """The parameters of psycopg2, with the names that PREPARE requires: ``$1``, ``$2``, ….
 
-    Each use of the lesson's id is a parameter of its own, as it is with psycopg2, because each may be of another type.
+    Each use of the lesson's id is a separate parameter, as in psycopg2, because each use may have another type.
     """
 
     def __init__(self) -> None:
@@ -133,9 +133,9 @@ class _Numbers:
 
 
 def is_about(fault: StatementFault, lesson_id: str) -> bool:
-    """Return whether RDS refused the lesson's id: such a lesson does not exist.
+    """Return whether RDS refused the lesson's id, which means that the lesson does not exist.
 
-    It may have stumbled over its own data, too, and then its message names those.
+    The same errors occur for invalid data in RDS; the message then names the data.
     """
     return isinstance(fault.error, NO_ID) and lesson_id in _WORD.findall(fault.error.diag.message_primary)
 

@@ -1,19 +1,20 @@
-"""RDS: does the lesson exist, and how many seats has it. The only SQL that a join runs.
+"""RDS: lookups of lessons, that is, whether a lesson exists and how many seats it has.
 
-One query answers both questions of the diagrams (arrows 2 and 6). Joins of a lesson that wait at the same time wait for
-the same answer, and lessons that are wanted in the same moment are asked for by one query, a *batch*.
+This is the only SQL that a join runs. One query answers both questions of the diagrams (arrows 2 and 6). Concurrent
+joins of a lesson share one lookup, and lessons that are requested at the same moment share one query, a *batch*.
 
-A lesson may be slow though RDS is well, because the operator's query takes long for it. It must not fail those that
-share its query, nor those that come later:
+A lesson may be slow although RDS is healthy, because the operator's query takes long for it. A slow lesson must fail
+neither the other lessons of its batch nor later lessons:
 
-* A query that has taken a small part of its timeout, its patience, is *slow*. The lessons of a slow batch are asked for
-  once more, each alone; whichever answers first counts.
-* A lesson that was slow alone is remembered and asked for alone from then on, until it is quick again.
-* Slow queries hold all connections but one at most. One more is cancelled, and its lesson waits for their end.
+* A query is *slow* when it has taken a small part of its timeout, its *patience*. The lessons of a slow batch are
+  queried again, each alone; the first answer counts.
+* A lesson that was slow alone is remembered, and is queried alone until it is quick again.
+* Slow queries occupy at most all connections but one. A further slow query is cancelled, and its lesson waits until a
+  slow query has ended.
 
-So one connection at least is free again after each patience. A quick lesson waits for two patiences at most for each
-slow lesson that RDS is asked for the first time, in its batch and alone; for lessons that are known to be slow it does
-not wait. With a pool of one connection, a slow lesson holds up the others for its timeout.
+So at least one connection is free again after each patience. For each slow lesson that is queried for the first time, a
+quick lesson waits at most two patiences: one for the batch, and one for the slow lesson alone. It does not wait for
+lessons that are known to be slow. With a pool of one connection, a slow lesson delays all other lessons by its timeout.
 """
 
 import asyncio
@@ -27,26 +28,26 @@ from lesson_server.errors import LessonNotFound
 from lesson_server.stores.rds.connections import Rds, StatementFault, cause_of
 from lesson_server.stores.rds.lesson_query import LessonQuery, is_about
 
-# A lesson_id, as text.
+# The syntax of a lesson_id.
 LESSON_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
-# A seat map is one Redis hash written by one script: the bound keeps a wrong row in RDS from stalling Redis for all.
+# One script writes a seat map, one Redis hash: the limit keeps a wrong row in RDS from blocking Redis for all clients.
 MAX_SEATS = 10_000
 
-# Lessons that one query asks for: at first, and as long as the queries are quick. PostgreSQL plans and answers the most
-# in 3 ms, but an operator's own query may be slow, and the lessons of a query wait for each other.
+# Lessons in one query: initially, and at most while the queries are quick. PostgreSQL plans and answers MAX_LESSONS in
+# 3 ms, but an operator's own query may be slow, and the lessons of a query wait for each other.
 FIRST_LESSONS = 8
 MAX_LESSONS = 48
-# The part of its timeout after which a query is slow: late enough for an RDS that is slow as a whole to answer its
-# batches, early enough for the lessons of a slow batch to be answered after all.
+# The fraction of its timeout after which a query is slow: large enough for an RDS that is slow as a whole to answer its
+# batches, small enough to answer the lessons of a slow batch one by one within their timeout.
 PATIENCE = 1 / 8
-# Lessons that are remembered as slow: more than an hour has, fewer than a guest who makes them up could fill.
+# Maximum number of lessons remembered as slow: more than occur in an hour, fewer than a guest could invent.
 MAX_SLOW_LESSONS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A row of RDS. ``seat_count`` is 0 for a lesson without seats."""
+    """A lesson in RDS, with ``seat_count`` 0 for a lesson without seats."""
 
     lesson_id: str
     seat_count: int
@@ -54,12 +55,12 @@ class Lesson:
 
 @dataclass(eq=False, slots=True)
 class _Lookup:
-    """A lesson that joins wait for.
+    """The lookup of one lesson, for all joins that wait for it.
 
     Attributes:
-        outcome: the lesson, None if RDS has not found it, or what went wrong.
-        joins: the answers to the joins that wait.
-        is_alone: whether it is, or is going to be, asked for by a query of its own.
+        outcome: the lesson, None if RDS has no such lesson, or the error.
+        joins: the answers to the waiting joins.
+        is_alone: whether the lesson has, or is going to have, a query of its own.
     """
 
     lesson_id: str
@@ -69,13 +70,13 @@ class _Lookup:
 
 
 class Lessons:
-    """The lessons that RDS knows.
+    """The lessons in RDS.
 
     Args:
         dsn: libpq connection string or URL.
         query: one statement with the parameter ``%(lesson_id)s`` that returns the seat count, or no row.
-        timeout: seconds that a query may take once it has a connection.
-        pool_size: connections used by lookups. One more is for readiness and probes.
+        timeout: seconds for one query, without the time that it waits for its turn.
+        pool_size: connections for lookups. One more is for readiness and probes.
     """
 
     def __init__(self, dsn: str, query: str, timeout: float, pool_size: int) -> None:
@@ -87,39 +88,39 @@ class Lessons:
         self._turns = asyncio.Semaphore(pool_size)  # one for each connection
         self._slow_turns = asyncio.Semaphore(max(pool_size - 1, 1))
         self._lookups: dict[str, _Lookup] = {}
-        self._unasked: deque[_Lookup] = deque()  # those that wait for a batch
-        self._slow_lessons: dict[str, None] = {}  # the longest known first
-        self._beginning = False  # a query for a batch waits for its turn
-        self._under_way = 0  # queries
+        self._unasked: deque[_Lookup] = deque()  # lookups that wait for a batch
+        self._slow_lessons: dict[str, None] = {}  # an ordered set, oldest first
+        self._beginning = False  # a batch query waits for its turn
+        self._under_way = 0  # queries in progress
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Open the connections.
 
         Raises:
-            SettingsError: RDS can't make sense of the query.
-            StoreUnavailable: RDS can't be reached or refuses us.
+            SettingsError: the query is invalid.
+            StoreUnavailable: RDS can't be reached or refuses the connection.
         """
         await self._rds.open()
         if not await self._query.check(self._rds.fetch):
             self._lessons_in_query = self._max_lessons_in_query = 1
 
     async def close(self) -> None:
-        """End the lookups and close the connections."""
+        """Fail the lookups and close the connections."""
         self._fail_all()
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self._rds.close()
 
     async def get(self, lesson_id: str) -> Lesson:
-        """Return the lesson of that id.
+        """Return the lesson with this id.
 
         Source: Teacher App and Participant diagrams, arrows 2 to 4 and 6.
 
         Raises:
             LessonNotFound: RDS has no such lesson.
-            StoreUnavailable: RDS failed or was too slow, or is known not to answer.
-            ValueError: RDS says something that can't be a number of seats.
+            StoreUnavailable: RDS failed, was too slow, or is unavailable.
+            ValueError: the seat count in RDS is not a valid number of seats.
         """
         lookup = self._lookups.get(lesson_id)
         if lookup is None:
@@ -136,10 +137,10 @@ class Lessons:
         return lesson
 
     async def ping(self) -> None:
-        """Asks RDS for nothing but an answer.
+        """Check that RDS answers.
 
         Raises:
-            StoreUnavailable: there was none.
+            StoreUnavailable: RDS did not answer.
         """
         await self._rds.ping()
 
@@ -155,23 +156,23 @@ class Lessons:
         return lookup
 
     def _settle(self, lookup: _Lookup, outcome: Lesson | Exception | None) -> None:
-        """Answer the joins that wait. The first outcome counts."""
+        """Answer the waiting joins, unless the lookup has an outcome already."""
         if lookup.outcome.done():
             return
         del self._lookups[lookup.lesson_id]
         lookup.outcome.set_result(outcome)
         for answer in lookup.joins:
             if answer.done():
-                continue  # the join was given up in this turn of the loop
+                continue  # the join was cancelled in this loop iteration
             if isinstance(outcome, Exception):
                 answer.set_exception(outcome)
             else:
                 answer.set_result(outcome)
 
     def _fail_all(self) -> None:
-        """Fail all lookups, and cancel their queries: RDS is known not to answer, or the server stops."""
+        """Fail all lookups and cancel their queries, because RDS is unavailable or the server stops."""
         self._unasked.clear()
-        self._slow_lessons.clear()  # it was RDS that was slow
+        self._slow_lessons.clear()  # RDS was slow, not the lessons
         for lookup in list(self._lookups.values()):
             self._settle(lookup, self._rds.availability.refusal())
         for task in self._tasks:
@@ -186,15 +187,15 @@ class Lessons:
     # Queries
 
     def _ask_soon(self) -> None:
-        """Begin a query when all that is asked for in this turn of the loop is known."""
+        """Schedule a batch query for the next event loop iteration, so that it takes all lookups of this iteration."""
         if self._unasked and not self._beginning:
             self._beginning = True
             self._spawn(self._look_up_batch())
 
     async def _look_up_batch(self) -> None:
-        """Asks for lessons of which RDS has not been asked yet. While it waits for its turn, more of them come."""
+        """Query a batch of lessons, including those that are requested while the query waits for its turn."""
         async with self._turns:
-            for _ in range(self._under_way):  # those under way make this one gather
+            for _ in range(self._under_way):  # the more queries in progress, the larger the batch
                 await asyncio.sleep(0)
             self._beginning = False
             batch = [self._unasked.popleft() for _ in range(min(len(self._unasked), self._lessons_in_query))]
@@ -202,18 +203,18 @@ class Lessons:
             await self._ask(batch)
 
     async def _look_up_alone(self, lookup: _Lookup) -> None:
-        """Asks for a lesson of a batch that was slow or failed."""
+        """Query one lesson of a batch that was slow or failed."""
         async with self._turns:
             await self._ask([lookup])
 
     async def _look_up_slowly(self, lookup: _Lookup) -> None:
-        """Asks for a lesson that is known to be slow."""
+        """Query a lesson that is known to be slow."""
         async with self._slow_turns, self._turns:
             if self._wanted([lookup]) and await self._load([lookup]):
                 self._slow_lessons.pop(lookup.lesson_id, None)
 
     async def _ask(self, lookups: list[_Lookup]) -> None:
-        """Asks for lessons by one query. The caller has taken a turn for it."""
+        """Look up lessons by one query, for which the caller has taken a turn."""
         wanted = self._wanted(lookups)
         if not wanted:
             return
@@ -230,9 +231,9 @@ class Lessons:
             self._lessons_in_query = min(len(wanted) * 2, self._max_lessons_in_query)
 
     async def _attend_to_slow(self, query: "asyncio.Task[None]", lookups: list[_Lookup]) -> None:
-        """Decide what becomes of a slow query, and of its lessons.
+        """Decide whether a slow query may continue, and how its lessons are queried again.
 
-        A query that is cancelled closes its connection.
+        Cancelling a query closes its connection.
         """
         may_go_on = not self._slow_turns.locked()
         if all(lookup.outcome.done() for lookup in lookups):
@@ -250,7 +251,7 @@ class Lessons:
         query.cancel()
 
     def _wanted(self, lookups: list[_Lookup]) -> list[_Lookup]:
-        """Return the lookups that joins wait for. The rest is dropped: no queue is longer than the waiting joins."""
+        """Return the lookups that joins wait for, and drop the rest, so that no queue outgrows the waiting joins."""
         for lookup in lookups:
             if not lookup.joins and not lookup.outcome.done():
                 del self._lookups[lookup.lesson_id]
@@ -270,7 +271,7 @@ class Lessons:
 
     @staticmethod
     async def _end_or_outcomes(query: "asyncio.Task[None]", lookups: list[_Lookup]) -> None:
-        """Wait until a query has ended, or all of its lookups have an outcome from elsewhere."""
+        """Wait until a query has ended, or all of its lookups have an outcome from other queries."""
         while not query.done():
             unsettled = [lookup.outcome for lookup in lookups if not lookup.outcome.done()]
             if not unsettled:
@@ -279,10 +280,10 @@ class Lessons:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
 
     async def _load(self, lookups: list[_Lookup]) -> bool:
-        """Run one query, and settle its lookups by the answer, or by what went wrong.
+        """Run one query, and settle its lookups with the answer or the error.
 
         Returns:
-            whether it was quick.
+            whether the query was quick.
         """
         clock = asyncio.get_running_loop().time
         started = clock()
@@ -308,16 +309,16 @@ class Lessons:
         return clock() - started < self._patience
 
     async def _seat_counts(self, lesson_ids: list[str]) -> dict[str, Any]:
-        """Return what RDS says of those lessons that exist."""
+        """Return the seat counts, as RDS has them, of those lessons that exist."""
         if len(lesson_ids) > 1:
             rows = await self._rds.fetch(*self._query.for_several(lesson_ids))
-            return dict(reversed(rows))  # of several rows the first counts
+            return dict(reversed(rows))  # of several rows for a lesson, the first counts
         rows = await self._rds.fetch(*self._query.for_one(lesson_ids[0]))
         return {lesson_ids[0]: rows[0][0]} if rows else {}
 
 
 def _lesson(lesson_id: str, seat_counts: dict[str, Any]) -> Lesson | ValueError | None:
-    """Return the lesson, None if RDS has not found it, or why its number of seats can't be one."""
+    """Return the lesson, None if RDS has no such lesson, or an error if its seat count is invalid."""
     if lesson_id not in seat_counts:
         return None
     try:

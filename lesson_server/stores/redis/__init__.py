@@ -1,1 +1,1 @@
-"""Redis: the seats of a lesson, who is present, and which nodes live."""
+"""Redis: the seat maps, the presence records, and the liveness of nodes."""

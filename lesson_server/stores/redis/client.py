@@ -1,4 +1,7 @@
-"""The connection to Redis: which server serves which command. The commands are in seats, presence, nodes, rooms."""
+"""The connection to Redis, and the choice of the server for each command.
+
+The commands are in seats, presence, nodes and rooms.
+"""
 
 import asyncio
 import contextlib
@@ -19,12 +22,12 @@ from lesson_server.tasks import end
 
 logger = logging.getLogger(__name__)
 
-# Seconds after which an idle connection is asked whether it still lives before it is used.
+# Seconds after which an idle connection is checked with PING before it is used.
 HEALTH_CHECK_INTERVAL = 30
-# Connections beside those of the round trips: the subscription of the rooms and its successor while it closes, a probe
-# and its successor.
+# Connections in addition to those of the round trips: one for the subscription of the rooms, one for a probe, and for
+# each of them a successor that opens while the old connection closes.
 OTHER_CONNECTIONS = 4
-# Commands that any server serves.
+# Commands that any server can serve.
 KEYLESS = ("PING", "PUBLISH")
 SENTINEL_PORT = 26379
 
@@ -35,12 +38,12 @@ def connect(url: str, timeout: float, pool_size: int) -> Redis:
     Args:
         url: one of
 
-            * ``redis://``, ``rediss://`` (TLS) or ``unix://``, as redis-py has them;
+            * ``redis://``, ``rediss://`` (TLS) or ``unix://``, as in redis-py;
             * ``redis+cluster://`` or ``rediss+cluster://``, with the address of any node of a Redis Cluster;
-            * ``redis+sentinel://[[user]:password@]host[:port],host[:port].../database/service``, as python-socketio has
-              it: the addresses of the sentinels, and the name under which they know the master.
-        timeout: seconds to connect, and for one answer.
-        pool_size: connections at most (to each node of a cluster).
+            * ``redis+sentinel://[[user]:password@]host[:port],host[:port].../database/service``, as in
+              python-socketio: the addresses of the sentinels, and the service name of the master.
+        timeout: seconds to connect, and to wait for one answer.
+        pool_size: maximum number of connections (to each node of a cluster).
     """
     options: dict[str, Any] = {
         "max_connections": pool_size,
@@ -59,9 +62,9 @@ def connect(url: str, timeout: float, pool_size: int) -> Redis:
 
 
 def _retry_once() -> Retry:
-    """Once, and only where the connection broke, as each idle one has after a restart of Redis.
+    """Return a policy that retries once, and only if the connection broke, as idle ones do when Redis restarts.
 
-    Never after a timeout: there is no time left, and the first try may still be carried out.
+    It does not retry after a timeout: no time is left, and Redis may still execute the first attempt.
     """
     return Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
 
@@ -81,27 +84,27 @@ def _connect_to_master(url: str, options: dict[str, Any]) -> Redis:
 
 
 class RedisStore:
-    """Redis, or a server that speaks like it; see :class:`~lesson_server.stores.redis.shard.Shard` for how it is asked.
+    """Redis, or a server with the same protocol.
 
-    Each master of a Redis Cluster is asked by itself, so that one that fails or hangs fails only the steps that have a
-    key there.
+    :class:`~lesson_server.stores.redis.shard.Shard` sends the commands. Each master of a Redis Cluster has its own
+    shard, so that a master that fails or hangs fails only the steps that have a key on it.
 
     Args:
         url: see :func:`connect`.
-        key_prefix: stands before every key.
-        timeout: seconds to connect, and for one answer.
-        pool_size: round trips (to each master) that may be under way at once.
+        key_prefix: the prefix of every key.
+        timeout: seconds to connect, and to wait for one answer.
+        pool_size: maximum number of concurrent round trips (to each master).
 
     Attributes:
-        failures: how many round trips and probes have failed because of Redis. After each of them, Redis may differ
-            from what has been written.
+        failures: number of round trips and probes that have failed because of Redis. After each failure, Redis may
+            differ from what has been written.
     """
 
     def __init__(self, url: str, key_prefix: str, timeout: float, pool_size: int) -> None:
         self._max_connections = pool_size + OTHER_CONNECTIONS
         try:
             self.client = connect(url, timeout, self._max_connections)
-        except ValueError:  # its text would quote the URL, and the password with it
+        except ValueError:  # the error text would quote the URL, including the password
             raise SettingsError("redis.url (LESSON_REDIS_URL): should be a URL of Redis") from None
         self.failures = 0
         self._key_prefix = key_prefix
@@ -113,23 +116,23 @@ class RedisStore:
         self._refresh: asyncio.Task[None] | None = None
 
     def key(self, name: str) -> str:
-        """Return the key of that name, as it stands in Redis."""
+        """Return the key for a name, with the prefix."""
         return self._key_prefix + name
 
     async def run(self, *commands: Command, bookkeeping: tuple[Command, ...] = ()) -> list[Any]:
-        """Run the commands of one step in one round trip (to each master of a cluster), in their order.
+        """Run the commands of one step in order, in one round trip (to each master of a cluster).
 
         Args:
-            commands: each the words of a command, e.g. ``("HGET", key, field)``.
-            bookkeeping: commands that are sent before the others, and whose failure fails nobody: on a cluster, a
-                master that has no key of the step must not keep it from being done.
+            commands: each is a tuple of a command's words, e.g. ``("HGET", key, field)``.
+            bookkeeping: commands that are sent before ``commands``, and whose failure does not fail the step: on a
+                cluster, the step must not depend on a master that holds none of the keys of ``commands``.
 
         Returns:
-            the answer to each, those of ``bookkeeping`` first; an exception in place of each of these that failed.
+            the answer to each command, ``bookkeeping`` first; an exception for each failed ``bookkeeping`` command.
 
         Raises:
-            StoreRefused: a key is of another type. The other commands have been carried out.
-            StoreUnavailable: Redis failed or was too slow. Some of the commands may have been carried out.
+            StoreRefused: a key is of another type. The other commands have been executed.
+            StoreUnavailable: Redis failed or was too slow. Some of the commands may have been executed.
         """
         all_commands = bookkeeping + commands
         if not all_commands:
@@ -141,15 +144,15 @@ class RedisStore:
         return await done
 
     async def ping(self) -> None:
-        """Asks Redis for nothing but an answer.
+        """Check that Redis answers.
 
         Raises:
-            StoreUnavailable: there was none.
+            StoreUnavailable: Redis did not answer.
         """
         await self.run(("PING",))
 
     async def close(self) -> None:
-        """Close the connections; round trips under way are cancelled."""
+        """Cancel the round trips in progress, and close the connections."""
         await end(self._refresh)
         for shard in list(self._shards.values()):
             await shard.close()
@@ -165,7 +168,7 @@ class RedisStore:
     # Redis Cluster
 
     async def _split(self, step: Step) -> list[tuple[Shard, Part]]:
-        """Return the parts of a step, by the master of each command's key."""
+        """Return the parts of a step: one for each master that serves some of its commands."""
         parts: dict[Shard, Part] = {}
         try:
             if not self.client.get_primaries():
@@ -179,7 +182,7 @@ class RedisStore:
         return list(parts.items())
 
     def _shard_of(self, command: Command) -> Shard:
-        """Return the shard of the command's key. A command without a key goes to any that answers."""
+        """Return the shard of the command's key, or any available shard for a command without a key."""
         if command[0] in KEYLESS:
             for node in self.client.get_primaries():
                 shard = self._shard(node)
@@ -204,11 +207,11 @@ class RedisStore:
         return shard
 
     async def _redirect(self, command: Command) -> Any:
-        """Have redis-py find the master that serves the command now, and remember it."""
+        """Execute a command by redis-py, which finds and remembers the master that serves the command now."""
         return await self.client.execute_command(*command)
 
     def _fail_in_cluster(self) -> None:
-        """Look for a replica that may have taken the place of the master that failed."""
+        """Count the failure, and look for a replica that may have replaced the failed master."""
         self.failures += 1
         if self._refresh is None or self._refresh.done():
             self._refresh = asyncio.create_task(self._refresh_topology())

@@ -1,17 +1,17 @@
-"""The name of every key in Redis, without ``redis.key_prefix``. Source: contract, section 5.
+"""The names of all keys in Redis, without ``redis.key_prefix``.
 
-The names of people become keys too, which is why none of them may begin with ``lesson_``. Keys of the server's own
-begin with ``lesson_node``.
+Source: contract, section 5. A ``user_id`` and a ``client_id`` are keys too, so none may begin with ``lesson_``. The
+server's internal keys begin with ``lesson_node``.
 """
 
-# node id → the count of its writes and heartbeats.
+# node id → the count of the node's writes and heartbeats.
 NODE_COUNTS = "lesson_node_counts"
-# The channel on which nodes publish what is emitted to rooms.
+# The pub/sub channel on which nodes publish what is emitted to rooms.
 ROOMS = "lesson_node_rooms"
 
 
 def seat_map(lesson_id: str) -> str:
-    """Return the key of the seats of a lesson: seat number → who sits there, or an empty text."""
+    """Return the key of the seat map of a lesson: seat number → occupant, or an empty string."""
     return f"lesson_seat_{lesson_id}"
 
 
@@ -21,7 +21,7 @@ def teachers(lesson_id: str) -> str:
 
 
 def teacher(user_id: str) -> str:
-    """Return the key of a teacher: ``lesson_id``, the lesson of the latest live connection."""
+    """Return the key of a teacher: ``lesson_id``, the lesson of the newest open connection."""
     return user_id
 
 
@@ -36,15 +36,15 @@ def client(client_id: str) -> str:
 
 
 def node_index(node_id: str) -> str:
-    """Return the key of what a node has written: number of a claim → its record."""
+    """Return the key of the index of what a node has written: claim number → record."""
     return f"lesson_node_{node_id}"
 
 
 def claims(field: str, key: str) -> str:
-    """Return the key of the claims on an entry, a sorted set.
+    """Return the key of the sorted set of claims on an entry.
 
     Args:
         field: the first field of the entry.
-        key: of the entry, with the prefix. The braces are a hash tag: a cluster keeps both keys in one slot.
+        key: the entry's key, with the prefix. The braces make it a hash tag: a cluster keeps both keys in one slot.
     """
     return f"lesson_node_claims:{field}{{{key}}}"

@@ -1,21 +1,21 @@
-"""Redis: which processes ("nodes") live, so that nobody's presence outlives its node, and that Redis tells the truth.
+"""Redis: which processes ("nodes") are alive, so that presence does not outlive its node, and Redis stays correct.
 
 ==========================  ========================================================================================
-``lesson_node_counts``      node id → the count of its writes and heartbeats; below 0: the node is lost
-``lesson_node_{node_id}``   the node's index: number of a claim → its record; see presence.py
+``lesson_node_counts``      node id → the count of the node's writes and heartbeats; below 0: the node is lost
+``lesson_node_{node_id}``   the node's index: claim number → record; see presence.py
 ==========================  ========================================================================================
 
-*Nodes that die.* A node adds 1 to its count every HEARTBEAT_INTERVAL seconds. A node whose count is the same in
-LOST_AFTER + 1 successive heartbeats of another one is lost. No clock is compared, so the clock of Redis may jump; and
-while Redis is away nobody's heartbeats are counted. All nodes that notice sweep the lost one together, a random part of
-its index at a time, so that it does not matter when one of them dies in mid-sweep.
+*Lost nodes.* A node adds 1 to its count every HEARTBEAT_INTERVAL seconds. A node is lost if its count is the same in
+LOST_AFTER + 1 successive heartbeats of another node. No clocks are compared, so the clock of Redis may jump. While
+Redis is unavailable, no heartbeats are counted. All nodes that notice a lost node sweep it together, a random part of
+its index at a time, so that it does not matter if a sweeping node dies in mid-sweep.
 
-*A Redis that forgets.* A node knows how many of its writes Redis has acknowledged. When its count is lower, Redis came
-back empty or older, or another node has taken this one for lost: the node begins a new *incarnation* under a new id,
-writes again what its connections hold, and sweeps its former id. After each failure of Redis and each new subscription
-it checks all of its records, and otherwise a few at a time, each within CHECK_PERIOD.
+*Lost data.* A node knows how many of its writes Redis has acknowledged. If its count in Redis is lower, Redis came back
+empty or with older data, or another node has marked this node as lost. The node then begins a new *incarnation* under a
+new id, writes again what its connections hold, and sweeps its former id. A node checks all of its records after each
+failure of Redis and each new subscription. Otherwise it checks a few records at a time, each within CHECK_PERIOD.
 
-What a heartbeat costs does not grow with the number of connections.
+The cost of a heartbeat does not grow with the number of connections.
 """
 
 import asyncio
@@ -33,34 +33,34 @@ from lesson_server.tasks import end
 
 logger = logging.getLogger(__name__)
 
-# Seconds.
+# Seconds between two heartbeats.
 HEARTBEAT_INTERVAL = 1.0
-# Heartbeats of others in which a node's count may stay the same: a node that stands still for 5 s is not lost.
+# Heartbeats of another node in which a node's count may stay the same: a node that stalls for 5 s is not lost.
 LOST_AFTER = 9
-# The count of a node that is lost. No node comes near it by counting.
+# The count of a lost node, so far below 0 that the node's own increments never reach 0.
 LOST = -(2**52)
-# Seconds in which every record is checked once. When Redis loses one, it is back in twice the time at most.
+# Seconds in which every record is checked once. A record that Redis loses is written again within twice this time.
 CHECK_PERIOD = 30.0
-# Seconds until the next try of what Redis did not answer.
+# Seconds until a failed check of the records is repeated.
 RETRY_INTERVAL = 1.0
-# The index of a node that died is swept long before; should no node be there to do it, it ends with the records.
+# TTL in seconds of an index. Other nodes sweep a dead node long before; without other nodes, it ends with the records.
 INDEX_LIFE = 7 * 24 * 60 * 60
 
 
 class Connections(Protocol):
-    """What a node asks of the connections that it holds."""
+    """What a node needs from its connections."""
 
     def present(self) -> Sequence[str]:
-        """Return the sids of those that Redis should tell of."""
+        """Return the sids of the connections whose presence Redis should hold."""
 
     def seated(self) -> Mapping[str, str]:
-        """Return the lessons whose seat map should stand in Redis, each with the sid of a connection that is in it."""
+        """Return the lessons whose seat map Redis should hold, each with the sid of a connection in the lesson."""
 
     async def restore(self, sids: Sequence[str]) -> int:
         """Write again what these connections hold in Redis.
 
         Returns:
-            how many of them are still there.
+            number of these connections that still exist.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow.
@@ -68,11 +68,11 @@ class Connections(Protocol):
 
 
 class Node:
-    """This process among the others.
+    """This process as one of the nodes.
 
     Args:
         store: the connection to Redis.
-        presence: writes and removes the records, and keeps the index.
+        presence: writes and removes the records, and maintains the index.
         seats: the seat maps.
         connections: the connections of this node.
     """
@@ -82,17 +82,16 @@ class Node:
         self._presence = presence
         self._seats = seats
         self._connections = connections
-        self._silences: dict[
-            str, tuple[int | None, int]
-        ] = {}  # node → its count, and how many heartbeats have found that
+        # Node id → the node's count, and the number of successive heartbeats that have found it unchanged.
+        self._silences: dict[str, tuple[int | None, int]] = {}
         self._former: set[str] = set()  # earlier ids of this node, still to be swept
         self._sweeps: dict[str, asyncio.Task[None]] = {}
         self._wanted = asyncio.Event()  # all records are to be checked now
-        self._failures = 0  # of Redis, that a check of all records has followed or is to follow
+        self._failures = 0  # failures of Redis for which a check of all records has been requested
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Make the node known, and keep it so.
+        """Register the node, and start its heartbeats and checks.
 
         Raises:
             StoreUnavailable: Redis can't be reached.
@@ -101,7 +100,7 @@ class Node:
         self._tasks = [asyncio.create_task(self._live()), asyncio.create_task(self._keep_records())]
 
     async def close(self) -> None:
-        """Leave. While its index has something in it, the node stays known, so that other nodes will sweep it."""
+        """Stop, and unregister unless the index has entries: other nodes sweep a node that stays registered."""
         if not self._tasks:
             return
         await asyncio.gather(*map(end, [*self._tasks, *self._sweeps.values()]))
@@ -113,7 +112,7 @@ class Node:
                     await self._store.run(("HDEL", self._presence.nodes_key, node_id))
 
     def check_all(self) -> None:
-        """Have all records checked now: Redis may have lost some without a heartbeat noticing."""
+        """Request a check of all records now, because Redis may have lost some without a heartbeat noticing."""
         self._wanted.set()
 
     # Heartbeats
@@ -126,12 +125,12 @@ class Node:
             except StoreRefused as error:
                 logger.error("heartbeat refused: %s", error.cause)
             except StoreUnavailable:
-                pass  # the log knows of the outage
+                pass  # the outage has been logged
             except Exception:
                 logger.exception("heartbeat failed")
 
     async def beat(self) -> None:
-        """Send one heartbeat, and begin what follows from its answer.
+        """Send one heartbeat, and act on the answer.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow.
@@ -155,9 +154,10 @@ class Node:
         self._listen({name: int(value) for name, value in counts.items()})
 
     def _listen(self, counts: dict[str, int]) -> None:
-        """Note which nodes are silent, and begin to sweep those that are lost.
+        """Note which nodes are silent, and begin to sweep the lost nodes.
 
-        One whose count has vanished is silent too: it has left, and its index is empty; or Redis has lost the count.
+        A node whose count is gone is silent too: either it has unregistered with an empty index, or Redis has lost the
+        count.
         """
         silences: dict[str, tuple[int | None, int]] = {}
         for node_id in counts.keys() | self._silences.keys():
@@ -173,7 +173,7 @@ class Node:
                 silences[node_id] = count, beats
         self._silences = silences
 
-    # Sweeps. Beside the heartbeat: a node that waits for the sweep of a large one would be taken for lost itself.
+    # Sweeps. Each is a separate task: if heartbeats waited for the sweep of a large node, this node would become lost.
 
     def _begin_sweep(self, node_id: str) -> None:
         if node_id not in self._sweeps:
@@ -188,7 +188,7 @@ class Node:
 
     async def _sweep(self, node_id: str) -> None:
         """Remove everything that a lost node has written."""
-        # Should it live after all, its next heartbeat tells it; should this node die, the next one need not wait.
+        # A node that is still alive finds LOST at its next heartbeat. If this node dies, other nodes sweep at once.
         await self._store.run(("HSET", self._presence.nodes_key, node_id, LOST))
         swept = await self._remove_all_of(node_id)
         if swept:
@@ -204,7 +204,7 @@ class Node:
     # The records of this node
 
     async def _keep_records(self) -> None:
-        """Check the records: all at once when that is wanted, else a few at a time."""
+        """Check the records forever: all at once when requested, else a few at a time."""
         while True:
             wanted = self._wanted.is_set()
             self._wanted.clear()
@@ -214,17 +214,17 @@ class Node:
             except StoreRefused as error:
                 logger.error("check of the records refused: %s", error.cause)
             except StoreUnavailable:
-                pass  # the log knows of the outage
+                pass  # the outage has been logged
             except Exception:
                 logger.exception("check of the records failed")
             self.check_all()
             await asyncio.sleep(RETRY_INTERVAL)
 
     async def check_records(self, *, paced: bool = False) -> None:
-        """Make Redis agree with the connections: write what it has lost, and remove what belongs to nobody.
+        """Make Redis match the connections: write lost records again, and remove records without a connection.
 
         Args:
-            paced: take CHECK_PERIOD for it; ended by :meth:`check_all`.
+            paced: spread the check over CHECK_PERIOD; :meth:`check_all` ends it early.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow.
@@ -239,10 +239,10 @@ class Node:
             if await self._is_interrupted(pause):
                 return
         await self._check_seat_maps()
-        for former in list(self._former):  # whose claims have just been replaced
+        for former in list(self._former):  # its claims have just been replaced
             removed += await self._remove_all_of(former)
             self._former.discard(former)
-            self.check_all()  # a join that was under way may have been written under the former id
+            self.check_all()  # a join in progress may have been written under the former id
         async for strays in self._presence.strays():
             removed += strays
         if restored or removed:
@@ -257,7 +257,7 @@ class Node:
             await self._connections.restore([seated[lesson_id] for lesson_id in missing])
 
     async def _is_interrupted(self, pause: float) -> bool:
-        """Wait, and return whether a check of all records has been asked for meanwhile."""
+        """Wait, and return whether a check of all records has been requested."""
         if not pause:
             return False
         with contextlib.suppress(TimeoutError):

@@ -1,13 +1,16 @@
-"""Redis: who is in which lesson, by which sid. With seats.py and nodes.py the only Redis commands of the server.
+"""Redis: who is in which lesson, by which sid.
 
-What stands where is in records.py. Beside each entry, in the same slot of a cluster, stands a sorted set of the claims
-on it: ``lesson_node_claims:{field}{key}``, a claim → the order of joining. Every script touches one entry and its
-claims, and leaves them so that *the entry shows its newest claim*. So of several connections of a person the one that
-joined last stands in Redis; when it ends, the one before it does, on whatever node it is, in the same atomic step.
+All Redis commands on keys are in this module, seats.py and nodes.py. The keys and fields are in records.py.
 
-What a node has written stands in its index as well (``lesson_node_{node_id}``: number of the claim → its record), so
-that another node can remove it should this one die; see nodes.py. The index is written before the record, and a claim
-is taken from it after the record has been removed.
+Next to each entry, in the same slot of a cluster, is a sorted set of the claims on the entry:
+``lesson_node_claims:{field}{key}``, claim → order of joining. Every script accesses one entry and its claims, and every
+script that writes the entry leaves it so that *the entry shows its newest claim*. So if a person has several
+connections, Redis shows the one that joined last. When this connection ends, the same atomic step makes Redis show the
+previous connection, on whatever node that connection is.
+
+A node also lists what it has written in its index (``lesson_node_{node_id}``: claim number → record), so that another
+node can remove the records if this node dies; see nodes.py. The index is written before the record, and a claim is
+deleted from the index after the record has been removed.
 """
 
 import asyncio
@@ -27,27 +30,27 @@ from lesson_server.stores.redis.shard import Command
 
 logger = logging.getLogger(__name__)
 
-# Seconds that a removal may hold up an answer; after that it goes on beside the answer.
+# Seconds that a removal may delay an answer; after that, the removal is retried in the background.
 REMOVAL_PATIENCE = 0.5
-# Seconds between two tries of a removal that Redis has not answered.
+# Seconds between two attempts at a removal that Redis has not answered.
 RETRY_INTERVAL = 1.0
-# Seconds in which claims gather that have been removed, before one command takes them from the index. Nobody waits.
+# Seconds for which removed claims are collected, before one command deletes them from the index. No caller waits.
 UNINDEX_INTERVAL = 0.1
-# Seconds after which Redis does not carry out a write any more that it has not answered: its timeout, and the time in
-# which TCP sends again what was lost.
+# Seconds after which Redis no longer executes a write that it has not answered: the timeout of the write, plus the time
+# of TCP retransmissions.
 LATE_WRITE = 10.0
-# Records that are checked or removed at the same time, and entries of an index that are read in one round trip.
+# Maximum number of records that are checked or removed concurrently, and of index entries read in one round trip.
 BATCH_SIZE = 100
 
 
 class Presence:
-    """The records of who is there.
+    """The presence records in Redis.
 
     A removal that Redis does not answer is *pending*: it is retried until Redis answers.
 
     Args:
         store: the connection to Redis.
-        retention: seconds that records without a TTL of their own are kept (``presence.retention``).
+        retention: TTL in seconds of entries without a TTL of their own (``presence.retention``).
     """
 
     def __init__(self, store: RedisStore, retention: int) -> None:
@@ -56,23 +59,23 @@ class Presence:
         self.incarnation = self.begin_incarnation()
         self._held: dict[str, Claim] = {}  # sid → the claim of that connection
         self._pending: list[tuple[Claim, bool]] = []
-        self._removed: list[tuple[Claim, bool]] = []  # still to be taken from the index
+        self._removed: list[tuple[Claim, bool]] = []  # still to be deleted from the index
         self._cleaner: asyncio.Task[None] | None = None
 
     @property
     def shortest_ttl(self) -> int:
-        """Seconds after which the first of the records ends that nobody renews."""
+        """The shortest TTL of all entries, in seconds."""
         return min(self._retention, DAY)
 
-    # What connections do
+    # Called by connections
 
     async def write(self, record: Record) -> bool:
-        """Write where somebody is. One round trip.
+        """Write the record of a connection, in one round trip.
 
         Source: Teacher App diagram, arrows 12 and 13; Participant diagram, the arrows after 11.
 
         Returns:
-            whether this is a reconnect: a participant who was known by another sid before.
+            whether this is a reconnect: the participant was known under another sid before.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow; the record may have been written nevertheless.
@@ -84,7 +87,7 @@ class Presence:
         return any(known for _, known in answers)
 
     async def restore(self, record: Record) -> None:
-        """Write a record again that Redis has lost. Newer connections of the same person stay before it.
+        """Write a record again that Redis has lost; newer connections of the same person keep precedence.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow.
@@ -104,12 +107,14 @@ class Presence:
         claim.replaced = None
 
     async def remove(self, sid: str, *, undo: bool = False) -> None:
-        """Remove what was written for this sid, at once or as soon as Redis answers. Never raises StoreUnavailable.
+        """Remove what was written for this sid, at once or as soon as Redis answers.
+
+        Never raises StoreUnavailable.
 
         Args:
-            sid: of a connection that has, or may have, written its record; of any other there is nothing to remove.
-            undo: whether its join has failed: ``{client_id}`` is then as if the join had never been tried. A connection
-                that ends leaves it for its 24 h.
+            sid: of a connection that has, or may have, written its record; for any other sid, nothing is removed.
+            undo: whether the join has failed: ``{client_id}`` is then restored to its state before the join. When a
+                connection ends without undo, ``{client_id}`` stays for its 24 h.
         """
         held = self._held.pop(sid, None)
         if held is None:
@@ -125,18 +130,21 @@ class Presence:
         if self._cleaner is None:
             self._cleaner = asyncio.create_task(self._clean())
 
-    # What the node does for its connections
+    # Called by the node
 
     def begin_incarnation(self) -> Incarnation:
-        """Go on under a new node id. Claims of the one before are replaced as their records are restored."""
+        """Continue under a new node id.
+
+        Claims of the previous incarnation are replaced when their records are restored.
+        """
         self.incarnation = Incarnation(secrets.token_hex(8))
         return self.incarnation
 
     async def check(self, sids: Sequence[str]) -> list[str]:
-        """Which of these connections Redis does not tell of as it should. One round trip.
+        """Return the sids whose records in Redis are missing or wrong, in one round trip.
 
-        The records of the others are kept alive. A connection of which Redis did not answer counts as standing: another
-        check follows each failure of Redis.
+        The TTLs of correct records are renewed. If Redis did not answer for a record, the record counts as correct:
+        another check follows each failure of Redis.
         """
         claims = ((sid, self._held.get(sid)) for sid in sids)
         checks = {sid: self._checks(claim) for sid, claim in claims if claim is not None and self._is_current(claim)}
@@ -145,10 +153,10 @@ class Presence:
         return [sid for sid in sids if sid not in standing]
 
     async def strays(self) -> AsyncIterator[int]:
-        """Remove what stands in this node's index and belongs to no connection: the late write of a join that failed.
+        """Remove the records in this node's index that belong to no connection: late writes of failed joins.
 
         Yields:
-            after each round trip, how many were removed for good.
+            after each round trip, the number of records that were removed for good.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow.
@@ -160,11 +168,11 @@ class Presence:
             ((cursor, entries),) = await self._store.run(
                 ("HSCAN", self.index_key(incarnation.node_id), cursor, "COUNT", BATCH_SIZE)
             )
-            # A number is never used again, so what is a stray now is one for good.
+            # Numbers are never reused, so a stray record remains a stray.
             strays = {int(number): text for number, text in entries.items() if int(number) not in incarnation.claims}
             for undo in (True, False):
                 some = {n: text for n, text in strays.items() if incarnation.late.get(n, (now, True))[1] is undo}
-                # What may yet be written stays in the index: the next check removes it once more.
+                # A claim that may still be written stays in the index: the next check removes it again.
                 kept = {n for n in some if n in incarnation.late and incarnation.late[n][0] > now}
                 yield await self._remove_entries(incarnation.node_id, some, undo=undo, kept=kept)
             if int(cursor) == 0:
@@ -172,10 +180,12 @@ class Presence:
         incarnation.late = {n: late for n, late in incarnation.late.items() if late[0] > now}
 
     async def sweep(self, node_id: str) -> int:
-        """Remove some of what a node that is lost has written. Several nodes may do so at the same time.
+        """Remove some of the records of a lost node.
+
+        Several nodes may sweep the same node concurrently.
 
         Returns:
-            how many claims were removed; 0 when none is left.
+            number of claims removed; 0 when none is left.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow.
@@ -185,20 +195,20 @@ class Presence:
         return await self._remove_entries(node_id, entries, undo=False)
 
     async def settled(self) -> None:
-        """Wait until nothing is pending."""
+        """Wait until no removal is pending."""
         if self._cleaner is not None:
             await asyncio.shield(self._cleaner)
 
     async def close(self) -> None:
-        """Stop retrying what is pending."""
+        """Stop retrying pending removals."""
         if self._cleaner is not None:
             self._cleaner.cancel()
 
-    # Names in Redis
+    # Keys
 
     @property
     def nodes_key(self) -> str:
-        """The key of the counts by which nodes are known to live."""
+        """The key of the counts that show which nodes are alive."""
         return self._store.key(keys.NODE_COUNTS)
 
     def index_key(self, node_id: str) -> str:
@@ -225,9 +235,9 @@ class Presence:
         return (claim_on(entry, former.incarnation.node_id, former.number) for former in _formers(claim))
 
     async def _run(self, claim: Claim, commands: list[Command]) -> list[Any]:
-        """Run commands that write a claim, after those by which others find the claim should this node die.
+        """Run commands that write a claim, after the commands that let other nodes find the claim if this node dies.
 
-        These are its place in the index, and the count of its writes, which makes the node known if it was not.
+        The latter add the claim to the index, and count the write, which registers the node if Redis did not know it.
         """
         node_id = claim.incarnation.node_id
         claim.unanswered = True
@@ -247,7 +257,7 @@ class Presence:
         return claim.incarnation is self.incarnation and claim.replaced is None
 
     def _checks(self, claim: Claim) -> list[Command]:
-        # What is missing is written by the connection itself: beside its end, a write from here could come too late.
+        # Only the connection itself writes a missing record: a write from here could come after the connection ended.
         is_indexed = ("HEXISTS", self.index_key(claim.incarnation.node_id), claim.number)
         return [*(self._script(CHECK, claim, entry, claim.order) for entry in claim.record.entries()), is_indexed]
 
@@ -258,13 +268,13 @@ class Presence:
         try:
             await self._store.run(*with_claims)
         except StoreRefused as error:
-            # Neither can it be removed, nor can it be ours any longer.
+            # A key of another type is not ours any more, and the script can't change it.
             logger.warning("a record can't be removed: %s", error.cause)
 
     async def _remove_entries(
         self, node_id: str, entries: dict[int, str], *, undo: bool, kept: Collection[int] = ()
     ) -> int:
-        """Remove claims that were read from an index, and then take them from the index, except those to be kept."""
+        """Remove claims that were read from an index, and then delete them from the index, except ``kept``."""
         results = await asyncio.gather(
             *(self._remove(decode(text), node_id, number, undo=undo) for number, text in entries.items()),
             return_exceptions=True,
@@ -279,21 +289,21 @@ class Presence:
             await self._store.run(("HDEL", self.index_key(node_id), *removed))
         return len(removed)
 
-    # What is pending
+    # Pending removals
 
     async def _clean(self) -> None:
-        """Retry pending removals, and delete what has been removed from the index, until nothing is left."""
+        """Retry pending removals, and delete removed claims from the index, until none is left."""
         while self._pending or self._removed:
             try:
                 await asyncio.sleep(UNINDEX_INTERVAL)
                 await self._unindex()
                 if self._pending:
-                    # A removal ends in the index; while that does not answer, it would be repeated in vain.
+                    # A removal ends with a delete from the index: if the index does not answer, no retry can complete.
                     await self._store.run(("HLEN", self.index_key(self.incarnation.node_id)))
                     await self._retry_removals()
                 continue
             except StoreUnavailable:
-                pass  # the log knows of the outage
+                pass  # the outage has been logged
             except Exception:
                 logger.exception("removals failed")
             await asyncio.sleep(RETRY_INTERVAL)
@@ -311,7 +321,7 @@ class Presence:
             for incarnation, claims in groupby(answered, attrgetter("incarnation")):
                 numbers = [claim.number for claim in claims]
                 commands: list[Command] = [("HDEL", self.index_key(incarnation.node_id), *numbers)]
-                if incarnation is self.incarnation:  # the count of an earlier one would make it known again
+                if incarnation is self.incarnation:  # counting for an earlier one would register it again
                     commands.append(("HINCRBY", self.nodes_key, incarnation.node_id, 1))
                 await self._store.run(*commands)
                 incarnation.acknowledged += 1
@@ -321,12 +331,13 @@ class Presence:
             raise
 
     async def _retry_removals(self) -> None:
-        """Try each once.
+        """Retry each pending removal once.
 
         Raises:
-            StoreUnavailable: some are still pending.
+            StoreUnavailable: Redis failed or was too slow. Some removals are still pending.
         """
         pending, self._pending = self._pending, []
+        failure = None
         for start in range(0, len(pending), BATCH_SIZE):
             batch = pending[start : start + BATCH_SIZE]
             results = await asyncio.gather(
@@ -341,12 +352,14 @@ class Presence:
                     self._removed.append((claim, undo))
                 else:
                     self._pending.append((claim, undo))
-        if self._pending:
-            raise StoreUnavailable("Redis", "removals are pending")
+                    if failure is None or isinstance(failure, StoreUnavailable):  # a defect comes first
+                        failure = result
+        if failure is not None:
+            raise failure
 
 
 def _fate(entry: Entry, undo: bool) -> str:
-    """Return what a removal does to an entry that nobody else has a claim on."""
+    """Return what a removal does to an entry on which no other claim is left."""
     if not entry.outlives:
         return "remove"
     return "undo" if undo else "keep"
@@ -359,14 +372,14 @@ def _stands(answer: Any) -> bool:
 
 
 def _formers(claim: Claim) -> Iterator[Claim]:
-    """Return the claims that this one takes the place of."""
+    """Yield the earlier claims that this claim replaces."""
     while claim.replaced is not None:
         claim = claim.replaced
         yield claim
 
 
 def _pairs(answer: list[Any]) -> Iterator[tuple[str, str]]:
-    """Field and value of HRANDFIELD, which answers pairs or, by the older protocol, one list."""
+    """Return the fields and values of HRANDFIELD, which answers pairs or, in the older protocol, one flat list."""
     if answer and isinstance(answer[0], str):
         return zip(answer[::2], answer[1::2], strict=True)
     return ((field, value) for field, value in answer)

@@ -1,6 +1,6 @@
-"""Redis: what is done to one entry of a record and the claims on it, each in one atomic step.
+"""Redis: the Lua scripts for one entry of a record and the claims on it, each one atomic step.
 
-Each script leaves *the entry showing its newest claim*. In all of them ``KEYS`` are the entry and its claims;
+After each script that writes the entry, *the entry shows its newest claim*. ``KEYS`` are the entry and its claims;
 ``ARGV[1]`` is a claim (JSON: its name, then the fields that the entry shows for it); ``ARGV[2]`` is the TTL in seconds.
 """
 
@@ -12,9 +12,9 @@ local function show(claim)
 end
 """
 
-# ARGV[3]: '1' when the entry outlives its claims. What it then shows of an ended connection is kept as a claim of order
-# 0, so that a join that fails can be undone. Answers the order of the claim (later than all others, also when the clock
-# of Redis has been set back), and whether somebody else has or had the entry.
+# ARGV[3]: '1' if the entry outlives its claims. If such an entry shows an ended connection, its fields are kept as a
+# claim of order 0, so that a failed join can be undone. Returns the order of the claim (higher than that of every other
+# claim, even if the clock of Redis was set back), and whether another connection has or had the entry.
 WRITE = f"""{SHOW}
 local fields = cjson.decode(ARGV[1])
 local newest = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
@@ -42,7 +42,7 @@ end
 return {{order, known}}
 """
 
-# ARGV[3]: the order that the claim has. ARGV[4], …: claims of this connection that it takes the place of.
+# ARGV[3]: the order of the claim. ARGV[4], …: the claims of this connection that the claim replaces.
 RESTORE = f"""{SHOW}
 if #ARGV > 3 then
     redis.call('ZREM', KEYS[2], unpack(ARGV, 4))
@@ -51,8 +51,8 @@ redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
 show(redis.call('ZREVRANGE', KEYS[2], 0, 0)[1])
 """
 
-# ARGV[3]: the order that the claim has. Answers whether the claim is there and the entry shows the newest one; what is
-# there does not end by its TTL.
+# ARGV[3]: the order of the claim. Returns whether the claim exists and the entry shows the newest claim; if so, renews
+# each TTL that is below half of ARGV[2].
 CHECK = """
 local order = redis.call('ZSCORE', KEYS[2], ARGV[1])
 if not order then
@@ -73,9 +73,10 @@ end
 return 1
 """
 
-# ARGV[3]: 'remove', or what becomes of an entry that outlives its claims. 'keep' leaves it as it is if nobody else has
-# a claim on it; else what it said is kept as the claim of order 0, for the joins of all others may yet fail. 'undo'
-# makes it what it was before; repeated it does nothing, for the connection may have joined again, and ended, since.
+# ARGV[3]: 'remove', or, for an entry that outlives its claims, 'keep' or 'undo'. 'keep' leaves the entry unchanged if
+# no other claim is left. Otherwise it keeps the fields of the removed claim as the claim of order 0, because the joins
+# of all other claims may still fail. 'undo' restores the entry to its state before the claim. A repeated 'undo' does
+# nothing, because the connection may have joined again, and ended, since.
 REMOVE = f"""{SHOW}
 local removed = redis.call('ZREM', KEYS[2], ARGV[1])
 if removed == 0 and ARGV[3] == 'undo' then

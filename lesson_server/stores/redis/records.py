@@ -1,14 +1,14 @@
-"""What Redis says of a person in a lesson: which keys and fields, how long, and by whose claim.
+"""The records of a person in a lesson in Redis: their keys, fields, TTLs and claims.
 
 =============================  =====================================================================================
 a teacher in a lesson          ``lesson_teacher_{lesson_id}``: user_id → sid; ``{user_id}``: lesson_id
 a participant in a lesson      ``lesson_student_{lesson_id}``: client_id → sid
-a participant, wherever it is  ``{client_id}``: sid, client_id, role. It outlives the connection by 24 h: that is how a
-                               reconnect is known
+a participant, in any lesson   ``{client_id}``: sid, client_id, role. It outlives the connection by 24 h, so that a
+                               reconnect is recognized
 =============================  =====================================================================================
 
-The keys and their lives are the contract's, section 5. Each connection that has joined holds a *claim* on the entries
-of its record. The claims on an entry stand beside it in Redis, in the order of joining, and the entry shows the newest.
+The keys and TTLs come from the contract, section 5. Each connection that has joined holds a *claim* on the entries of
+its record. Redis keeps the claims on an entry next to it, in the order of joining. The entry shows the newest claim.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ import orjson
 
 from lesson_server.stores.redis import keys
 
-# Seconds that a teacher's sid and a participant's record live: a lesson and its breaks are over by then.
+# TTL in seconds of a teacher's sid and a participant's record: a lesson and its breaks are over by then.
 DAY = 24 * 60 * 60
 
 
@@ -28,9 +28,9 @@ class Entry:
 
     Attributes:
         name: the key, without ``redis.key_prefix``.
-        fields: field, value, field, value, …; the first field is what tells that the entry is there.
+        fields: field, value, field, value, …; the entry exists if its first field exists.
         ttl: seconds; None: ``presence.retention``.
-        outlives: whether the entry stays until its TTL when the last connection that claimed it has ended.
+        outlives: whether the entry stays until its TTL ends after the last connection with a claim on it has ended.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class TeacherRecord:
-    """A teacher in a lesson, by this sid."""
+    """A teacher in a lesson, connected as ``sid``."""
 
     KIND: ClassVar[str] = "teacher"
 
@@ -50,7 +50,10 @@ class TeacherRecord:
     user_id: str
 
     def entries(self) -> tuple[Entry, ...]:
-        """Return what Redis says of the teacher. Source: Teacher App diagram, arrows 12 and 13."""
+        """Return the entries of the teacher in Redis.
+
+        Source: Teacher App diagram, arrows 12 and 13.
+        """
         return (
             Entry(keys.teachers(self.lesson_id), (self.user_id, self.sid), DAY),
             Entry(keys.teacher(self.user_id), ("lesson_id", self.lesson_id), None),
@@ -59,7 +62,7 @@ class TeacherRecord:
 
 @dataclass(frozen=True, slots=True)
 class ClientRecord:
-    """A participant in a lesson, by this sid."""
+    """A participant in a lesson, connected as ``sid``."""
 
     KIND: ClassVar[str] = "participant"
 
@@ -69,7 +72,10 @@ class ClientRecord:
     role: str
 
     def entries(self) -> tuple[Entry, ...]:
-        """Return what Redis says of the participant. Source: Participant diagram, the arrows after 11."""
+        """Return the entries of the participant in Redis.
+
+        Source: Participant diagram, the arrows after 11.
+        """
         client = ("sid", self.sid, "client_id", self.client_id, "role", self.role)
         return (
             Entry(keys.students(self.lesson_id), (self.client_id, self.sid), None),
@@ -83,15 +89,15 @@ KINDS: dict[str, type[TeacherRecord] | type[ClientRecord]] = {cls.KIND: cls for 
 
 @dataclass(slots=True, eq=False)
 class Incarnation:
-    """A life of a node: from when it made itself known in Redis until Redis has lost it, or another node has swept it.
+    """A node under one node id: from its registration in Redis until Redis loses it or another node sweeps it.
 
     Attributes:
-        node_id: names it in Redis. Never used again: what is removed of an earlier life can't touch a later one.
-        last_number: of the claims that were made in this life.
-        claims: the numbers of those that stand in Redis, may come to stand there, or are being removed.
-        late: claims that were removed while a write of theirs had not been answered: until when Redis may yet carry out
-            the write, so that they are removed again, and whether the join is to be undone.
-        acknowledged: how many writes Redis has answered; its own count must never be lower.
+        node_id: the node's id in Redis. Never reused: a removal for an earlier incarnation can't affect a later one.
+        last_number: the number of the last claim that was made in this incarnation.
+        claims: the numbers of the claims that are in Redis, may still be written, or are being removed.
+        late: claims that were removed while a write of them was unanswered: number → loop time until which Redis may
+            still execute the write, so that the claim is removed again, and whether the join is to be undone.
+        acknowledged: number of writes that Redis has answered; the count in Redis must never be lower.
     """
 
     node_id: str
@@ -103,19 +109,20 @@ class Incarnation:
 
 @dataclass(slots=True, eq=False)
 class Claim:
-    """A connection's claim on the entries of its record. Each attempt to write a record is a claim of its own.
+    """A connection's claim on the entries of its record.
 
-    So a claim can be removed at any time, by anybody: no later write of the same connection is touched by it.
+    Each attempt to write a record makes a new claim. So any node can remove a claim at any time without affecting a
+    later write of the same connection.
 
     Attributes:
-        record: what is claimed.
-        incarnation: the node that made it.
-        number: tells it from the other claims of the incarnation.
-        order: the position of the claim among those on each entry, once Redis has given it. Of two joins at the same
-            moment each may have come first on one entry: the check of the records gives each claim the same order on
-            all of its entries, so that they show the same connection.
-        unanswered: whether the last write of the claim was not answered; Redis may still carry it out.
-        replaced: a claim of an earlier incarnation that this one takes the place of.
+        record: the claimed record.
+        incarnation: the incarnation that made the claim.
+        number: unique among the claims of the incarnation.
+        order: the claim's score in the sorted set of each entry, once Redis has assigned it. Of two joins at the same
+            moment, each may have come first on one entry: the check of the records gives a claim the same order on all
+            of its entries, so that they show the same connection.
+        unanswered: whether the last write of the claim was not answered; Redis may still execute that write.
+        replaced: the claim of an earlier incarnation that this claim replaces.
     """
 
     record: Record
@@ -127,16 +134,16 @@ class Claim:
 
 
 def claim_on(entry: Entry, node_id: str, number: int) -> bytes:
-    """Return a claim as it stands in Redis beside an entry: its name, then the fields that the entry shows for it."""
+    """Return a claim as stored in the sorted set of an entry: its name, then the fields that the entry shows for it."""
     return orjson.dumps([f"{node_id}:{number}", *entry.fields])
 
 
 def encode(record: Record) -> bytes:
-    """Return a record as it stands in the index of its node."""
+    """Return a record as stored in the index of its node."""
     return orjson.dumps([record.KIND, *(getattr(record, name) for name in record.__slots__)])
 
 
 def decode(text: str) -> Record:
-    """Return the record that stands in an index."""
+    """Return a record that was read from an index."""
     kind, *fields = orjson.loads(text)
     return KINDS[kind](*fields)

@@ -1,12 +1,13 @@
-"""Redis: the seat map of a lesson, ``lesson_seat_{lesson_id}``: seat number → who sits there, or "" if nobody does."""
+"""Redis: the seat map of a lesson, ``lesson_seat_{lesson_id}``: seat number → occupant, or "" for a free seat."""
 
 from collections.abc import Sequence
 
 from lesson_server.stores.redis import keys
 from lesson_server.stores.redis.client import RedisStore
 
-# Looks and writes in one: two first joins at once can't both find no map, and no occupant is ever overwritten. A map
-# with as many fields as the lesson has seats, and the last of these, is whole: the usual join of a class adds nothing.
+# Reads and writes in one atomic step: two simultaneous first joins can't both find no map, and no occupant is ever
+# overwritten. A map is complete if it has as many fields as the lesson has seats, and the last seat: most joins of a
+# class add nothing.
 ENSURE_SEAT_MAP = """
 local seat_count = tonumber(ARGV[1])
 if redis.call('HLEN', KEYS[1]) < seat_count or redis.call('HEXISTS', KEYS[1], seat_count) == 0 then
@@ -19,11 +20,11 @@ redis.call('EXPIRE', KEYS[1], ARGV[2])
 
 
 class Seats:
-    """The seat maps.
+    """The seat maps in Redis.
 
     Args:
         store: the connection to Redis.
-        retention: seconds that a seat map lives after the last join of its lesson (``presence.retention``).
+        retention: TTL in seconds of a seat map after the last join of its lesson (``presence.retention``).
     """
 
     def __init__(self, store: RedisStore, retention: int) -> None:
@@ -31,7 +32,7 @@ class Seats:
         self._retention = retention
 
     async def ensure_map(self, lesson_id: str, seat_count: int) -> None:
-        """Make the seat map where there is none, and add the seats that a grown lesson lacks.
+        """Create the seat map if there is none, and add the missing seats if the lesson has grown.
 
         One round trip, or none for a lesson without seats.
 
@@ -46,7 +47,7 @@ class Seats:
         await self._store.run(("EVAL", ENSURE_SEAT_MAP, 1, key, seat_count, self._retention))
 
     async def missing(self, lesson_ids: Sequence[str]) -> list[str]:
-        """Which of these lessons have no seat map. The maps of the others are kept alive. One round trip.
+        """Return the lessons without a seat map, and renew the TTLs of the other seat maps, in one round trip.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow.

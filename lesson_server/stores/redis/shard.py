@@ -1,4 +1,4 @@
-"""One Redis server (or one master of a Redis Cluster): its connections, its batches, the translation of its errors."""
+"""One Redis server (or one master of a Redis Cluster): its connections, batches and error translation."""
 
 import asyncio
 import hashlib
@@ -24,28 +24,28 @@ from lesson_server.stores.availability import Availability
 
 Command = tuple[str | bytes | int, ...]
 
-# A redis-py client; that of Redis Cluster has the same commands, but no common class.
+# A redis-py client. The client of Redis Cluster has the same commands, but no common base class.
 Redis = Any
 
-# What redis-py raises when Redis does not serve. The exception of a cluster that is gone is no RedisError; a
-# UnicodeDecodeError is somebody else's bytes in one of our keys.
+# What redis-py raises when Redis does not serve a command. RedisClusterException, raised when a cluster is gone, is no
+# RedisError. UnicodeDecodeError means that another application has written bytes that are no text to one of our keys.
 FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError, UnicodeDecodeError)
-# What a master of a cluster says of a command that belongs elsewhere. MovedError is an AskError.
+# What a master of a cluster answers to a command that another master serves. MovedError is an AskError.
 REDIRECTIONS = (AskError, TryAgainError)
 
-# Steps that share a round trip at most: a batch of them is answered in about 5 ms.
+# Maximum number of steps that share a round trip: a batch of this size is answered in about 5 ms.
 MAX_STEPS = 200
 
 
 @dataclass(slots=True)
 class Step:
-    """The commands of one step.
+    """The commands of one call of :meth:`RedisStore.run`.
 
     Attributes:
-        commands: all of them; the first ``bookkeeping`` ones may fail.
-        answers: filled in as the shards answer: an exception in place of an answer that failed.
-        unanswered: parts of the step that are still under way.
-        done: the answers, for the caller.
+        commands: all commands; the first ``bookkeeping`` of them may fail.
+        answers: filled in as the shards answer; an exception for each failed command.
+        unanswered: number of parts of the step that have not been answered.
+        done: resolves to the answers, for the caller.
     """
 
     commands: tuple[Command, ...]
@@ -57,22 +57,23 @@ class Step:
 
 @dataclass(slots=True)
 class Part:
-    """The commands of a step that one shard serves: all of them, unless Redis is a cluster."""
+    """The commands of a step that one shard serves: all commands, unless Redis is a cluster."""
 
     step: Step
     positions: range | list[int]
 
 
 class Shard:
-    """A Redis server. Steps that ask in the same moment share a round trip: their commands are sent as one pipeline.
+    """A Redis server whose concurrent steps share round trips.
 
-    At the start of a lesson that is what most of them do, and it costs a fifth of as many round trips.
+    The commands of steps that are submitted at the same moment are sent as one pipeline. At the start of a lesson most
+    steps are, and a shared round trip costs a fifth of separate round trips.
 
     Args:
-        name: what operators call it.
+        name: the operators' name for the server.
         client: a redis-py client of this server alone.
-        pool_size: round trips that may be under way at once; parts that come meanwhile go with the next one.
-        redirect: carries out one command that belongs to another master. None: the server is no part of a cluster.
+        pool_size: maximum number of concurrent round trips; parts submitted meanwhile are sent with the next one.
+        redirect: executes one command that another master serves. None: the server is not part of a cluster.
         on_failure: called when a request has failed because of the server.
     """
 
@@ -90,17 +91,17 @@ class Shard:
         self._pool_size = pool_size
         self._redirect = redirect
         self._on_failure = on_failure
-        # Connections of the client's pool. They are kept: to get one from the pool and give it back would take half as
-        # long as a round trip.
+        # Connections that were taken from the client's pool, and are kept: to take one from the pool and return it
+        # would take half as long as a round trip.
         self._idle: list[Any] = []
-        self._digests: dict[Any, str] = {}  # of the scripts that have been sent
+        self._digests: dict[Any, str] = {}  # script → its SHA-1 digest, for scripts that have been sent
         self._waiting: deque[Part] = deque()
         self._round_trips: set[asyncio.Task[None]] = set()
-        self._beginning = False  # the next round trip has been asked for, and begins in the next turn of the loop
+        self._beginning = False  # a round trip is scheduled, and has not taken its parts yet
         self._closed = False
 
     def submit(self, part: Part) -> None:
-        """Send a part with the next round trip, or fail it at once while the server is known not to answer."""
+        """Send a part with the next round trip, or fail the part at once if the server is unavailable."""
         try:
             self.availability.require()
         except StoreUnavailable as error:
@@ -112,7 +113,7 @@ class Shard:
             self._give_up()
 
     async def close(self) -> None:
-        """Close the connections; round trips under way are cancelled, and parts that wait are failed."""
+        """Cancel the round trips in progress, fail the queued parts, and close the connections."""
         self._closed = True
         await self.availability.close()
         self._give_up()
@@ -128,10 +129,10 @@ class Shard:
             raise
 
     def _give_up(self) -> None:
-        """Fail all parts: the server is known not to answer, or the shard is closed."""
+        """Cancel all round trips and fail all parts, because the server is unavailable or the shard is closed."""
         for task in self._round_trips:
             task.cancel()
-        self._beginning = False  # cancelled before its first step, a task does nothing by itself
+        self._beginning = False  # a task that is cancelled before it starts does not reset this
         self._refuse(self._waiting)
         self._waiting.clear()
 
@@ -140,7 +141,7 @@ class Shard:
             self._settle(part, [self.availability.refusal()] * len(part.positions))
 
     def _begin_soon(self) -> None:
-        """Begin a round trip when all that is asked for in this turn of the loop has been asked for."""
+        """Schedule a round trip for the next event loop iteration, so that it takes all parts of this iteration."""
         if not self._closed and not self._beginning and self._waiting and len(self._round_trips) < self._pool_size:
             self._beginning = True
             task = asyncio.create_task(self._round_trip())
@@ -152,12 +153,12 @@ class Shard:
         self._begin_soon()
 
     async def _round_trip(self) -> None:
-        """Carry out what waits."""
-        for _ in range(len(self._round_trips) - 1):  # those under way make this one gather
+        """Send the queued parts."""
+        for _ in range(len(self._round_trips) - 1):  # the more round trips in progress, the larger the batch
             await asyncio.sleep(0)
         self._beginning = False
         parts = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_STEPS))]
-        # A step whose caller has given up must not be carried out: its removal may have begun.
+        # A step whose caller was cancelled must not be executed: the removal of its record may have begun.
         parts = [part for part in parts if not part.step.done.done()]
         self._begin_soon()
         try:
@@ -168,7 +169,10 @@ class Shard:
             raise
 
     async def _carry_out(self, parts: list[Part]) -> None:
-        """Send the commands of steps together. All errors of redis-py are translated here."""
+        """Send the commands of the parts as one pipeline, and settle the parts.
+
+        All errors of redis-py are translated here.
+        """
         commands = [part.step.commands[position] for part in parts for position in part.positions]
         answers: list[Any]
         try:
@@ -176,7 +180,7 @@ class Shard:
             await self._send_scripts(commands, answers)
             if self._redirect is not None:
                 answers = await self._follow(commands, answers)
-        except Exception as error:  # redis-py's, or a defect, which the callers are to report
+        except Exception as error:  # an error of redis-py, or a defect, which the callers report
             answers = [error] * len(commands)
         start = 0
         for part in parts:
@@ -187,7 +191,7 @@ class Shard:
             self._note(answers)
 
     def _by_digest(self, command: Command) -> Command:
-        """Return a script by its digest, except for the first time: the scripts are most of what a join would send."""
+        """Replace a script that has been sent before by its digest: scripts would be most of what a join sends."""
         if command[0] != "EVAL":
             return command
         script = command[1]
@@ -198,7 +202,7 @@ class Shard:
         return ("EVALSHA", digest, *command[2:])
 
     async def _send_scripts(self, commands: list[Command], answers: list[Any]) -> None:
-        """Send the scripts that the server did not know by their digests: it has been started again, or replaced."""
+        """Send the scripts whose digests the server did not know, because it has been restarted or replaced."""
         unknown = [position for position, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if unknown:
             found = await self._exchange([commands[position] for position in unknown])
@@ -206,7 +210,7 @@ class Shard:
                 answers[position] = answer
 
     async def _exchange(self, commands: list[Command]) -> list[Any]:
-        """Return the answers to commands that are sent together, an exception in place of each that is an error."""
+        """Send commands as one pipeline, and return the answers, with an exception for each error."""
         connection = self._idle.pop() if self._idle else await self.client.connection_pool.get_connection()
         try:
             return await connection.retry.call_with_retry(  # type: ignore[no-any-return]
@@ -216,9 +220,9 @@ class Shard:
             self._idle.append(connection)
 
     async def _exchange_by(self, connection: Any, commands: list[Command]) -> list[Any]:
-        await connection.connect()  # to the master of now, if it is not connected and sentinels know one
-        # One timeout for all: redis-py would set one for each answer, and start a task to send. It packs commands in
-        # Python, too, seven times slower than hiredis.
+        await connection.connect()  # only if disconnected; with Sentinel, to the current master
+        # One timeout for all answers: redis-py would set one for each answer, and start a task to send. hiredis packs
+        # the commands, because redis-py packs them in Python, seven times slower.
         timeout, connection.socket_timeout = connection.socket_timeout, None
         try:
             async with asyncio.timeout(timeout):
@@ -236,25 +240,30 @@ class Shard:
             return error
 
     async def _follow(self, commands: list[Command], answers: list[Any]) -> list[Any]:
-        """Carry out elsewhere what this master no longer serves, as while slots move."""
+        """Execute the commands that this master no longer serves on other masters, e.g. while slots are migrated."""
         assert self._redirect is not None
         failure: Exception | None = None
         for position, answer in enumerate(answers):
             if isinstance(answer, REDIRECTIONS):
                 try:
                     answers[position] = failure or await self._redirect(commands[position])
-                except FAILURES as error:  # the rest of the batch would wait for as many timeouts as it has commands
-                    answers[position] = failure = error
+                except FAILURES as error:
+                    answers[position] = error
+                    if not _is_refusal(error):  # the rest fails too: each command could wait for a timeout
+                        failure = error
         return answers
 
     def _translate(self, answer: Any) -> Any:
-        """Translate an error of redis-py into one of ours."""
+        """Translate an error of redis-py into StoreRefused or StoreUnavailable."""
         if isinstance(answer, FAILURES):
             return (StoreRefused if _is_refusal(answer) else StoreUnavailable)(self._name, _cause_of(answer))
         return answer
 
     def _note(self, answers: list[Any]) -> None:
-        """Note whether the server serves, by the answers of a round trip. A key of another type is no sign of that."""
+        """Note a failure of the server, if an answer of a round trip shows one.
+
+        A key of another type is not a failure of the server.
+        """
         failure = next((answer for answer in answers if isinstance(answer, FAILURES) and not _is_refusal(answer)), None)
         if failure is not None:
             self.availability.failed(_cause_of(failure))
@@ -262,7 +271,7 @@ class Shard:
 
     @staticmethod
     def _settle(part: Part, answers: list[Any]) -> None:
-        """Note the answers of a part; the last part of a step answers its caller."""
+        """Store the answers of a part, and complete the step after its last part."""
         step = part.step
         for position, answer in zip(part.positions, answers, strict=True):
             step.answers[position] = answer
@@ -272,12 +281,12 @@ class Shard:
         errors = [answer for answer in step.answers[step.bookkeeping :] if isinstance(answer, Exception)]
         if not errors:
             step.done.set_result(step.answers)
-        else:  # a refusal says that the rest has been carried out
+        else:  # StoreRefused says that the other commands have been executed: any other error comes first
             step.done.set_exception(next((error for error in errors if not isinstance(error, StoreRefused)), errors[0]))
 
 
 def _is_refusal(error: Exception) -> bool:
-    # 6.2 tells it in the middle of the sentence when a script has met the key.
+    # Redis 6.2 has "WRONGTYPE" in the middle of the message when a script has accessed the key.
     return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
 
 

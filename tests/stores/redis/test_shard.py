@@ -214,6 +214,28 @@ def test_redirections_that_fail_cost_one_timeout_and_not_one_each():
     run(scenario())
 
 
+def test_a_redirection_that_is_refused_fails_no_other():
+    """A key of another type says nothing of the master, and StoreRefused says that all else has been carried out."""
+
+    async def scenario():
+        client = FakeRedis()
+        client.answers = {"MOVED": MovedError("1 127.0.0.1:7001")}
+
+        async def redirect(command):
+            if command[1] == "list":
+                raise ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value")
+            return f"answer to {command[1]}"
+
+        shard = make_shard(client, redirect)
+        refused, answered = submit(shard, ("MOVED", "list")), submit(shard, ("MOVED", "hash"))
+        with pytest.raises(StoreRefused):
+            await refused
+        assert await answered == ["answer to hash"]
+        await shard.close()
+
+    run(scenario())
+
+
 def test_what_has_moved_is_answered_by_the_master_that_has_it_now():
     async def scenario():
         client = FakeRedis()

@@ -1,0 +1,124 @@
+"""The polling transport of Engine.IO: its HTTP requests, served by Tornado."""
+
+import logging
+from typing import Any
+
+from tornado.http1connection import HTTP1Connection
+from tornado.web import HTTPError, RequestHandler
+
+from lesson_server.protocol.engine import Engine
+from lesson_server.protocol.engine_socket import EngineSocket, ProtocolError, RequestRefused
+from lesson_server.protocol.http_server import ClientStream
+from lesson_server.protocol.places import Place
+
+logger = logging.getLogger(__name__)
+
+
+class PollingHandler(RequestHandler):
+    """One HTTP request of Engine.IO: a polling GET or POST, or a CORS preflight."""
+
+    _socket: EngineSocket | None = None
+
+    def initialize(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def prepare(self) -> None:
+        origin = self.request.headers.get("Origin")
+        if origin is None:
+            return  # not a browser
+        if self._engine.allows(origin, self.request.headers.get("Host", "")):
+            self.set_header("Access-Control-Allow-Origin", origin)
+            self.set_header("Access-Control-Allow-Credentials", "true")  # for a load balancer's sticky-session cookie
+            self.set_header("Vary", "Origin")
+        else:
+            self._refuse(RequestRefused(4, "origin not allowed", 403))
+
+    # Polling
+
+    async def get(self, *args: str, **kwargs: str) -> None:
+        try:
+            query = self._query()
+            final_payload = self._engine.take_final_payload(query.get("sid", ""))
+            if final_payload is not None:
+                self._answer(final_payload)
+                return
+            socket = self._engine.find_socket(query, "polling")
+            if socket is None:
+                socket = self._engine.open("polling")
+            elif socket.upgraded:
+                raise RequestRefused(3, "Bad request")
+            self._socket = socket
+            self._answer(await self._poll(socket))
+        except RequestRefused as refusal:
+            self._refuse(refusal)
+
+    def post(self) -> None:
+        try:
+            socket = self._engine.find_socket(self._query(), "polling")
+            if socket is None:
+                raise RequestRefused(2, "Bad handshake method")
+            if socket.upgraded:
+                raise RequestRefused(3, "Bad request")
+            try:
+                for packet in socket.receive_post(self.request.body):
+                    socket.receive(packet)
+            except ProtocolError as error:
+                socket.drop(str(error))
+                raise RequestRefused(3, "Bad request") from None
+            self._answer("ok")
+        except RequestRefused as refusal:
+            self._refuse(refusal)
+
+    def options(self) -> None:
+        self.set_header("Access-Control-Allow-Methods", "GET, POST, OPTIONS")
+        self.set_header("Access-Control-Allow-Headers", "Content-Type")
+        self.set_status(204)
+
+    def _query(self) -> dict[str, str]:
+        """Return the last value of each query parameter.
+
+        Tornado's ``get_query_argument`` would clean each value with a regular expression.
+        """
+        return {name: values[-1].decode("latin-1") for name, values in self.request.query_arguments.items()}
+
+    async def _poll(self, socket: EngineSocket) -> str:
+        """Wait for packets to send; meanwhile, no new connection can evict this connection."""
+        self._place.keep()
+        try:
+            return await socket.poll(self)
+        finally:
+            self._place.release()
+
+    @property
+    def _place(self) -> Place:
+        connection = self.request.connection
+        assert isinstance(connection, HTTP1Connection)
+        assert isinstance(connection.stream, ClientStream)
+        return connection.stream.place
+
+    def _answer(self, payload: str) -> None:
+        """Send a payload, without waiting until the client has read it.
+
+        A waiting caller would hold the payload in memory a second time.
+        """
+        self.set_header("Content-Type", "text/plain; charset=UTF-8")
+        self.set_header("Cache-Control", "no-store")
+        self.finish(payload)
+
+    def _refuse(self, refusal: RequestRefused) -> None:
+        self.set_status(refusal.status)
+        self.set_header("Content-Type", "application/json")
+        self.finish(refusal.body)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        self._refuse(RequestRefused(3, "Bad request", status_code))
+
+    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
+        # Tornado's own log line would contain the URL, and with the URL any client input.
+        if not isinstance(value, HTTPError):
+            logger.error("%s request failed", self.request.method, exc_info=value)
+
+    def on_connection_close(self) -> None:
+        """End the Engine.IO socket of a client that disconnected while its poll was pending."""
+        if self._socket is not None:
+            self._socket.lost(self)

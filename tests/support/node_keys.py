@@ -1,0 +1,92 @@
+"""Nodes in one process, and what the tests of nodes look at in Redis."""
+
+import asyncio
+
+from lesson_server.stores.redis.client import RedisStore
+from lesson_server.stores.redis.nodes import Node
+from lesson_server.stores.redis.presence import Presence
+from lesson_server.stores.redis.records import ClientRecord, TeacherRecord
+from lesson_server.stores.redis.seats import Seats
+
+RETENTION = 7 * 86_400
+
+TEACHER = TeacherRecord("a-t", "1", "ms-hill")
+
+CLIENT = ClientRecord("a-p", "1", "p1", "student")
+
+
+class House:
+    """A node with connections of its own, which are no more than their records."""
+
+    def __init__(self, url, retention=RETENTION):
+        self.store = RedisStore(url, "", 2.0, 8)
+        self.presence = Presence(self.store, retention)
+        self.seats = Seats(self.store, RETENTION)
+        self.node = Node(self.store, self.presence, self.seats, self)
+        self.records = {}
+        self.lessons = {}
+
+    @property
+    def node_id(self):
+        return self.presence.incarnation.node_id
+
+    async def join(self, *records):
+        for record in records:
+            self.records[record.sid] = record
+            await self.presence.write(record)
+
+    async def leave(self, record):
+        del self.records[record.sid]
+        await self.presence.remove(record.sid)
+        await self.presence.settled()
+
+    async def beat(self, times=1):
+        """Heartbeats, with the sweeps that they begin."""
+        for _ in range(times):
+            await self.node.beat()
+            await asyncio.gather(*self.node._sweeps.values())
+
+    async def close(self):
+        await self.node.close()
+        await self.presence.close()
+        await self.store.close()
+
+    # The protocol nodes.Connections
+
+    def present(self):
+        return list(self.records)
+
+    def seated(self):
+        return self.lessons
+
+    async def restore(self, sids):
+        for sid in sids:
+            for lesson_id, seated in self.lessons.items():
+                if seated == sid:
+                    await self.seats.ensure_map(lesson_id, 3)
+            if sid in self.records:
+                await self.presence.restore(self.records[sid])
+        return len(self.records.keys() & sids)
+
+
+def own_keys(redis_client):
+    """What the server keeps for itself, but the counts of the nodes."""
+    return sorted(key for key in redis_client.keys("lesson_node*") if key != "lesson_node_counts")
+
+
+def known(redis_client):
+    return set(redis_client.hkeys("lesson_node_counts"))
+
+
+def snapshot(redis_client):
+    return {key: redis_client.hgetall(key) for key in redis_client.keys("*")}
+
+
+def logged(caplog):
+    lines = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    return lines
+
+
+def commands_of(redis_client):
+    return sum(stat["calls"] for stat in redis_client.info("commandstats").values())

@@ -1,0 +1,58 @@
+"""What the tests of presence look at in Redis."""
+
+import asyncio
+
+import pytest
+from fakes import store_down
+
+from lesson_server.stores.redis.records import ClientRecord, TeacherRecord
+
+RETENTION = 7 * 86_400
+
+DAY = 86_400
+
+TEACHER = TeacherRecord("sid-t", "1", "ms-hill")
+
+CLIENT = ClientRecord("sid-p", "1", "p1", "student")
+
+RECORDS = pytest.mark.parametrize("record", [TEACHER, CLIENT], ids=["teacher", "participant"])
+
+
+def other(record, sid, **more):
+    return type(record)(**{**{field: getattr(record, field) for field in record.__slots__}, "sid": sid, **more})
+
+
+def lesson_field(redis_client, record):
+    """The sid by which Redis tells that somebody is in the lesson."""
+    if isinstance(record, TeacherRecord):
+        return redis_client.hget(f"lesson_teacher_{record.lesson_id}", record.user_id)
+    return redis_client.hget(f"lesson_student_{record.lesson_id}", record.client_id)
+
+
+def own_keys(redis_client):
+    """The keys of the server's own, but the counts by which nodes are known."""
+    return [key for key in redis_client.keys("lesson_node*") if key != "lesson_node_counts"]
+
+
+class MasterDown:
+    """Of the masters of a cluster, the one that has a certain key fails, and with it each step that needs the key.
+
+    Attributes:
+        failed: how many steps have failed.
+    """
+
+    def __init__(self, monkeypatch, presence, key):
+        self.failed = 0
+        run = presence._store.run
+
+        async def fails(*commands, bookkeeping=()):
+            if any(key in command for command in commands):
+                self.failed += 1
+                raise store_down()
+            return await run(*commands, bookkeeping=bookkeeping)
+
+        monkeypatch.setattr(presence._store, "run", fails)
+
+    async def until_failed(self, times):
+        while self.failed < times:
+            await asyncio.sleep(0.001)

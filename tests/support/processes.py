@@ -1,0 +1,28 @@
+"""Processes and their children."""
+
+import time
+
+import psutil
+
+LONG = 20.0
+
+
+def until(condition, patience=LONG):
+    deadline = time.monotonic() + patience
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
+    return found
+
+
+def said(process, first_word):
+    """The rest of the next line that begins so."""
+    for line in process.stdout:
+        word, _, rest = line.strip().partition(" ")
+        if word == first_word:
+            return rest
+    raise AssertionError(f"nothing said of {first_word}: {process.stderr.read()}")
+
+
+def children(process):
+    return [child.pid for child in psutil.Process(process.pid).children()]
