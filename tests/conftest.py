@@ -77,7 +77,7 @@ def stores(running_stores: EmbeddedStores) -> EmbeddedStores:
 class Onlooker(redis.Redis):
     """A client whose ``keys()`` are those of the diagrams; the server's own have to be asked for by their name."""
 
-    def keys(self, pattern: str = "*") -> list[str]:
+    def keys(self, pattern: Any = "*", **kwargs: Any) -> list[Any]:
         return [key for key in super().keys(pattern) if pattern != "*" or "lesson_node" not in key]
 
 

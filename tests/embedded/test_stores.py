@@ -23,7 +23,6 @@ from embedded_stores import (
 )
 from psycopg2.extensions import parse_dsn
 
-from lesson_server.embedded import processes
 from lesson_server.embedded import stores as embedded
 from lesson_server.embedded.processes import demotion
 from lesson_server.embedded.stores import DataDirInUseError, EmbeddedError, EmbeddedStores, lesson_database, read_key
@@ -171,7 +170,7 @@ def test_under_root_postgresql_is_nobody_and_may_only_pass_through_folders(store
 
 @pytest.mark.skipif(not AS_ROOT, reason="needs root")
 def test_root_without_setpriv_is_told_so(new_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes.shutil, "which", lambda program: None)
+    monkeypatch.setattr("lesson_server.embedded.processes.shutil.which", lambda program: None)
     with pytest.raises(EmbeddedError, match="setpriv"):
         EmbeddedStores(new_dir).start(quiet)
     assert not new_dir.exists()

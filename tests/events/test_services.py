@@ -64,8 +64,8 @@ class Stores:
 def redis_stores(kind, request, io_loop):
     if kind == "fake":
         redis, faults = FakeRedis(), Faults()
-        presence = FakePresence(faults, redis)
-        yield Stores(presence, presence, FakeSeats(faults, redis), lambda: redis.hashes)
+        fake = FakePresence(faults, redis)
+        yield Stores(fake, fake, FakeSeats(faults, redis), lambda: redis.hashes)
         return
     onlooker = request.getfixturevalue("redis_client")
     store = RedisStore(request.getfixturevalue("stores").redis_url, "", 2.0, 4)

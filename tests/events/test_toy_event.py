@@ -69,7 +69,7 @@ async def test_a_second_event_with_other_data_waits_for_the_first():
     await joined(world)
     hold = world.faults.hold_at("sockets.get_session #2")
     first, second, same = (
-        asyncio.create_task(world.sockets.handlers["raise_hand"]("sid", reason)) for reason in ("one", "two", "one")
+        asyncio.ensure_future(world.sockets.handlers["raise_hand"]("sid", reason)) for reason in ("one", "two", "one")
     )
     await hold.reached.wait()
     await settle()

@@ -307,7 +307,7 @@ def constants_of(module):
     """The numbers that a module's source gives to its constants, whatever a test has made of them."""
     tree = ast.parse(Path(module.__file__).read_text())
     return {
-        target.id: ast.literal_eval(node.value)
+        ast.unparse(target): ast.literal_eval(node.value)
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
         for target in node.targets

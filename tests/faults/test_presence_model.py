@@ -22,7 +22,7 @@ from lesson_server.stores.redis import nodes as nodes_module
 from lesson_server.stores.redis import presence as presence_module
 from lesson_server.stores.redis.nodes import LOST, Node
 from lesson_server.stores.redis.presence import Presence
-from lesson_server.stores.redis.records import ClientRecord, TeacherRecord
+from lesson_server.stores.redis.records import ClientRecord, Record, TeacherRecord
 from lesson_server.stores.redis.seats import Seats
 
 PARTICIPANTS = ["anna", "ben"]
@@ -86,7 +86,7 @@ class Member:
 class Live:
     """A connection that has joined."""
 
-    record: object
+    record: Record
     owner: Member
 
 
@@ -105,7 +105,7 @@ class Nodes(RuleBasedStateMachine):
         self.redis.flushall()
         self.numbers = itertools.count(1)
         # The order of the keys must not depend on chance, or Hypothesis could not replay a story.
-        presence_module.secrets.token_hex = lambda size: f"{next(self.numbers):04}"
+        vars(presence_module)["secrets"].token_hex = lambda size: f"{next(self.numbers):04}"
         self.live: list[Live] = []  # in the order of joining
         self.known = dict.fromkeys(PARTICIPANTS, False)  # whether a join is a reconnect; None: the model can't know
         self.in_order = True  # nothing has happened after which Redis may tell the truth only later
@@ -320,7 +320,7 @@ def test_after_anything_redis_tells_who_is_in_a_lesson(stores, monkeypatch, step
     monkeypatch.setattr(Nodes, "injected", 0)
     monkeypatch.setattr(presence_module, "secrets", SimpleNamespace())
     run_state_machine_as_test(
-        lambda: Nodes(stores.redis_url),
+        lambda: Nodes(stores.redis_url),  # type: ignore[arg-type]
         settings=settings(
             max_examples=1500 // steps,
             stateful_step_count=steps,

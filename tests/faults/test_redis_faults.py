@@ -21,7 +21,8 @@ from everyone import (
     until,
 )
 
-from lesson_server.stores.redis import presence
+from lesson_server.errors import StoreUnavailable
+from lesson_server.stores.redis import records
 
 pytestmark = pytest.mark.usefixtures("quick_nodes")
 
@@ -59,7 +60,7 @@ async def test_after_flushall_the_node_writes_everything_again(server, redis_cli
             "role": "student",
         }
         assert redis_client.hgetall("teacher") == {"lesson_id": "1"}
-        assert 0 < redis_client.ttl("registered") <= presence.DAY
+        assert 0 < redis_client.ttl("registered") <= records.DAY
         assert reconnects() == 0
         # It is as it was: a join, a rejoin and a leave work on it.
         assert await answered(people.connected, people.joining, people.seated) == [SUCCESS] * 3
@@ -203,7 +204,7 @@ async def test_a_failed_join_that_redis_carries_out_after_all_leaves_no_ghost(se
         async def is_late(*commands, bookkeeping=()):
             if commands[0][0] == "EVAL" and bookkeeping:
                 late.append((commands, bookkeeping))
-                raise presence.StoreUnavailable("Redis", "timeout")
+                raise StoreUnavailable("Redis", "timeout")
             return await run(*commands, bookkeeping=bookkeeping)
 
         with monkeypatch.context() as patch:

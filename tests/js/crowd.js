@@ -1,5 +1,6 @@
 // Many official clients that join again whenever they have lost their connection. Each time that all have joined, prints
-// as one line of JSON how many have, their sids and the transports that they have come to.
+// as one line of JSON their sids of Socket.IO and of Engine.IO and the transports that they have come to. Fails when they
+// have not after a minute.
 // Usage: node crowd.js URL '{"lesson_id": …, "tokens": […], "transports": [...]}', until it is killed
 const { io } = require("socket.io-client");
 
@@ -13,8 +14,15 @@ function report() {
     const name = socket.io.engine.transport.name;
     transports[name] = (transports[name] ?? 0) + 1;
   }
-  console.log(JSON.stringify({ sids: [...joined.values()].map((socket) => socket.id), transports }));
+  const sockets = [...joined.values()];
+  const [sids, engine_sids] = [sockets.map((socket) => socket.id), sockets.map((socket) => socket.io.engine.id)];
+  console.log(JSON.stringify({ sids, engine_sids, transports }));
+  patience.refresh();
 }
+
+const patience = setTimeout(() => {
+  throw new Error(`${joined.size} of ${options.tokens.length} have joined`);
+}, 60_000);
 
 for (const access_token of options.tokens) {
   const auth = { client: "participant", lesson_id: options.lesson_id, access_token };

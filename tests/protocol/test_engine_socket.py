@@ -14,6 +14,7 @@ from edge import (
 )
 
 from lesson_server.protocol.engine_socket import MAX_PACKETS_IN_POST, MAX_UNREAD_BYTES, MAX_UNREAD_PACKETS
+from lesson_server.protocol.websocket import Websocket
 
 # What a client may leave unread, and send at once
 
@@ -112,6 +113,7 @@ async def test_an_upgrade_hands_the_system_no_more_than_it_takes(edge: Edge) -> 
     await websocket.send("5")
     await until(lambda: session.upgraded)
     assert session._outbox
+    assert isinstance(session._websocket, Websocket)
     assert session._websocket._underlying.get_write_buffer_size() <= len(frame("4" + messages[0]))
     assert [await websocket.receive() for _ in messages] == ["4" + message for message in messages]
 

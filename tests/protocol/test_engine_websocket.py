@@ -33,6 +33,7 @@ from lesson_server.protocol.engine_socket import (
     MAX_UNREAD_BYTES,
 )
 from lesson_server.protocol.http_server import MAX_HEADER_LINES, MAX_PARAMETERS, MAX_URL_SIZE
+from lesson_server.protocol.websocket import Websocket
 
 
 def join_of_size(size: int) -> str:
@@ -244,6 +245,7 @@ async def test_a_lost_connection_leaves_no_timer(edge: Edge) -> None:
     client.disappear()
     await until(lambda: not edge.sockets)
     assert session._timer.cancelled()
+    assert isinstance(websocket, Websocket)
     assert websocket._close_timer is None or websocket._close_timer.cancelled()
 
 
@@ -263,7 +265,9 @@ async def test_fragments_without_end_leave_no_more_than_their_message(edge: Edge
     begun, rest = JOIN_WITH_ACK[:9], JOIN_WITH_ACK[9:]
     await client.write(frame(begun, final=False) + frame("", 0x0, final=False) * 20_000 + frame("so far", PING))
     assert await client.receive() == b"so far"
-    assert edge.sockets[0]._websocket._fragments == begun.encode()
+    websocket = edge.sockets[0]._websocket
+    assert isinstance(websocket, Websocket)
+    assert websocket._fragments == begun.encode()
     await client.write(frame(rest, 0x0))
     assert await client.receive() == ACK
 
@@ -286,9 +290,9 @@ async def test_a_client_that_floods_and_never_reads_is_dropped(edge: Edge) -> No
     joins = edge.application.joins
     ack_id = "1" * 100
     while edge.sockets:
-        answered = len(joins)
+        expected = len(joins) + 8
         await client.send(*[f'42{ack_id}["join_lesson"]'] * 8)
-        await until(lambda answered=answered: len(joins) == answered + 8 or not edge.sockets)
+        await until(lambda expected=expected: len(joins) == expected or not edge.sockets)  # type: ignore[misc]
     assert edge.log == ["client dropped: slow reader"]
     assert len(joins) * len(ack_id) < MAX_UNREAD_BYTES + 32 * 1024
     await edge.serves_others()
@@ -328,6 +332,7 @@ async def test_pings_of_a_client_that_reads_nothing_cost_nothing(edge: Edge) -> 
     [session] = edge.sockets
     await client.write(frame("x" * 100, PING) * 1_000 + frame(JOIN))
     await until(lambda: edge.application.joins)
+    assert isinstance(session._websocket, Websocket)
     assert session._websocket._underlying.get_write_buffer_size() <= len(frame("4" + "x" * 1_000))
 
 

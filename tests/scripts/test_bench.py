@@ -62,7 +62,7 @@ def run(bench_stores: Stores, tmp_path: Path) -> Run:
 
 
 @pytest.fixture
-def left_in_redis(run: Run, redis_client: "redis.Redis") -> Callable[[str], object]:
+def left_in_redis(run: Run, redis_client: "redis.Redis") -> Callable[[str], Any]:
     """What a class of a contestant has in Redis, with each sid as SID and the life of each key in hours."""
 
     def left_in_redis(name: str) -> object:
@@ -88,14 +88,14 @@ def left_in_redis(run: Run, redis_client: "redis.Redis") -> Callable[[str], obje
 
 
 @pytest.mark.parametrize("peer", ["plain_tornado", *NODE_AND_BUN])
-def test_a_peer_leaves_the_same_keys_as_we_do(left_in_redis: Callable[[str], object], peer: str) -> None:
+def test_a_peer_leaves_the_same_keys_as_we_do(left_in_redis: Callable[[str], Any], peer: str) -> None:
     ours = left_in_redis(OURS)
     assert len(ours) == 1 + 1 + CLASS + 1  # the seat map, the teachers, everybody, the students
     assert left_in_redis(peer) == ours
 
 
 def test_every_workload_has_figures_and_the_page_shows_them(run: Run, tmp_path: Path) -> None:
-    figures: dict[str, object] = {}
+    figures: dict[str, Any] = {}
 
     def work(workloads: Workloads, load: LoadProcess) -> None:
         figures["counts"] = workloads.counted_class_start()
@@ -271,7 +271,8 @@ def test_a_peer_refuses_the_tokens_that_we_refuse(
 
 def test_a_server_that_does_not_keep_up_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
-        load = Load(*deaf.getsockname(), secrets.token_urlsafe(32))
+        host, port = deaf.getsockname()
+        load = Load(host, port, secrets.token_urlsafe(32))
         phase = load.steady(first=0, rate=20, seconds=1.0, stay=0.1)
     assert not phase["kept_up"]
     assert phase["seconds"] < 2.0

@@ -7,7 +7,7 @@ import ast
 import asyncio
 import inspect
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 from fakes import World
@@ -15,7 +15,7 @@ from toy_event import RAISE_HAND
 
 from lesson_server.errors import InvalidTransition
 from lesson_server.events.connection import Region
-from lesson_server.events.machine import ChartMachine
+from lesson_server.events.machine import Chart, ChartMachine
 from lesson_server.events.registry import EVENTS
 
 ALL_EVENTS = (*EVENTS, RAISE_HAND)
@@ -26,17 +26,21 @@ every_chart = pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: f"{char
 every_region = pytest.mark.parametrize("cls", REGIONS, ids=lambda cls: cls.__name__)
 
 
-def triggers(chart: ModuleType) -> list[str]:
-    return sorted({row["trigger"] for row in chart.TRANSITIONS})
+def all_rows(chart: Chart) -> list[dict[str, Any]]:
+    return chart.TRANSITIONS
 
 
-def rows(chart: ModuleType, trigger: str, state: str) -> list[dict]:
-    return [row for row in chart.TRANSITIONS if (row["trigger"], row["source"]) == (trigger, state)]
+def triggers(chart: Chart) -> list[str]:
+    return sorted({row["trigger"] for row in all_rows(chart)})
 
 
-def names(chart: ModuleType) -> set[str]:
+def rows(chart: Chart, trigger: str, state: str) -> list[dict[str, Any]]:
+    return [row for row in all_rows(chart) if (row["trigger"], row["source"]) == (trigger, state)]
+
+
+def names(chart: Chart) -> set[str]:
     """The methods that the rows of a chart name."""
-    return {name for row in chart.TRANSITIONS for kind in ("before", "conditions") for name in row.get(kind, [])}
+    return {name for row in all_rows(chart) for kind in ("before", "conditions") for name in row.get(kind, [])}
 
 
 # Sound
@@ -154,10 +158,9 @@ def test_every_public_method_of_a_region_is_named_by_a_chart():
 class Recorder:
     """A model that takes every step and notes its name; a test may have one of them fail."""
 
-    history = ()
-
     def __init__(self, state: str, failing: str = "", error: BaseException | None = None) -> None:
         self.state = state
+        self.history: tuple[str, ...] = ()
         self.steps: list[str] = []
         self._failing, self._error = failing, error
 
@@ -192,7 +195,7 @@ def steps() -> list[object]:
     return [
         pytest.param(cls, row, step, id=f"{cls.__name__}-{row['source']}-{row['trigger']}-{step}")
         for cls in REGIONS
-        for row in cls.CHART.TRANSITIONS
+        for row in all_rows(cls.CHART)
         for step in row.get("before", ())
     ]
 

@@ -15,10 +15,17 @@ def clean_environ(**more):
     return {name: value for name, value in os.environ.items() if not name.startswith("LESSON_")} | more
 
 
+class ServerProcess(subprocess.Popen[str]):
+    """A server: its first lines, and its address."""
+
+    said: list[str]
+    url: str
+
+
 @contextlib.contextmanager
 def running(*arguments, **environ):
-    """Runs a server; its first lines are in ``said``, its address in ``url``."""
-    process = subprocess.Popen(
+    """Runs a server."""
+    process = ServerProcess(
         [*COMMAND, "run", *map(str, arguments)],
         env=clean_environ(**environ),
         cwd=ROOT,

@@ -108,7 +108,7 @@ class Clients:
         self._clients.append(client)
         return client
 
-    async def request(self, method: str, query: str, body: bytes = b"", **headers: str) -> "Response":
+    async def request(self, method: str, query: str, body: bytes = b"", /, **headers: str) -> "Response":
         """One request on a connection of its own."""
         return await (await self.connection()).request(method, query, body, **headers)
 
@@ -366,11 +366,11 @@ class Client:
 
     # HTTP
 
-    async def request(self, method: str, query: str, body: bytes = b"", **headers: str) -> Response:
+    async def request(self, method: str, query: str, body: bytes = b"", /, **headers: str) -> Response:
         await self.send_request(method, query, body, **headers)
         return await self.response()
 
-    async def send_request(self, method: str, query: str, body: bytes = b"", **headers: str) -> None:
+    async def send_request(self, method: str, query: str, body: bytes = b"", /, **headers: str) -> None:
         headers = {"Host": self.host} | ({"Content-Length": str(len(body))} if body else {}) | headers
         lines = [f"{method} /socket.io/?{query} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
         await self.write("\r\n".join([*lines, "", ""]).encode() + body)

@@ -141,11 +141,11 @@ class Member:
         seat_maps = Seats(self.store, RETENTION)
         services: Any = Services(
             sockets=self.sockets,
-            lessons=FakeLessons(faults, {tab.lesson_id: SEAT_COUNT for tab in scenario.tabs}),  # type: ignore[arg-type]
+            lessons=FakeLessons(faults, {tab.lesson_id: SEAT_COUNT for tab in scenario.tabs}),
             seats=seat_maps,
             presence=self.presence,
-            tokens=FakeTokens(),  # type: ignore[arg-type]
-            analytics=self.analytics,  # type: ignore[arg-type]
+            tokens=FakeTokens(),
+            analytics=self.analytics,
             metrics=_metrics(),
             trust_teacher_user_id=False,
         )
@@ -201,7 +201,7 @@ def controlled() -> Iterator[LogHandler]:
     logger.setLevel(logging.ERROR)
     # patch.object refuses what is not there, so a constant that is renamed is not silently left as it is.
     with (
-        patch.object(presence.secrets, "token_hex", token_hex),
+        patch("lesson_server.stores.redis.presence.secrets.token_hex", token_hex),
         patch.object(presence, "RETRY_INTERVAL", 0),
         patch.object(presence, "UNINDEX_INTERVAL", 0),
         patch.object(presence, "LATE_WRITE", nodes.HEARTBEAT_INTERVAL),

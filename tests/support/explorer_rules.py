@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from explorer_nodes import SEAT_COUNT
 from explorer_scenarios import FLUSH, Tab
@@ -43,7 +44,8 @@ def is_live(world: World, tab: Tab) -> bool:
 
 def shown(world: World, tab: Tab) -> str | None:
     """The sid by which Redis tells that the person of a tab is in its lesson."""
-    sid: str | None = world.redis.hget(tab.lesson_key, tab.subject)
+    found: Any = world.redis.hget(tab.lesson_key, tab.subject)
+    sid: str | None = found
     return sid
 
 
@@ -167,7 +169,8 @@ def _own_keys(world: World) -> Iterator[str]:
     claims: dict[str, str] = {}  # name of a claim → the sid of its record
     for node_id, member in living.items():
         index_key = presence.index_key(node_id)
-        for number, text in world.redis.hgetall(index_key).items():
+        index: dict[Any, Any] = world.redis.hgetall(index_key)
+        for number, text in index.items():
             sid = claims[f"{node_id}:{number}"] = decode(text).sid
             found.setdefault(index_key, set()).add(sid)
         for tab in world.tabs.values():
@@ -178,7 +181,8 @@ def _own_keys(world: World) -> Iterator[str]:
                     expected.setdefault(claims_key, set()).add(tab.sid)
     for key in world.redis.scan_iter("lesson_node_*"):
         if key.startswith(CLAIMS):
-            for claim, order in world.redis.zrange(key, 0, -1, withscores=True):
+            shown_claims: Any = world.redis.zrange(key, 0, -1, withscores=True)
+            for claim, order in shown_claims:
                 if order:  # else it is what is known of an ended connection
                     name = json.loads(claim)[0]
                     found.setdefault(key, set()).add(claims.get(name, f"claim {name} of no index"))

@@ -26,9 +26,9 @@ from functools import partial
 from typing import Protocol
 
 from lesson_server.errors import StoreRefused, StoreUnavailable
-from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.presence import BATCH_SIZE, REMOVAL_PATIENCE, Presence
 from lesson_server.stores.redis.seats import Seats
+from lesson_server.stores.redis.store import Store
 from lesson_server.tasks import end
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Node:
         connections: the connections of this node.
     """
 
-    def __init__(self, store: RedisStore, presence: Presence, seats: Seats, connections: Connections) -> None:
+    def __init__(self, store: Store, presence: Presence, seats: Seats, connections: Connections) -> None:
         self._store = store
         self._presence = presence
         self._seats = seats

@@ -23,10 +23,10 @@ from typing import Any
 
 from lesson_server.errors import StoreRefused, StoreUnavailable
 from lesson_server.stores.redis import keys
-from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.presence_scripts import CHECK, REMOVE, RESTORE, WRITE
 from lesson_server.stores.redis.records import DAY, Claim, Entry, Incarnation, Record, claim_on, decode, encode
 from lesson_server.stores.redis.shard import Command
+from lesson_server.stores.redis.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Presence:
         retention: TTL in seconds of entries without a TTL of their own (``presence.retention``).
     """
 
-    def __init__(self, store: RedisStore, retention: int) -> None:
+    def __init__(self, store: Store, retention: int) -> None:
         self._store = store
         self._retention = retention
         self.incarnation = self.begin_incarnation()

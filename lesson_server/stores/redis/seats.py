@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lesson_server.stores.redis import keys
-from lesson_server.stores.redis.client import RedisStore
+from lesson_server.stores.redis.store import Store
 
 # Reads and writes in one atomic step: two simultaneous first joins can't both find no map, and no occupant is ever
 # overwritten. A map is complete if it has as many fields as the lesson has seats, and the last seat: most joins of a
@@ -27,7 +27,7 @@ class Seats:
         retention: TTL in seconds of a seat map after the last join of its lesson (``presence.retention``).
     """
 
-    def __init__(self, store: RedisStore, retention: int) -> None:
+    def __init__(self, store: Store, retention: int) -> None:
         self._store = store
         self._retention = retention
 

@@ -53,7 +53,7 @@ async def test_who_gets_the_number_of_a_closed_descriptor_can_be_watched(io_loop
 
 def test_the_private_parts_that_we_lean_on_are_as_they_were(lessons):
     assert importlib.metadata.version("aiopg").startswith("1.4.")
-    assert isinstance(aiopg.connection.select, SimpleNamespace)
+    assert isinstance(vars(aiopg.connection)["select"], SimpleNamespace)
     source = inspect.getsource(aiopg_patches._ready)
     assert "select.select([self._fileno], [], [], 0)" in source
     assert list(inspect.signature(aiopg_patches._ready).parameters) == ["weak_self"]

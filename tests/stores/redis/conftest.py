@@ -16,14 +16,15 @@ def open_presence(io_loop, stores, monkeypatch):
     opened = []
 
     def open_presence(retention=RETENTION, key_prefix="", options=""):
-        presence = Presence(BreakableStore(stores.redis_url + options, key_prefix, 2.0, 4), retention)
-        opened.append(presence)
+        store = BreakableStore(stores.redis_url + options, key_prefix, 2.0, 4)
+        presence = Presence(store, retention)
+        opened.append((presence, store))
         return presence
 
     yield open_presence
-    for presence in opened:
+    for presence, store in opened:
         io_loop.run_sync(presence.close)
-        io_loop.run_sync(presence._store.close)
+        io_loop.run_sync(store.close)
 
 
 @pytest.fixture

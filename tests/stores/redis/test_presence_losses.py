@@ -8,6 +8,7 @@ from redis.crc import key_slot
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.stores.redis import presence as presence_module
+from lesson_server.stores.redis.presence_scripts import WRITE
 from lesson_server.stores.redis.records import ClientRecord, TeacherRecord, decode, encode
 
 
@@ -264,7 +265,7 @@ def test_a_write_that_was_not_answered_stays_in_the_index_until_it_can_not_be_ca
         await presence.settled()
         assert lesson_field(redis_client, record) is None
         for entry in record.entries():  # the rest of the step, after the removal
-            await presence._store.run(presence._script(presence_module.WRITE, claim, entry, int(entry.outlives)))
+            await presence._store.run(presence._script(WRITE, claim, entry, int(entry.outlives)))
         assert await remove_strays(presence) == removed
         assert lesson_field(redis_client, record) is None
         assert redis_client.hlen(presence.index_key(presence.incarnation.node_id)) == 1 - removed
@@ -285,7 +286,7 @@ def test_the_late_write_of_a_join_that_failed_is_removed_as_if_it_had_not_been_t
         presence._held[record.sid] = claim
         await presence._run(  # Redis gets to it after the removal
             claim,
-            [presence._script(presence_module.WRITE, claim, entry, int(entry.outlives)) for entry in record.entries()],
+            [presence._script(WRITE, claim, entry, int(entry.outlives)) for entry in record.entries()],
         )
         del presence._held[record.sid]
         assert lesson_field(redis_client, record) == record.sid
