@@ -205,7 +205,7 @@ async def demonstrate(log: IO[bytes]) -> None:
                 step("The states of their connections (GET /metrics)")
                 await show_states(server.url)
 
-                step("What stands in Redis")
+                step("The records in Redis")
                 await check_presence(store, expected=True)
                 await show_redis(store)
 

@@ -107,7 +107,12 @@ class Websocket(WSListener):
         engine.spawn(self._begin(connection))
 
     async def _begin(self, connection: socket.socket) -> None:
-        await asyncio.get_running_loop().connect_accepted_socket(lambda: _Protocol(self), connection)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: _Protocol(self), connection)
+        except Exception:
+            logger.exception("an accepted connection could not be served")
+            connection.close()
+            self._place.leave()
 
     def opened(self, transport: asyncio.Transport) -> None:
         """Register the open connection, before the handshake is read."""

@@ -204,6 +204,23 @@ async def test_a_socket_that_carries_a_session_gives_way_when_it_has_been_sent_t
         await until(lambda: world.session.is_lost)
 
 
+@pytest.mark.gen_test
+async def test_a_connection_that_the_loop_can_not_serve_is_closed_and_its_place_is_free(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(websocket: Websocket) -> None:
+        raise OSError("no transport")
+
+    monkeypatch.setattr(websocket, "_Protocol", broken)
+    world = World()
+    world.begin()
+    await until(lambda: len(world.places) == 0)
+    assert world.connection.fileno() == -1
+    world.client.close()
+    (record,) = caplog.records
+    assert record.exc_info is not None
+
+
 # What this rests on
 
 
