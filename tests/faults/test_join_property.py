@@ -211,10 +211,23 @@ COMES_BACK_AND_FAILS = [Join(0), Join(1), Proceed(1, 7), Disconnect(1), Proceed(
 # Whose first join did not reach Redis, and whose removal Redis did not answer; it joins again, and ends.
 FAILS_AND_COMES_BACK = [Join(0), Proceed(0, 6), Fail(0), Fail(0), Join(0), Proceed(0, 7), Disconnect(0)]
 
+# The answer to its removal is lost, and the removal is repeated when the other connection has ended too.
+IS_REMOVED_TWICE = [
+    Join(0),
+    Join(1),
+    Proceed(0, 9),
+    Proceed(1, 7),
+    Disconnect(0),
+    Proceed(0, 2),
+    Fail(0),
+    Disconnect(1),
+]
+
 
 @settings(max_examples=500, deadline=None)
 @given(casts, schedules)
 @example(TWICE[:1], FAILS_AND_COMES_BACK)
 @example(TWICE, COMES_BACK_AND_FAILS)
+@example(TWICE, IS_REMOVED_TWICE)
 def test_any_interleaving_ends_in_a_state_that_the_chart_allows_with_redis_agreeing(cast, schedule):
     run(Play().act(cast, schedule))

@@ -284,7 +284,7 @@ class FakePresence:
         def removal() -> None:
             for entry in record.entries():
                 self._redis.release(entry, owner, undo=undo)
-            if not undo:
+            if not undo and record not in self.ended:  # repeated, a removal does nothing
                 self.ended.append(record)
 
         try:
