@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from lesson_server.events.connection import Region
 from lesson_server.settings.schema import ServerSettings
@@ -12,18 +13,27 @@ def no_limit(settings: ServerSettings) -> float:
     return 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Event:
-    """An event that clients send, and the server acknowledges.
+    """An event that clients send, and the server acknowledges. Its charts say its name, and which clients send it.
 
     Args:
-        name: the name of the event.
-        regions: the class of the region that handles it, for each client that may send it.
+        classes: the class of the region for each chart of the event.
         deadline: seconds for the steps. The contract promises an answer within 5 s; the rest is for the clean-up.
         rate: returns, from the settings, the events per second that one process begins; 0 for no limit.
     """
 
-    name: str
-    regions: Mapping[str, type[Region]]
+    classes: tuple[type[Region], ...]
     deadline: float
     rate: Callable[[ServerSettings], float] = no_limit
+
+    @cached_property
+    def name(self) -> str:
+        """The name of the event."""
+        (name,) = {cls.CHART.EVENT for cls in self.classes}
+        return name
+
+    @cached_property
+    def regions(self) -> Mapping[str, type[Region]]:
+        """The class of the region for each client that may send the event."""
+        return {cls.CHART.CLIENT: cls for cls in self.classes}

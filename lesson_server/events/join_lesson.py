@@ -199,9 +199,4 @@ class ParticipantJoin(Join):
         return ClientRecord(sid, lesson_id, self._identity.subject, self._identity.role)
 
 
-JOIN_LESSON = Event(
-    name="join_lesson",
-    regions={"teacher": TeacherJoin, "participant": ParticipantJoin},
-    deadline=DEADLINE,
-    rate=lambda settings: settings.join_rate,
-)
+JOIN_LESSON = Event((TeacherJoin, ParticipantJoin), DEADLINE, rate=lambda settings: settings.join_rate)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 import pytest
+from clock import Clock
 from fakes import run, settle
 
 from lesson_server.errors import StoreUnavailable
@@ -143,12 +144,6 @@ def test_when_it_is_closed_its_probe_has_ended():
 
 @pytest.fixture
 def clock(monkeypatch):
-    class Clock:
-        now = 1_000.0
-
-        def monotonic(self):
-            return self.now
-
     clock = Clock()
     monkeypatch.setattr(availability, "time", clock)
     return clock

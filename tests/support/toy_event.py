@@ -56,4 +56,4 @@ class RaiseHand(Region):
         del REASONS[self.connection.sid]
 
 
-RAISE_HAND = Event("raise_hand", {"participant": RaiseHand}, deadline=1.0)
+RAISE_HAND = Event((RaiseHand,), deadline=1.0)
