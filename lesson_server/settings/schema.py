@@ -4,19 +4,24 @@ A setting is named ``section.key``; ``sources.py`` finds its value. A secret is 
 no repr, log or error shows it.
 """
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationInfo,
-    field_validator,
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+
+from lesson_server.settings.values import (
+    HttpUrl,
+    KeyPrefix,
+    LessonQuery,
+    NonEmptyPath,
+    NonEmptyText,
+    OptionalPath,
+    OptionalRedisUrl,
+    OptionalSecret,
+    OptionalText,
+    Origins,
+    Seconds,
+    read_key_file,
 )
 
 
@@ -25,96 +30,6 @@ class SettingsError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))  # a TOML key or a path may hold a newline
-
-
-# The checks of values that pydantic has no type for.
-
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?")
-_HTTP_URL = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?", re.IGNORECASE)
-_REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel")
-_KEY_PREFIX = re.compile(r"[^{}]*(\{[^{}]+\}[^{}]*)?")
-_DURATION = re.compile(r"([0-9]{1,12})([smhd]?)")
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
-
-
-def _unset_if_empty(value: object) -> object:
-    """Read an empty text as None: only an empty environment variable can unset a value of the TOML file."""
-    return None if value == "" else value
-
-
-def _not_empty(value: object) -> object:
-    if value == "":
-        raise ValueError("should not be empty")
-    return value
-
-
-def _split_at_commas(value: object) -> object:
-    """Split a text at commas, because an environment variable can't hold a list."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _normal_origin(origin: str) -> str:
-    """Normalize and check an origin: browsers send lower case without a path, and origins are compared as text."""
-    normal = origin.strip().lower().removesuffix("/")
-    if normal != "*" and not _ORIGIN.fullmatch(normal):
-        raise ValueError('each should be scheme://host or scheme://host:port, or "*" alone')
-    return normal
-
-
-def _star_is_alone(origins: tuple[str, ...]) -> tuple[str, ...]:
-    if "*" in origins and len(origins) > 1:
-        raise ValueError('"*" allows every origin, so it stands alone')
-    return origins
-
-
-def _names_the_lesson(query: str) -> str:
-    if "%(lesson_id)s" not in query:
-        raise ValueError("should contain the parameter %(lesson_id)s")
-    return query
-
-
-def _redis_url(url: SecretStr) -> SecretStr:
-    scheme, separator, _ = url.get_secret_value().partition("://")
-    if not separator or scheme not in _REDIS_SCHEMES:
-        raise ValueError(f"should be a URL that begins with {', '.join(f'{known}://' for known in _REDIS_SCHEMES)}")
-    return url
-
-
-def _at_most_one_hash_tag(prefix: str) -> str:
-    if not _KEY_PREFIX.fullmatch(prefix):
-        raise ValueError("may have braces only as one hash tag, such as {school}")
-    return prefix
-
-
-def _http_url(url: str) -> str:
-    if not _HTTP_URL.fullmatch(url):
-        raise ValueError("should be an http or https URL without user, query and fragment")
-    return url.rstrip("/")
-
-
-def _in_seconds(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    match = _DURATION.fullmatch(value.strip())
-    if match is None:
-        raise ValueError('should be seconds, or a text such as "7d", "12h", "30m", "45s"')
-    return int(match[1]) * _SECONDS[match[2]]
-
-
-def _read_key(path: Path) -> str:
-    try:
-        key = path.read_text("utf-8").rstrip("\r\n")
-    except OSError as error:
-        raise ValueError(f"can't read auth.key_file {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"auth.key_file {path} is not UTF-8 text") from None
-    if not key:
-        raise ValueError(f"auth.key_file {path} is empty")
-    return key
-
-
-OptionalText = Annotated[str | None, BeforeValidator(_unset_if_empty)]
-OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_unset_if_empty)]
 
 
 # The sections.
@@ -141,19 +56,15 @@ class ServerSettings(Section):
         data_dir: the directory of the embedded stores and their generated key.
     """
 
-    host: Annotated[str, BeforeValidator(_not_empty)] = "127.0.0.1"
+    host: NonEmptyText = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8080
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     drain: Annotated[float, Field(ge=0, le=600)] = 10.0
     max_connections: Annotated[int, Field(ge=1)] = 25_000
     connect_rate: Annotated[float, Field(ge=0, le=1_000_000)] = 2_500.0
     join_rate: Annotated[float, Field(ge=0, le=1_000_000)] = 2_500.0
-    allowed_origins: Annotated[
-        tuple[Annotated[str, AfterValidator(_normal_origin)], ...],
-        BeforeValidator(_split_at_commas),
-        AfterValidator(_star_is_alone),
-    ] = ()
-    data_dir: Annotated[Path, BeforeValidator(_not_empty)] = Path(".lesson-server")
+    allowed_origins: Origins = ()
+    data_dir: NonEmptyPath = Path(".lesson-server")
 
 
 class RdsSettings(Section):
@@ -167,9 +78,7 @@ class RdsSettings(Section):
     """
 
     dsn: OptionalSecret = None
-    lesson_query: Annotated[str, AfterValidator(_names_the_lesson)] = (
-        "SELECT seat_count FROM lessons WHERE id = %(lesson_id)s"
-    )
+    lesson_query: LessonQuery = "SELECT seat_count FROM lessons WHERE id = %(lesson_id)s"
     timeout: Annotated[float, Field(gt=0, le=3)] = 2.0
     pool_size: Annotated[int, Field(ge=1, le=100)] = 4
 
@@ -185,8 +94,8 @@ class RedisSettings(Section):
         pool_size: connections of one worker at most.
     """
 
-    url: Annotated[Annotated[SecretStr, AfterValidator(_redis_url)] | None, BeforeValidator(_unset_if_empty)] = None
-    key_prefix: Annotated[str, AfterValidator(_at_most_one_hash_tag)] = ""
+    url: OptionalRedisUrl = None
+    key_prefix: KeyPrefix = ""
     timeout: Annotated[float, Field(gt=0, le=2)] = 2.0
     pool_size: Annotated[int, Field(ge=1)] = 16
 
@@ -204,7 +113,7 @@ class AuthSettings(Section):
         trust_teacher_user_id: whether a teacher may send a ``user_id`` in place of a token (contract, section 2).
     """
 
-    key_file: Annotated[Path | None, BeforeValidator(_unset_if_empty)] = None
+    key_file: OptionalPath = None
     # Declared after key_file, because its validator sees only the fields declared before it.
     key: Annotated[OptionalSecret, Field(validate_default=True)] = None
     algorithm: Literal[
@@ -225,7 +134,7 @@ class AuthSettings(Section):
         if key_file is not None:
             if key is not None:
                 raise ValueError("set LESSON_AUTH_KEY or LESSON_AUTH_KEY_FILE, not both")
-            return SecretStr(_read_key(key_file))
+            return SecretStr(read_key_file(key_file))
         if key is not None and key.get_secret_value().lstrip().startswith("-----BEGIN "):
             return SecretStr(key.get_secret_value().replace("\\n", "\n"))
         return key
@@ -240,7 +149,7 @@ class MixpanelSettings(Section):
     """
 
     token: OptionalSecret = None
-    api_url: Annotated[str, AfterValidator(_http_url)] = "https://api.mixpanel.com"
+    api_url: HttpUrl = "https://api.mixpanel.com"
 
 
 class PresenceSettings(Section):
@@ -251,7 +160,7 @@ class PresenceSettings(Section):
             than any lesson, and within the range of every Redis.
     """
 
-    retention: Annotated[int, BeforeValidator(_in_seconds), Field(ge=1, le=3_650 * 86_400)] = 7 * 86_400
+    retention: Annotated[Seconds, Field(ge=1, le=3_650 * 86_400)] = 7 * 86_400
 
 
 class Settings(Section):
