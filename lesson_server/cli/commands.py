@@ -11,7 +11,8 @@ from pydantic import SecretStr
 from lesson_server import __version__
 from lesson_server.cli.failures import CommandFailed, status_of
 from lesson_server.cli.run import run
-from lesson_server.embedded.stores import lesson_database, read_key
+from lesson_server.embedded.data_dir import read_key
+from lesson_server.embedded.stores import lesson_database
 from lesson_server.settings.schema import Settings
 from lesson_server.settings.sources import Configuration, load
 from lesson_server.stores.rds.lesson_admin import add_lesson, list_lessons

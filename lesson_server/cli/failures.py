@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from lesson_server.embedded.stores import EmbeddedError
+from lesson_server.embedded.errors import EmbeddedError
 from lesson_server.errors import StoreUnavailable
 from lesson_server.settings.schema import SettingsError
 

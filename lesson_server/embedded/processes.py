@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lesson_server.embedded.errors import EmbeddedError
+
 if TYPE_CHECKING:
     from psutil import Process  # comes with the extra "embedded"
 
@@ -29,10 +31,6 @@ POLL_INTERVAL = 0.02
 LOG_LINES = 5  # last lines of a failed server's log, shown to the operator
 
 Checkpoint = Callable[[], None]
-
-
-class ProcessError(Exception):
-    """A process can't be started; the message is for the operator."""
 
 
 # Starting
@@ -64,13 +62,13 @@ class Server:
             checkpoint: called before each sleep; an exception that it raises ends the wait.
 
         Raises:
-            ProcessError: the server has exited, or took more than START_TIMEOUT seconds.
+            EmbeddedError: the server has exited, or took more than START_TIMEOUT seconds.
         """
         deadline = time.monotonic() + START_TIMEOUT
         while not ready():
             checkpoint()
             if self.child.poll() is not None or time.monotonic() > deadline:
-                raise ProcessError(f"{self.name} did not start; the end of {self.log}:\n{self._last_words()}")
+                raise EmbeddedError(f"{self.name} did not start; the end of {self.log}:\n{self._last_words()}")
             time.sleep(POLL_INTERVAL)
 
     def _last_words(self) -> str:
@@ -126,11 +124,11 @@ def demotion() -> Demotion:
         return Demotion(os.geteuid(), os.getegid())
     setpriv = shutil.which("setpriv")
     if setpriv is None:
-        raise ProcessError("PostgreSQL refuses to run as root, and setpriv (of util-linux), which helps, is missing")
+        raise EmbeddedError("PostgreSQL refuses to run as root, and setpriv (of util-linux), which helps, is missing")
     try:
         nobody = pwd.getpwnam("nobody")
     except KeyError:
-        raise ProcessError("PostgreSQL refuses to run as root, and there is no user nobody to run it as") from None
+        raise EmbeddedError("PostgreSQL refuses to run as root, and there is no user nobody to run it as") from None
     command = [setpriv, f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups", "--no-new-privs"]
     permitted = re.search(r"^CapPrm:\s*(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert permitted is not None

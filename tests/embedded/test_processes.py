@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from lesson_server.embedded import processes
+from lesson_server.embedded.errors import EmbeddedError
 from lesson_server.embedded.processes import (
-    ProcessError,
     Server,
     demotion,
     end,
@@ -71,18 +71,18 @@ def test_a_server_is_waited_for(shell: Shell, tmp_path: Path) -> None:
 def test_the_error_shows_the_last_words_of_this_run_alone(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "shell.log").write_text("of an earlier run\n")
     server = shell("seq 1 9; echo alas >&2; exit 1")
-    with pytest.raises(ProcessError) as raised:
+    with pytest.raises(EmbeddedError) as raised:
         server.wait_until(lambda: False, nothing)
     assert str(raised.value) == f"Shell did not start; the end of {tmp_path}/shell.log:\n6\n7\n8\n9\nalas"
     short = shell("echo only")
-    with pytest.raises(ProcessError, match=r"shell\.log:\nonly$"):
+    with pytest.raises(EmbeddedError, match=r"shell\.log:\nonly$"):
         short.wait_until(lambda: False, nothing)
 
 
 def test_a_server_that_takes_too_long_is_an_error(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "START_TIMEOUT", 0.1)
     server = shell("exec sleep 60")
-    with pytest.raises(ProcessError, match="Shell did not start"):
+    with pytest.raises(EmbeddedError, match="Shell did not start"):
         server.wait_until(lambda: False, nothing)
     stop_servers([server])
 

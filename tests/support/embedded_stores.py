@@ -1,6 +1,7 @@
 """Embedded stores in folders of their own, and the processes that own them."""
 
 import os
+import stat
 import subprocess
 import sys
 from contextlib import closing
@@ -56,6 +57,10 @@ def valkey(stores: EmbeddedStores) -> redis.Redis:
 
 def pid_of_postgresql(data_dir: Path) -> int:
     return int((data_dir / "postgresql/postmaster.pid").read_text().partition("\n")[0])
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def spawn_owner(data_dir: Path, *prefix: str, code: str = OWNER) -> subprocess.Popen[str]:
