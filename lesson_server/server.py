@@ -23,9 +23,11 @@ from lesson_server.protocol.server import EXTRA_SOCKETS, ProtocolServer
 from lesson_server.protocol.worker import Worker
 from lesson_server.settings.schema import Settings
 from lesson_server.stores.rds.lessons import Lessons
+from lesson_server.stores.redis.claims import Claims
 from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.nodes import Node
 from lesson_server.stores.redis.presence import Presence
+from lesson_server.stores.redis.removals import Removals
 from lesson_server.stores.redis.seats import Seats
 from lesson_server.tokens import TokenVerifier
 
@@ -99,7 +101,9 @@ class LessonServer:
             settings.redis.timeout,
             settings.redis.pool_size,
         )
-        self._presence = Presence(self._redis, settings.presence.retention)
+        claims = Claims(self._redis, settings.presence.retention)
+        self._removals = Removals(self._redis, claims)
+        self._presence = Presence(self._redis, claims, self._removals)
         seats = Seats(self._redis, settings.presence.retention)
         self._rooms = Rooms(self._redis)
         self._readiness = Readiness({"RDS": self._lessons.ping, "Redis": self._redis.ping, "rooms": self._rooms.ping})
@@ -186,11 +190,11 @@ class LessonServer:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PRESENCE_DEADLINE):
                 await self._protocol.stop()
-                await self._presence.settled()
+                await self._removals.settled()
         await asyncio.to_thread(self._analytics.close, ANALYTICS_DEADLINE)
         await self._node.close()
         await self._rooms.close()
-        await self._presence.close()
+        await self._removals.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PRESENCE_DEADLINE):
                 await self._redis.close()

@@ -157,7 +157,7 @@ def open_lessons(io_loop: IOLoop, stores: EmbeddedStores) -> Iterator[Callable[.
     yield open_lessons
     for lessons, pool_size in opened:
         io_loop.run_sync(lessons.close)
-        assert not lessons._lookups
+        assert not lessons._lookups._lookups
         assert not lessons._tasks
         assert lessons._under_way == 0
         assert lessons._turns._value == pool_size

@@ -203,7 +203,7 @@ def test_from_the_first_moment_of_a_drain_nobody_new_comes_in_and_the_others_are
             drain = asyncio.create_task(server.drain())
             await asyncio.sleep(0)
             answer = await get(server, "/readyz")
-            assert (answer.code, answer.body) == (503, b"the server is going down\n")
+            assert (answer.code, answer.body) == (503, b"the server down\n")
             assert (await get(server, "/healthz")).code == 200
             refused = await get(server, "/socket.io/?EIO=4&transport=polling")
             assert refused.code == 503

@@ -15,8 +15,8 @@ from lesson_server.embedded.data_dir import read_key
 from lesson_server.embedded.stores import lesson_database
 from lesson_server.settings.schema import Settings
 from lesson_server.settings.sources import Configuration, load
+from lesson_server.stores.rds.lesson import LESSON_ID, MAX_SEATS
 from lesson_server.stores.rds.lesson_admin import add_lesson, list_lessons
-from lesson_server.stores.rds.lessons import LESSON_ID, MAX_SEATS
 from lesson_server.tokens import TokenVerifier
 
 # Seconds until a token of `lesson-server token` expires: a school day.

@@ -14,7 +14,7 @@ from lesson_server.errors import AccessTokenInvalid, AccessTokenRequired, Refusa
 from lesson_server.events.connection import Connection, Region, cleanup
 from lesson_server.events.event import Event
 from lesson_server.events.machine import Chart
-from lesson_server.stores.rds.lessons import Lesson
+from lesson_server.stores.rds.lesson import Lesson
 from lesson_server.stores.redis.records import ClientRecord, Record, TeacherRecord
 from lesson_server.tokens import Identity, is_subject
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from lesson_server.analytics import Analytics
 from lesson_server.metrics import Metrics
-from lesson_server.stores.rds.lessons import Lesson
+from lesson_server.stores.rds.lesson import Lesson
 from lesson_server.stores.redis.records import Record
 from lesson_server.tokens import Identity
 

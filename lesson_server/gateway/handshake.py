@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from lesson_server.errors import HubRefused, LessonIdMalformed, LessonIdRequired, UnknownClient
 from lesson_server.events.connection import Handshake
-from lesson_server.stores.rds.lessons import LESSON_ID
+from lesson_server.stores.rds.lesson import LESSON_ID
 from lesson_server.tokens import MAX_TOKEN_LENGTH
 
 

@@ -44,7 +44,7 @@ class Readiness:
                     answers = await asyncio.gather(*(self._answers(probe) for probe in self._probes.values()))
                     self._down = [name for name, answered in zip(self._probes, answers, strict=True) if not answered]
                     self._asked = time.monotonic()
-        return ["the server is going"] if self._closed else self._down
+        return ["the server"] if self._closed else self._down
 
     @staticmethod
     async def _answers(probe: Probe) -> bool:

@@ -114,7 +114,7 @@ class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
             await asyncio.sleep(RESUBSCRIBE_INTERVAL)
 
     async def _send(self, text: str) -> None:
-        await self._store.run(("PUBLISH", self.channel, text))
+        await self._store.execute(("PUBLISH", self.channel, text))
 
     def _take_echo(self, text: str) -> bool:
         awaited = self._echoes.get(text)

@@ -17,7 +17,7 @@ from lesson_server.tasks import end
 logger = logging.getLogger(__name__)
 
 # Seconds for which a similar log line is suppressed: a slow store fails now and then.
-FLAPPING = 10.0
+LOG_INTERVAL = 10.0
 # Seconds for the probe of a suspected store. A join that arrives during the probe waits no longer than this.
 FIRST_PROBE_TIMEOUT = 0.4
 # Seconds for each probe of an unavailable store, as for readiness (pages.py): enough for a store that is only slow.
@@ -99,12 +99,12 @@ class Availability:
         return True
 
     def _log_failure(self) -> None:
-        if time.monotonic() - self._failure_logged_at > FLAPPING:
+        if time.monotonic() - self._failure_logged_at > LOG_INTERVAL:
             logger.error("%s answers, but a request failed: %s", self.name, self._cause)
             self._failure_logged_at = time.monotonic()
 
     def _log_outage(self) -> None:
-        if not self._outage_logged and time.monotonic() - self._return_logged_at > FLAPPING:
+        if not self._outage_logged and time.monotonic() - self._return_logged_at > LOG_INTERVAL:
             logger.error("%s is unavailable: %s", self.name, self._cause)
             self._outage_logged = True
 

@@ -8,12 +8,12 @@ import pytest
 from clients import client
 from cluster import KEY
 from fakes import FakeLessons, FakePresence, FakeRedis, FakeSeats, FakeSockets, FakeTokens, Faults
+from presences import new_presence
 
 from lesson_server.errors import AccessTokenExpired, AccessTokenInvalid, LessonNotFound
 from lesson_server.events.services import Lessons, Presence, Seats, Tokens
 from lesson_server.settings.schema import AuthSettings
 from lesson_server.stores.redis.client import RedisStore
-from lesson_server.stores.redis.presence import Presence as RealPresence
 from lesson_server.stores.redis.records import ClientRecord, TeacherRecord
 from lesson_server.stores.redis.seats import Seats as RealSeats
 from lesson_server.tokens import Identity, TokenVerifier
@@ -69,7 +69,7 @@ def redis_stores(kind, request, io_loop):
         return
     onlooker = request.getfixturevalue("redis_client")
     store = RedisStore(request.getfixturevalue("stores").redis_url, "", 2.0, 4)
-    presence, elsewhere = RealPresence(store, RETENTION), RealPresence(store, RETENTION)
+    presence, elsewhere = new_presence(store, RETENTION), new_presence(store, RETENTION)
     yield Stores(
         presence,
         elsewhere,

@@ -54,8 +54,8 @@ def server(io_loop, fragile, redis_proxy, rds_proxy):
     server = LessonServer(load(environ=fragile))
     io_loop.run_sync(server.start)
     yield server
-    redis_proxy.mend()
-    rds_proxy.mend()
+    redis_proxy.restore()
+    rds_proxy.restore()
     io_loop.run_sync(server.stop)
 
 

@@ -11,7 +11,9 @@ from explorer_choices import touches_of
 from explorer_loop import NodeLoop
 from explorer_scenarios import FAULTS, SCENARIOS, Scenario, participant
 
+from lesson_server.stores.redis.claims import Claims
 from lesson_server.stores.redis.presence import Presence
+from lesson_server.stores.redis.removals import Removals
 
 # More than any of the scenarios here has: a test that is cut has not seen every order.
 LIMIT = 2_000
@@ -53,50 +55,50 @@ def test_presence_tells_the_truth_after_every_order(client, name):
 # The explorer finds what is wrong
 
 
-def plant(name):
-    """Marks a method as the replacement of one of Presence's: one that is renamed would plant nothing."""
+def plant(original):
+    """Marks a method as the replacement of another: one that has changed or is gone would plant nothing."""
 
     def check(method):
-        original = signature(getattr(Presence, name)).parameters
-        assert list(signature(method).parameters) == list(original), f"Presence.{name} has changed"
+        assert method.__name__ == original.__name__
+        assert list(signature(method).parameters) == list(signature(original).parameters), f"{original} has changed"
         return method
 
     return check
 
 
-class ChecksThenActs(Presence):
-    """Looks who stands there, and removes in a second round trip."""
+class ChecksThenActs(Claims):
+    """Looks whose sid the entry shows, and removes the entry in a second round trip."""
 
-    @plant("_remove")
-    async def _remove(self, record, node_id, number, *, undo):
+    @plant(Claims.remove)
+    async def remove(self, record, node_id, number, *, undo):
         entry = record.entries()[0]
-        (sid,) = await self._store.run(("HGET", entry.name, entry.fields[0]))
+        (sid,) = await self._store.execute(("HGET", entry.name, entry.fields[0]))
         if sid == record.sid:
-            await self._store.run(("HDEL", entry.name, entry.fields[0]))
+            await self._store.execute(("HDEL", entry.name, entry.fields[0]))
 
 
-class IsNotIndexed(Presence):
+class IsNotIndexed(Claims):
     """Writes records that nobody finds when the node dies."""
 
-    @plant("_run")
-    async def _run(self, claim, commands):
-        return await self._store.run(*commands)
+    @plant(Claims._write)
+    async def _write(self, claim, commands):
+        return await self._store.execute(*commands)
 
 
-class UsesClaimsAgain(Presence):
+class ReusesClaims(Claims):
     """All attempts to join are one and the same claim."""
 
-    @plant("_claim")
-    def _claim(self, record):
-        claim = super()._claim(record)
+    @plant(Claims.new)
+    def new(self, record):
+        claim = super().new(record)
         claim.number = 1
         return claim
 
 
-class ForgetsToRetry(Presence):
+class ForgetsToRetry(Removals):
     """A removal that Redis did not answer is never tried again."""
 
-    @plant("_clean")
+    @plant(Removals._clean)
     async def _clean(self):
         self._pending.clear()
         await super()._clean()
@@ -107,20 +109,21 @@ class ForgetsToRetry(Presence):
     [
         (ChecksThenActs, HANDOVER, ()),
         (IsNotIndexed, SCENARIOS["join"], ("crash",)),
-        (UsesClaimsAgain, SCENARIOS["again"], ("late",)),
+        (ReusesClaims, SCENARIOS["again"], ("late",)),
         (ForgetsToRetry, SCENARIOS["join"], ("lost",)),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_a_planted_defect_is_found_and_its_schedule_can_be_replayed(client, defect, scenario, needs):
-    planted = replace(scenario, presence=defect, faults=needs, max_faults=len(needs))
+    part = "claims" if issubclass(defect, Claims) else "removals"
+    planted = replace(scenario, **{part: defect}, faults=needs, max_faults=len(needs))
     found = explore(client, planted, LIMIT).counterexample
     assert found is not None
     again = replay(client, planted, found.schedule)
     assert isinstance(again, Counterexample)
     assert again.violations == found.violations
     assert f'--replay "{scenario.name} {" ".join(found.schedule)}"' in str(again)
-    assert not isinstance(replay(client, replace(planted, presence=Presence), []), Counterexample)
+    assert not isinstance(replay(client, replace(planted, claims=Claims, removals=Removals), []), Counterexample)
 
 
 # The search leaves nothing out

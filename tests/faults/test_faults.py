@@ -73,7 +73,7 @@ async def test_a_client_gone_in_mid_join_leaves_nothing_behind(server, redis_pro
         await held_up(server)
         await stays_away(people.joining)
         await until(lambda: sid not in server.gateway.connections)
-        redis_proxy.mend()
+        redis_proxy.restore()
         await until(lambda: sid not in dict(server._rooms.get_participants("/", "1")))
         await until(lambda: has_no_trace_of(redis_client, "joining"))
         assert is_whole(redis_client, people, "registered", "teacher")
@@ -98,7 +98,7 @@ async def test_a_client_gone_while_redis_registers_it_leaves_nothing_behind(
         await held_up(server, "seated", 2)
         await stays_away(people.joining)
         await until(lambda: sid not in server.gateway.connections)
-        redis_proxy.mend()
+        redis_proxy.restore()
         await until(lambda: redis_client.exists("joining"))  # it got in, so its next join is a reconnect
         await until(lambda: is_whole(redis_client, people, "registered", "teacher"))
         await until(lambda: sid not in indexed(redis_client))
@@ -117,7 +117,7 @@ async def test_the_ghosts_of_a_killed_node_are_removed_by_another(
         await people.joining.emit("join_lesson")
         await held_up(dying)
         dying.send(signal.SIGKILL)
-        redis_proxy.mend()  # what it had sent before it died arrives nevertheless
+        redis_proxy.restore()  # what it had sent before it died arrives nevertheless
         await until(lambda: not any(sio.connected for sio in vars(people).values()))
         await until(lambda: present(redis_client) == {"elsewhere": elsewhere.get_sid()})
         await until(lambda: redis_client.hlen("lesson_node_counts") == 1)
@@ -201,7 +201,7 @@ async def test_a_deploy_sends_everybody_away_and_leaves_nothing(start_node, frag
         with pytest.raises(socketio.exceptions.ConnectionError):
             await socketio.AsyncClient(reconnection=False).connect(node.url, auth={})
         await until(lambda: not any(sio.connected for sio in vars(people).values()))
-        redis_proxy.mend()  # not before: the join that it holds up must not come to its end
+        redis_proxy.restore()  # not before: the join that it holds up must not come to its end
         assert await asyncio.to_thread(node.wait) == 0
         assert present(redis_client) == {}
         assert has_no_trace_of(redis_client, "joining")

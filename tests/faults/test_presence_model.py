@@ -16,12 +16,13 @@ from fakes import BreakableStore
 from hypothesis import HealthCheck, Phase, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
+from presences import new_presence
 
 from lesson_server.errors import StoreUnavailable
+from lesson_server.stores.redis import claims as claims_module
 from lesson_server.stores.redis import nodes as nodes_module
-from lesson_server.stores.redis import presence as presence_module
+from lesson_server.stores.redis import removals
 from lesson_server.stores.redis.nodes import LOST, Node
-from lesson_server.stores.redis.presence import Presence
 from lesson_server.stores.redis.records import ClientRecord, Record, TeacherRecord
 from lesson_server.stores.redis.seats import Seats
 
@@ -38,7 +39,7 @@ class Member:
 
     def __init__(self, url):
         self.store = BreakableStore(url, "", 2.0, 4)
-        self.presence = Presence(self.store, RETENTION)
+        self.presence = new_presence(self.store, RETENTION)
         self.connections = {}
         # Redis has not lost what the others need in order to sweep the node: its index, its count.
         self.is_indexed = self.is_counted = True
@@ -75,8 +76,8 @@ class Member:
             pass
 
     async def close(self):
-        cleaner = self.presence._cleaner
-        await self.presence.close()
+        cleaner = self.presence.removals._cleaner
+        await self.presence.removals.close()
         if cleaner is not None:
             await asyncio.wait([cleaner])
         await self.store.close()
@@ -105,7 +106,7 @@ class Nodes(RuleBasedStateMachine):
         self.redis.flushall()
         self.numbers = itertools.count(1)
         # The order of the keys must not depend on chance, or Hypothesis could not replay a story.
-        vars(presence_module)["secrets"].token_hex = lambda size: f"{next(self.numbers):04}"
+        vars(claims_module)["secrets"].token_hex = lambda size: f"{next(self.numbers):04}"
         self.live: list[Live] = []  # in the order of joining
         self.known = dict.fromkeys(PARTICIPANTS, False)  # whether a join is a reconnect; None: the model can't know
         self.in_order = True  # nothing has happened after which Redis may tell the truth only later
@@ -182,7 +183,7 @@ class Nodes(RuleBasedStateMachine):
     def taken_for_lost(self, where):
         """The node was stopped for longer than the others wait. It is alive, and is swept."""
         self.in_order = False
-        self.redis.hset("lesson_node_counts", self.members[where].presence.incarnation.node_id, LOST)
+        self.redis.hset("lesson_node_counts", self.members[where].presence.claims.incarnation.node_id, LOST)
 
     @rule()
     def redis_loses_everything(self):
@@ -202,7 +203,7 @@ class Nodes(RuleBasedStateMachine):
     def redis_is_restarted_from_what_was_saved(self):
         for member in self.members:  # a restart ends connections, and with them what is under way
             if member.store.fault is None:
-                self.do(member.presence.settled())
+                self.do(member.presence.removals.settled())
         self.redis.flushall()
         for key, value in self.snapshot.items():
             self.raw.restore(key, 0, value)
@@ -215,12 +216,12 @@ class Nodes(RuleBasedStateMachine):
         keys = sorted(self.redis.scan_iter())
         if keys:
             lost = keys[key % len(keys)]
-            living = {member.presence.incarnation.node_id for member in self.members}
+            living = {member.presence.claims.incarnation.node_id for member in self.members}
             assume(lost not in self.indexes() - {f"lesson_node_{node_id}" for node_id in living})  # as in crash()
             assume(lost != "lesson_node_counts" or set(self.redis.hkeys(lost)) <= living)
             self.redis.delete(lost)
             for member in self.members:
-                member.is_indexed &= lost != f"lesson_node_{member.presence.incarnation.node_id}"
+                member.is_indexed &= lost != f"lesson_node_{member.presence.claims.incarnation.node_id}"
                 member.is_counted &= lost != "lesson_node_counts"
             self.in_order = False
             self.known = dict.fromkeys(PARTICIPANTS, None)
@@ -235,7 +236,9 @@ class Nodes(RuleBasedStateMachine):
 
     @rule(where=st.integers(0, 1))
     def heartbeat(self, where):
-        others = {member.presence.incarnation.node_id for member in self.members if member is not self.members[where]}
+        others = {
+            member.presence.claims.incarnation.node_id for member in self.members if member is not self.members[where]
+        }
         self.do(self.members[where].beat())
         lost = {name for name in others if int(self.redis.hget("lesson_node_counts", name) or 0) <= 0}
         self.in_order &= not lost
@@ -260,7 +263,7 @@ class Nodes(RuleBasedStateMachine):
         for member in self.members:
             member.store.fault = None
         for member in self.members:
-            self.do(member.presence.settled())
+            self.do(member.presence.removals.settled())
         for _ in range(2):
             # One node may have taken the other for lost; and what is lost is swept before it is checked.
             for _ in range(LOST_AFTER + 2):
@@ -297,11 +300,11 @@ class Nodes(RuleBasedStateMachine):
         return {key for key in self.redis.scan_iter("lesson_node_*") if "claims" not in key} - {"lesson_node_counts"}
 
     def nobody_else_is_known(self):
-        node_ids = {member.presence.incarnation.node_id for member in self.members}
+        node_ids = {member.presence.claims.incarnation.node_id for member in self.members}
         assert set(self.redis.hkeys("lesson_node_counts")) == node_ids
         assert self.indexes() <= {f"lesson_node_{node_id}" for node_id in node_ids}
         for member in self.members:
-            node_id = member.presence.incarnation.node_id
+            node_id = member.presence.claims.incarnation.node_id
             assert self.redis.hlen(f"lesson_node_{node_id}") == len(member.connections)
         claims = {(entry.name, entry.fields[0]): 0 for live in self.live for entry in live.record.entries()}
         for live in self.live:
@@ -313,12 +316,12 @@ class Nodes(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("steps", [15, 50], ids=["short stories", "long stories"])
 def test_after_anything_redis_tells_who_is_in_a_lesson(stores, monkeypatch, steps):
-    monkeypatch.setattr(presence_module, "RETRY_INTERVAL", 0)
-    monkeypatch.setattr(presence_module, "UNINDEX_INTERVAL", 0)
-    monkeypatch.setattr(presence_module, "LATE_WRITE", 0)  # nothing is late here: commands are carried out at once
+    monkeypatch.setattr(removals, "RETRY_INTERVAL", 0)
+    monkeypatch.setattr(removals, "UNINDEX_INTERVAL", 0)
+    monkeypatch.setattr(removals, "LATE_WRITE", 0)  # nothing is late here: commands are carried out at once
     monkeypatch.setattr(nodes_module, "LOST_AFTER", LOST_AFTER)
     monkeypatch.setattr(Nodes, "injected", 0)
-    monkeypatch.setattr(presence_module, "secrets", SimpleNamespace())
+    monkeypatch.setattr(claims_module, "secrets", SimpleNamespace())
     run_state_machine_as_test(
         lambda: Nodes(stores.redis_url),  # type: ignore[arg-type]
         settings=settings(

@@ -55,7 +55,7 @@ async def test_a_stopped_rds_process_is_survived(environ, own_rds, redis_client,
             assert await answers == [UNAVAILABLE] * 2
             assert (await get(server, "/healthz"))[0] == 200
         finally:
-            own_rds.mend()
+            own_rds.restore()
         await until(lambda: succeeds(people.joining), RECOVERED)
         await until(lambda: is_ready(server), RECOVERED)
         await until(lambda: is_whole(redis_client, people, "joining", "registered", "teacher"))

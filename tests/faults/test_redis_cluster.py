@@ -96,7 +96,7 @@ async def participants(server, mint, lesson_id, people):
 def test_a_master_that_fails_fails_only_the_joins_that_have_a_key_there(
     io_loop, cluster, server, sql, mint, fault, of_the_node
 ):
-    incarnation = server._presence.incarnation
+    incarnation = server._presence.claims.incarnation
     index_master = cluster.master_of(f"lesson_node_{incarnation.node_id}")
     counts_master = cluster.master_of("lesson_node_counts")
     failing = index_master if of_the_node else next(n for n in range(3) if n not in (index_master, counts_master))
@@ -120,7 +120,7 @@ def test_a_master_that_fails_fails_only_the_joins_that_have_a_key_there(
                     while await join(sio) != SUCCESS:
                         await asyncio.sleep(0.05)
                 if of_the_node:  # what could not be indexed is indexed now
-                    node_id = server._presence.incarnation.node_id
+                    node_id = server._presence.claims.incarnation.node_id
                     await until(lambda: len(cluster.hgetall(f"lesson_node_{node_id}")) == 14)
         await until(lambda: not cluster.hgetall(f"lesson_student_{living_lesson}"))
 
@@ -135,7 +135,7 @@ def test_what_a_master_that_came_back_empty_has_lost_is_written_again(
     """The count and the index of the node are on other masters, and so are some of the records."""
     monkeypatch.setattr(nodes, "CHECK_PERIOD", 0.5)
     server = start_server(LESSON_REDIS_URL=cluster.url)
-    node_id = server._presence.incarnation.node_id
+    node_id = server._presence.claims.incarnation.node_id
     kept = {cluster.master_of(f"lesson_node_{node_id}"), cluster.master_of("lesson_node_counts")}
     emptied = next(n for n in range(3) if n not in kept)
     lesson_id = lesson_on(cluster, sql, emptied)
@@ -148,7 +148,7 @@ def test_what_a_master_that_came_back_empty_has_lost_is_written_again(
             before = {key: cluster.hgetall(key) for key in keys}
             cluster.valkeys.ask(cluster.ports[emptied], "FLUSHALL")
             await until(lambda: {key: cluster.hgetall(key) for key in keys} == before)
-            assert server._presence.incarnation.node_id == node_id
+            assert server._presence.claims.incarnation.node_id == node_id
 
     io_loop.run_sync(story, timeout=60)
 
@@ -166,7 +166,7 @@ def test_the_rooms_need_no_certain_master(io_loop, cluster):
         async with asyncio.timeout(10):
             while not passed_on:
                 with contextlib.suppress(StoreUnavailable):
-                    passed_on = await store.run(("PUBLISH", channel, "news"))
+                    passed_on = await store.execute(("PUBLISH", channel, "news"))
                 await asyncio.sleep(0.01)
         await store.close()
         cluster.valkeys._running.pop(cluster.ports[dead]).wait()

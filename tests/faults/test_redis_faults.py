@@ -133,7 +133,7 @@ def test_an_outage_is_said_survived_and_forgotten(
             # Who goes now is not forgotten.
             await asyncio.gather(people.registered.disconnect(), people.teacher.disconnect())
             await until(lambda: not {before["registered"], before["teacher"]} & set(server.gateway.connections))
-            proxy.mend()
+            proxy.restore()
             await until(lambda: succeeds(people.joining), RECOVERED)
             await until(lambda: is_ready(server), RECOVERED)
             await until(lambda: is_whole(redis_client, people, "joining"), RECOVERED)
@@ -159,7 +159,7 @@ def test_a_store_that_hangs_costs_only_the_first_joins_their_timeout(
             async with asyncio.timeout(timeout / 2):
                 for _ in range(5):
                     assert await join(people.joining) == UNAVAILABLE
-            proxy.mend()
+            proxy.restore()
             await until(lambda: succeeds(people.joining), RECOVERED)
             await until(lambda: is_whole(redis_client, people, "joining", "registered", "teacher"))
 
@@ -171,7 +171,7 @@ async def test_a_redis_that_is_slow_within_its_timeout_is_only_slow(server, redi
     async with everyone(server, mint) as people:
         redis_proxy.slow_down(0.3)
         assert await answered(people.connected, people.joining) == [SUCCESS] * 2
-        redis_proxy.mend()
+        redis_proxy.restore()
         await until(lambda: is_whole(redis_client, people, "connected", "joining", "registered", "teacher"))
 
 
@@ -187,7 +187,7 @@ async def test_a_stopped_redis_process_is_survived(environ, own_redis, mint):
             assert await answers == [UNAVAILABLE] * 2
             await asyncio.gather(people.registered.disconnect(), people.teacher.disconnect())
         finally:
-            own_redis.mend()
+            own_redis.restore()
         await until(lambda: succeeds(people.joining), RECOVERED)
         await until(lambda: is_ready(server), RECOVERED)
         await until(lambda: is_whole(own_redis.client, people, "joining"))
@@ -199,18 +199,18 @@ async def test_a_stopped_redis_process_is_survived(environ, own_redis, mint):
 async def test_a_failed_join_that_redis_carries_out_after_all_leaves_no_ghost(server, redis_client, mint, monkeypatch):
     """The write that was given up arrives after its removal. The client stays connected, and does not try again."""
     async with everyone(server, mint) as people:
-        run, late = server._redis.run, []
+        execute, late = server._redis.execute, []
 
         async def is_late(*commands, bookkeeping=()):
             if commands[0][0] == "EVAL" and bookkeeping:
                 late.append((commands, bookkeeping))
                 raise StoreUnavailable("Redis", "timeout")
-            return await run(*commands, bookkeeping=bookkeeping)
+            return await execute(*commands, bookkeeping=bookkeeping)
 
         with monkeypatch.context() as patch:
-            patch.setattr(server._redis, "run", is_late)
+            patch.setattr(server._redis, "execute", is_late)
             assert await join(people.joining) == UNAVAILABLE
         [(commands, bookkeeping)] = late
-        await run(*commands, bookkeeping=bookkeeping)
+        await execute(*commands, bookkeeping=bookkeeping)
         assert present(redis_client)["joining"] == people.joining.get_sid()
         await until(lambda: is_whole(redis_client, people, "registered", "teacher"), 5)

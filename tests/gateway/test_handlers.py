@@ -14,7 +14,7 @@ from socketio.exceptions import ConnectionRefusedError  # noqa: A004 (the librar
 from lesson_server.errors import InvalidTransition
 from lesson_server.events.join_lesson import DEADLINE, JOIN_LESSON
 from lesson_server.gateway.admission import Admission
-from lesson_server.stores.redis.presence import REMOVAL_PATIENCE
+from lesson_server.stores.redis.removals import REMOVAL_PATIENCE
 
 SUCCESS = {"status": "SUCCESS", "data": {}}
 

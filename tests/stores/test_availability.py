@@ -162,7 +162,7 @@ def test_a_request_that_fails_alone_is_logged_as_that_and_not_each_time(caplog, 
             store.availability.failed("timeout")
             await settle()
         assert logged(caplog) == ["Redis answers, but a request failed: timeout"]
-        monkeypatch.setattr(availability, "FLAPPING", 0.0)
+        monkeypatch.setattr(availability, "LOG_INTERVAL", 0.0)
         store.availability.failed("timeout")
         await settle()
         assert logged(caplog) == ["Redis answers, but a request failed: timeout"]
@@ -203,7 +203,7 @@ def test_a_store_that_flaps_is_not_logged_each_time_and_one_that_stays_away_is(c
         store.availability.failed("timeout")
         while not store.is_refused:
             await asyncio.sleep(0)
-        monkeypatch.setattr(availability, "FLAPPING", 0.0)  # time passes
+        monkeypatch.setattr(availability, "LOG_INTERVAL", 0.0)  # time passes
         probes = store.probes
         while store.probes < probes + 2:
             await asyncio.sleep(0)
@@ -221,7 +221,7 @@ def test_an_outage_is_logged_once_however_long_it_lasts(caplog, clock):
         for probes in range(2, 5):
             while store.probes < probes:
                 await asyncio.sleep(0)
-            clock.now += availability.FLAPPING + 1
+            clock.now += availability.LOG_INTERVAL + 1
         assert logged(caplog) == ["Redis is unavailable: timeout"]
         await store.availability.close()
 
@@ -235,10 +235,10 @@ def test_an_outage_soon_after_the_end_of_a_long_one_is_no_news(caplog, clock):
         store.availability.failed("timeout")
         while not store.is_refused:
             await asyncio.sleep(0)
-        clock.now += availability.FLAPPING * 6
+        clock.now += availability.LOG_INTERVAL * 6
         await goes_and_comes_back(store)
         assert logged(caplog) == ["Redis is unavailable: timeout", "Redis is available again"]
-        clock.now += availability.FLAPPING - 1
+        clock.now += availability.LOG_INTERVAL - 1
         await goes_and_comes_back(store)
         assert logged(caplog) == []
         clock.now += 2

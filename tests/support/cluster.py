@@ -54,7 +54,7 @@ def wait_until(condition, what="it"):
 
 
 class Proxy:
-    """A TCP port that leads to a unix socket, and can be hurt: cut, refuse, hang, slow down. ``mend`` ends all of it.
+    """A TCP port that leads to a unix socket, and can be hurt: cut, refuse, hang, slow down. ``restore`` ends all of it.
 
     It runs on a thread of its own, so that the event loop of a test may be blocked without harm.
     """
@@ -72,7 +72,7 @@ class Proxy:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._flowing = asyncio.Event()
-        self._do(self._mend())
+        self._do(self._restore())
 
     def refuse(self):
         """As if the store were not running: connections are reset, and no new ones are accepted."""
@@ -94,9 +94,9 @@ class Proxy:
         """Each chunk of a request reaches the store ``delay`` seconds late."""
         self._delay = delay
 
-    def mend(self):
+    def restore(self):
         """What was held back moves on."""
-        self._do(self._mend())
+        self._do(self._restore())
 
     def close(self):
         self._do(self._close())
@@ -120,7 +120,7 @@ class Proxy:
     async def _hang(self):
         self._flowing.clear()
 
-    async def _mend(self):
+    async def _restore(self):
         self._delay = 0.0
         self._flowing.set()
         if self._listener is None:
@@ -218,7 +218,7 @@ class Valkey:
     def hang(self):
         self.process.send_signal(signal.SIGSTOP)
 
-    def mend(self):
+    def restore(self):
         self.process.send_signal(signal.SIGCONT)
 
     def close(self):
@@ -254,11 +254,11 @@ class Postgres:
         """Stops all of its processes, those that serve a connection too."""
         self._signal(signal.SIGSTOP)
 
-    def mend(self):
+    def restore(self):
         self._signal(signal.SIGCONT)
 
     def close(self):
-        self.mend()
+        self.restore()
         self._stores.stop()
 
     def _signal(self, number):

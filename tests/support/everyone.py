@@ -120,7 +120,7 @@ async def joins_through(fault, people, server, redis_proxy, redis_client):
     joining = asyncio.ensure_future(join(people.joining))
     await held_up(server)
     fault()
-    redis_proxy.mend()
+    redis_proxy.restore()
     assert await joining == SUCCESS
     await until(lambda: is_whole(redis_client, people, "joining", "registered", "teacher"))
 

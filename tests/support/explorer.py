@@ -45,7 +45,7 @@ fires while commands wait, unless the scenario says so (``tick``), for ``late`` 
 command; a crashed node's commands that are carried out after the crash. The time between two retries is 0, so that a
 retry is one more step that can be carried out at any time. A node is lost after fewer heartbeats, and records are
 checked more often, than in production, which makes the settling cheaper and changes no order. A late write is carried
-out before LATE_WRITE of presence.py has passed. Where a report says that it was cut, the first schedules are those that
+out before LATE_WRITE of removals.py has passed. Where a report says that it was cut, the first schedules are those that
 differ most at their ends, for the search is depth first.
 """
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lesson_server.stores.redis.shard import Command
+from lesson_server.stores.redis.store import Command
 
 
 @dataclass(frozen=True, slots=True)

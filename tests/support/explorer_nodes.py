@@ -16,17 +16,18 @@ from explorer_choices import keys_of
 from explorer_loop import NodeLoop, origin
 from explorer_scenarios import Scenario, Tab
 from fakes import FakeAnalytics, FakeLessons, FakeSockets, FakeTokens, Faults, unlimited
+from presences import new_presence
 
 from lesson_server.events.join_lesson import JOIN_LESSON
 from lesson_server.events.registry import EVENTS
 from lesson_server.events.services import Services
 from lesson_server.gateway.handlers import Answer, Gateway
 from lesson_server.metrics import Metrics
-from lesson_server.stores.redis import nodes, presence
+from lesson_server.stores.redis import nodes, removals
 from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.nodes import Node
 from lesson_server.stores.redis.seats import Seats
-from lesson_server.stores.redis.shard import Command
+from lesson_server.stores.redis.store import Command
 
 RETENTION = 7 * 86_400
 SEAT_COUNT = 2
@@ -89,7 +90,7 @@ class ExploredStore:
     def key(self, name: str) -> str:
         return name
 
-    async def run(self, *commands: Command, bookkeeping: tuple[Command, ...] = ()) -> list[Any]:
+    async def execute(self, *commands: Command, bookkeeping: tuple[Command, ...] = ()) -> list[Any]:
         every = bookkeeping + commands
         masters: dict[str, deque[int]] = {}
         for position, command in enumerate(every):
@@ -121,7 +122,7 @@ def _same_signature(mine: Any, original: Any) -> None:
         raise TypeError(f"{original.__qualname__} has changed, and {mine.__qualname__} takes its place: adapt it")
 
 
-_same_signature(ExploredStore.run, RedisStore.run)
+_same_signature(ExploredStore.execute, RedisStore.execute)
 _same_signature(ExploredStore.key, RedisStore.key)
 
 
@@ -137,7 +138,7 @@ class Member:
         self.sockets: Any = FakeSockets(faults)
         self.analytics = FakeAnalytics()
         with self.loop.running():  # it gives itself a name
-            self.presence = scenario.presence(self.store, RETENTION)
+            self.presence = new_presence(self.store, RETENTION, scenario.claims, scenario.removals)
         seat_maps = Seats(self.store, RETENTION)
         services: Any = Services(
             sockets=self.sockets,
@@ -201,10 +202,10 @@ def controlled() -> Iterator[LogHandler]:
     logger.setLevel(logging.ERROR)
     # patch.object refuses what is not there, so a constant that is renamed is not silently left as it is.
     with (
-        patch("lesson_server.stores.redis.presence.secrets.token_hex", token_hex),
-        patch.object(presence, "RETRY_INTERVAL", 0),
-        patch.object(presence, "UNINDEX_INTERVAL", 0),
-        patch.object(presence, "LATE_WRITE", nodes.HEARTBEAT_INTERVAL),
+        patch("lesson_server.stores.redis.claims.secrets.token_hex", token_hex),
+        patch.object(removals, "RETRY_INTERVAL", 0),
+        patch.object(removals, "UNINDEX_INTERVAL", 0),
+        patch.object(removals, "LATE_WRITE", nodes.HEARTBEAT_INTERVAL),
         patch.object(nodes, "RETRY_INTERVAL", 0),
         patch.object(nodes, "LOST_AFTER", LOST_AFTER),
         patch.object(nodes, "CHECK_PERIOD", CHECK_PERIOD),

@@ -159,16 +159,16 @@ def _participant(world: World, tabs: list[Tab]) -> Iterator[str]:
 
 def _own_keys(world: World) -> Iterator[str]:
     """The server's own keys hold what is there, and nothing of dead nodes or ended connections."""
-    living = {member.presence.incarnation.node_id: member for member in world.members.values() if member.alive}
+    living = {member.presence.claims.incarnation.node_id: member for member in world.members.values() if member.alive}
     presence = next(iter(living.values())).presence
-    known = set(world.redis.hkeys(presence.nodes_key))
+    known = set(world.redis.hkeys(presence.claims.nodes_key))
     if known != living.keys():
         yield f"the nodes are {sorted(living)}, and Redis knows {sorted(known)}"
     expected: dict[str, set[str]] = {}
     found: dict[str, set[str]] = {}
     claims: dict[str, str] = {}  # name of a claim → the sid of its record
     for node_id, member in living.items():
-        index_key = presence.index_key(node_id)
+        index_key = presence.claims.index_key(node_id)
         index: dict[Any, Any] = world.redis.hgetall(index_key)
         for number, text in index.items():
             sid = claims[f"{node_id}:{number}"] = decode(text).sid
@@ -186,7 +186,7 @@ def _own_keys(world: World) -> Iterator[str]:
                 if order:  # else it is what is known of an ended connection
                     name = json.loads(claim)[0]
                     found.setdefault(key, set()).add(claims.get(name, f"claim {name} of no index"))
-        elif key not in (presence.nodes_key, *map(presence.index_key, living)):
+        elif key not in (presence.claims.nodes_key, *map(presence.claims.index_key, living)):
             yield f"{key} belongs to nobody"
     for key in sorted(expected.keys() | found.keys()):
         if expected.get(key, set()) != found.get(key, set()):

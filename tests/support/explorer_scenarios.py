@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from lesson_server.stores.redis.presence import Presence
+from lesson_server.stores.redis.claims import Claims
 from lesson_server.stores.redis.records import ClientRecord, Record, TeacherRecord
+from lesson_server.stores.redis.removals import Removals
 
 # Kinds of faults; see explorer.py.
 LOST, LATE, UNANSWERED, CRASH, FLUSH = "lost", "late", "unanswered", "crash", "flush"
@@ -56,7 +57,8 @@ class Scenario:
         faults: the kinds of faults that are injected. A kind that never happened is an error.
         max_faults: in one schedule.
         cluster: every key is on a master of its own, so that commands of one step have no order.
-        presence: the class of the records, for planted defects.
+        claims: the class of the claims, for planted defects.
+        removals: the class of the removals, likewise.
     """
 
     name: str
@@ -69,7 +71,8 @@ class Scenario:
     faults: tuple[str, ...] = FAULTS
     max_faults: int = 1
     cluster: bool = False
-    presence: type[Presence] = Presence
+    claims: type[Claims] = Claims
+    removals: type[Removals] = Removals
 
     @property
     def nodes(self) -> tuple[str, ...]:

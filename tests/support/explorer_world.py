@@ -14,7 +14,7 @@ from explorer_scenarios import CRASH, FLUSH, LATE, LOST, UNANSWERED, Event, Scen
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.stores.redis import nodes, presence_scripts, seats
-from lesson_server.stores.redis.shard import Command
+from lesson_server.stores.redis.store import Command
 
 # More choices than any scenario has: one that goes on has a node that asks without end.
 ENDLESS = 2_000
@@ -73,10 +73,10 @@ class World:
         for name, member in self.members.items():
             member.loop.begin(member.node.start(), f"node {name}")
             member.loop.run_ready()
-            self._carry_out_everything()
+            self._execute_all()
         for event in scenario.before:
             self._begin(f"({':'.join(event)})", event)
-            self._carry_out_everything()
+            self._execute_all()
         self._made = 0
 
     # Choices
@@ -127,7 +127,7 @@ class World:
                     name = f"{step.name}.{number + 1}" if len(step.waiting) > 1 else step.name
                     yield self._offer(
                         name,
-                        partial(self._carry_out, step, waiting),
+                        partial(self._execute, step, waiting),
                         step.name,
                         step.cause,
                         alive,
@@ -174,7 +174,7 @@ class World:
             for kind in (UNANSWERED,) if step.is_carried_out else (LOST, LATE):
                 if kind in self.scenario.faults:
                     name = f"{kind}:{step.name}"
-                    yield offer(name, partial(self._give_up, step, kind), name, step.cause, *touches)
+                    yield offer(name, partial(self._fail, step, kind), name, step.cause, *touches)
         living = [member for member in self.members.values() if member.alive]
         if CRASH in self.scenario.faults and len(living) > 1:
             for member in living:
@@ -216,7 +216,7 @@ class World:
         self.begun.append(Begun(label, event, task))
         member.loop.run_ready()
 
-    def _carry_out(self, step: Step, waiting: "deque[int]") -> None:
+    def _execute(self, step: Step, waiting: "deque[int]") -> None:
         position = waiting.popleft()
         command = step.commands[position]
         try:
@@ -239,7 +239,7 @@ class World:
             step.done.set_result(step.answers)
         step.loop.run_ready()
 
-    def _give_up(self, step: Step, kind: str) -> None:
+    def _fail(self, step: Step, kind: str) -> None:
         self.injected.append(kind)
         self._note(f"{kind}:{step.name}", f"node {step.loop.name}, {step.origin}: {_FAULT_TEXTS[kind]}")
         step.given_up = True
@@ -280,7 +280,7 @@ class World:
         """
         self._note("", "time passes")
         self._settling = True
-        self._carry_out_everything(on_choice)
+        self._execute_all(on_choice)
         # The clocks of nodes don't tell the same time, but go at the same pace.
         ends = {member.loop: member.loop.time() + SETTLED_AFTER for member in self.members.values() if member.alive}
         while True:
@@ -288,9 +288,9 @@ class World:
             if loop.next_timer() > ends[loop]:
                 return
             loop.pass_time(loop.next_timer())
-            self._carry_out_everything(on_choice)
+            self._execute_all(on_choice)
 
-    def _carry_out_everything(self, on_choice: Callable[[Choice], None] = lambda choice: None) -> None:
+    def _execute_all(self, on_choice: Callable[[Choice], None] = lambda choice: None) -> None:
         """What has been asked, in the order in which it was asked."""
         for _ in range(ENDLESS):
             choice = next(self._step_choices(), None)

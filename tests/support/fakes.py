@@ -23,10 +23,10 @@ from lesson_server.events.services import Services
 from lesson_server.gateway.admission import Admission
 from lesson_server.gateway.handlers import Answer, Gateway
 from lesson_server.metrics import Metrics
-from lesson_server.stores.rds.lessons import Lesson
+from lesson_server.stores.rds.lesson import Lesson
 from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.records import Entry, Record
-from lesson_server.stores.redis.shard import Command
+from lesson_server.stores.redis.store import Command
 from lesson_server.tokens import Identity
 
 T = TypeVar("T")
@@ -308,10 +308,10 @@ class BreakableStore(RedisStore):
     fault: str | None = None
     injected = 0
 
-    async def run(self, *commands: Command, bookkeeping: tuple[Command, ...] = ()) -> list[Any]:
+    async def execute(self, *commands: Command, bookkeeping: tuple[Command, ...] = ()) -> list[Any]:
         if self.fault == "unreachable":
             self._fail()
-        answers = await super().run(*commands, bookkeeping=bookkeeping)
+        answers = await super().execute(*commands, bookkeeping=bookkeeping)
         if self.fault == "unanswered":
             self._fail()
         return answers

@@ -2,9 +2,10 @@
 
 import asyncio
 
+from presences import new_presence
+
 from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.nodes import Node
-from lesson_server.stores.redis.presence import Presence
 from lesson_server.stores.redis.records import ClientRecord, TeacherRecord
 from lesson_server.stores.redis.seats import Seats
 
@@ -20,7 +21,7 @@ class House:
 
     def __init__(self, url, retention=RETENTION):
         self.store = RedisStore(url, "", 2.0, 8)
-        self.presence = Presence(self.store, retention)
+        self.presence = new_presence(self.store, retention)
         self.seats = Seats(self.store, RETENTION)
         self.node = Node(self.store, self.presence, self.seats, self)
         self.records = {}
@@ -28,7 +29,7 @@ class House:
 
     @property
     def node_id(self):
-        return self.presence.incarnation.node_id
+        return self.presence.claims.incarnation.node_id
 
     async def join(self, *records):
         for record in records:
@@ -38,7 +39,7 @@ class House:
     async def leave(self, record):
         del self.records[record.sid]
         await self.presence.remove(record.sid)
-        await self.presence.settled()
+        await self.presence.removals.settled()
 
     async def beat(self, times=1):
         """Heartbeats, with the sweeps that they begin."""
@@ -48,7 +49,7 @@ class House:
 
     async def close(self):
         await self.node.close()
-        await self.presence.close()
+        await self.presence.removals.close()
         await self.store.close()
 
     # The protocol nodes.Connections

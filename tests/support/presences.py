@@ -5,7 +5,10 @@ import asyncio
 import pytest
 from fakes import store_down
 
+from lesson_server.stores.redis.claims import Claims
+from lesson_server.stores.redis.presence import Presence
 from lesson_server.stores.redis.records import ClientRecord, TeacherRecord
+from lesson_server.stores.redis.removals import Removals
 
 RETENTION = 7 * 86_400
 
@@ -16,6 +19,12 @@ TEACHER = TeacherRecord("sid-t", "1", "ms-hill")
 CLIENT = ClientRecord("sid-p", "1", "p1", "student")
 
 RECORDS = pytest.mark.parametrize("record", [TEACHER, CLIENT], ids=["teacher", "participant"])
+
+
+def new_presence(store, retention=RETENTION, claims=Claims, removals=Removals):
+    """The presence of a node, made as the server makes it; a test may give a class with a planted defect."""
+    own_claims = claims(store, retention)
+    return Presence(store, own_claims, removals(store, own_claims))
 
 
 def other(record, sid, **more):
@@ -43,15 +52,15 @@ class MasterDown:
 
     def __init__(self, monkeypatch, presence, key):
         self.failed = 0
-        run = presence._store.run
+        execute = presence._store.execute
 
         async def fails(*commands, bookkeeping=()):
             if any(key in command for command in commands):
                 self.failed += 1
                 raise store_down()
-            return await run(*commands, bookkeeping=bookkeeping)
+            return await execute(*commands, bookkeeping=bookkeeping)
 
-        monkeypatch.setattr(presence._store, "run", fails)
+        monkeypatch.setattr(presence._store, "execute", fails)
 
     async def until_failed(self, times):
         while self.failed < times:

@@ -16,7 +16,7 @@ BAD = select.POLLERR | select.POLLHUP | select.POLLNVAL
 _ready = Connection._ready
 
 
-def mend() -> None:
+def apply() -> None:
     """Replace the faulty parts of aiopg."""
     aiopg.connection.select = SimpleNamespace(select=_select)  # type: ignore[assignment,attr-defined]
     Connection._ready = staticmethod(_ready_and_watched)  # type: ignore[assignment]

@@ -15,7 +15,7 @@ import psycopg2.extensions
 from lesson_server.errors import StoreUnavailable
 from lesson_server.settings.schema import SettingsError
 from lesson_server.stores.availability import Availability
-from lesson_server.stores.rds.aiopg_patches import mend
+from lesson_server.stores.rds import aiopg_patches
 
 # Seconds from our own timeout to the statement_timeout of the server, which ends a query that no caller waits for any
 # more. The server's timeout is later because aiopg logs each query that the server ends as an error of the event loop.
@@ -79,7 +79,7 @@ class Rds:
         Raises:
             StoreUnavailable: RDS can't be reached or refuses the connection.
         """
-        mend()
+        aiopg_patches.apply()
         try:
             for connections in (*[self._for_lookups] * self._pool_size, self._for_probes):
                 async with asyncio.timeout(self._timeout):

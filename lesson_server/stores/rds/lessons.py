@@ -18,21 +18,15 @@ lessons that are known to be slow. With a pool of one connection, a slow lesson 
 """
 
 import asyncio
-import re
 from collections import deque
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
 from typing import Any
 
 from lesson_server.errors import LessonNotFound
 from lesson_server.stores.rds.connections import Rds, StatementFault, cause_of
+from lesson_server.stores.rds.lesson import Lesson, lesson_of
 from lesson_server.stores.rds.lesson_query import LessonQuery, is_about
-
-# The syntax of a lesson_id.
-LESSON_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-
-# One script writes a seat map, one Redis hash: the limit keeps a wrong row in RDS from blocking Redis for all clients.
-MAX_SEATS = 10_000
+from lesson_server.stores.rds.lookups import Lookup, Lookups
 
 # Lessons in one query: initially, and at most while the queries are quick. PostgreSQL plans and answers MAX_LESSONS in
 # 3 ms, but an operator's own query may be slow, and the lessons of a query wait for each other.
@@ -43,30 +37,6 @@ MAX_LESSONS = 48
 PATIENCE = 1 / 8
 # Maximum number of lessons remembered as slow: more than occur in an hour, fewer than a guest could invent.
 MAX_SLOW_LESSONS = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """A lesson in RDS, with ``seat_count`` 0 for a lesson without seats."""
-
-    lesson_id: str
-    seat_count: int
-
-
-@dataclass(eq=False, slots=True)
-class _Lookup:
-    """The lookup of one lesson, for all joins that wait for it.
-
-    Attributes:
-        outcome: the lesson, None if RDS has no such lesson, or the error.
-        joins: the answers to the waiting joins.
-        is_alone: whether the lesson has, or is going to have, a query of its own.
-    """
-
-    lesson_id: str
-    outcome: "asyncio.Future[Lesson | Exception | None]"
-    joins: "list[asyncio.Future[Lesson | None]]" = field(default_factory=list)
-    is_alone: bool = False
 
 
 class Lessons:
@@ -87,8 +57,8 @@ class Lessons:
         self._lessons_in_query = FIRST_LESSONS
         self._turns = asyncio.Semaphore(pool_size)  # one for each connection
         self._slow_turns = asyncio.Semaphore(max(pool_size - 1, 1))
-        self._lookups: dict[str, _Lookup] = {}
-        self._unasked: deque[_Lookup] = deque()  # lookups that wait for a batch
+        self._lookups = Lookups()
+        self._queue: deque[Lookup] = deque()  # lookups that wait for a batch query
         self._slow_lessons: dict[str, None] = {}  # an ordered set, oldest first
         self._beginning = False  # a batch query waits for its turn
         self._under_way = 0  # queries in progress
@@ -126,12 +96,7 @@ class Lessons:
         if lookup is None:
             self._rds.availability.require()
             lookup = self._begin(lesson_id)
-        answer: asyncio.Future[Lesson | None] = asyncio.get_running_loop().create_future()
-        lookup.joins.append(answer)
-        try:
-            lesson = await answer
-        finally:
-            lookup.joins.remove(answer)
+        lesson = await lookup.answer()
         if lesson is None:
             raise LessonNotFound(lesson_id)
         return lesson
@@ -146,35 +111,20 @@ class Lessons:
 
     # Lookups
 
-    def _begin(self, lesson_id: str) -> _Lookup:
-        lookup = self._lookups[lesson_id] = _Lookup(lesson_id, asyncio.get_running_loop().create_future())
+    def _begin(self, lesson_id: str) -> Lookup:
+        lookup = self._lookups.begin(lesson_id)
         if lesson_id in self._slow_lessons:
-            self._spawn(self._look_up_slowly(lookup))
+            self._spawn(self._load_slow(lookup))
         else:
-            self._unasked.append(lookup)
-            self._ask_soon()
+            self._queue.append(lookup)
+            self._dispatch_soon()
         return lookup
-
-    def _settle(self, lookup: _Lookup, outcome: Lesson | Exception | None) -> None:
-        """Answer the waiting joins, unless the lookup has an outcome already."""
-        if lookup.outcome.done():
-            return
-        del self._lookups[lookup.lesson_id]
-        lookup.outcome.set_result(outcome)
-        for answer in lookup.joins:
-            if answer.done():
-                continue  # the join was cancelled in this loop iteration
-            if isinstance(outcome, Exception):
-                answer.set_exception(outcome)
-            else:
-                answer.set_result(outcome)
 
     def _fail_all(self) -> None:
         """Fail all lookups and cancel their queries, because RDS is unavailable or the server stops."""
-        self._unasked.clear()
+        self._queue.clear()
         self._slow_lessons.clear()  # RDS was slow, not the lessons
-        for lookup in list(self._lookups.values()):
-            self._settle(lookup, self._rds.availability.refusal())
+        self._lookups.fail_all(self._rds.availability.refusal())
         for task in self._tasks:
             task.cancel()
         self._beginning = False
@@ -186,83 +136,75 @@ class Lessons:
 
     # Queries
 
-    def _ask_soon(self) -> None:
+    def _dispatch_soon(self) -> None:
         """Schedule a batch query for the next event loop iteration, so that it takes all lookups of this iteration."""
-        if self._unasked and not self._beginning:
+        if self._queue and not self._beginning:
             self._beginning = True
-            self._spawn(self._look_up_batch())
+            self._spawn(self._load_batch())
 
-    async def _look_up_batch(self) -> None:
+    async def _load_batch(self) -> None:
         """Query a batch of lessons, including those that are requested while the query waits for its turn."""
         async with self._turns:
             for _ in range(self._under_way):  # the more queries in progress, the larger the batch
                 await asyncio.sleep(0)
             self._beginning = False
-            batch = [self._unasked.popleft() for _ in range(min(len(self._unasked), self._lessons_in_query))]
-            self._ask_soon()
-            await self._ask(batch)
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._lessons_in_query))]
+            self._dispatch_soon()
+            await self._dispatch(batch)
 
-    async def _look_up_alone(self, lookup: _Lookup) -> None:
+    async def _load_alone(self, lookup: Lookup) -> None:
         """Query one lesson of a batch that was slow or failed."""
         async with self._turns:
-            await self._ask([lookup])
+            await self._dispatch([lookup])
 
-    async def _look_up_slowly(self, lookup: _Lookup) -> None:
+    async def _load_slow(self, lookup: Lookup) -> None:
         """Query a lesson that is known to be slow."""
         async with self._slow_turns, self._turns:
-            if self._wanted([lookup]) and await self._load([lookup]):
+            if self._lookups.drop_unwanted([lookup]) and await self._load([lookup]):
                 self._slow_lessons.pop(lookup.lesson_id, None)
 
-    async def _ask(self, lookups: list[_Lookup]) -> None:
+    async def _dispatch(self, lookups: list[Lookup]) -> None:
         """Look up lessons by one query, for which the caller has taken a turn."""
-        wanted = self._wanted(lookups)
+        wanted = self._lookups.drop_unwanted(lookups)
         if not wanted:
             return
         query = asyncio.current_task()
         assert query is not None
-        attend = asyncio.get_running_loop().call_later(
-            self._patience, lambda: self._spawn(self._attend_to_slow(query, wanted))
+        timer = asyncio.get_running_loop().call_later(
+            self._patience, lambda: self._spawn(self._handle_slow(query, wanted))
         )
         try:
             is_quick = await self._load(wanted)
         finally:
-            attend.cancel()
+            timer.cancel()
         if is_quick and len(wanted) == self._lessons_in_query:
             self._lessons_in_query = min(len(wanted) * 2, self._max_lessons_in_query)
 
-    async def _attend_to_slow(self, query: "asyncio.Task[None]", lookups: list[_Lookup]) -> None:
+    async def _handle_slow(self, query: "asyncio.Task[None]", lookups: list[Lookup]) -> None:
         """Decide whether a slow query may continue, and how its lessons are queried again.
 
         Cancelling a query closes its connection.
         """
-        may_go_on = not self._slow_turns.locked()
+        may_continue = not self._slow_turns.locked()
         if all(lookup.outcome.done() for lookup in lookups):
-            may_go_on = False
+            may_continue = False
         elif len(lookups) > 1:
             self._lessons_in_query = min(self._lessons_in_query, len(lookups) // 2)
-            self._look_up_each_alone(lookups)
+            self._load_each_alone(lookups)
         else:
             self._remember_as_slow(lookups[0].lesson_id)
-            if not may_go_on:
-                self._spawn(self._look_up_slowly(lookups[0]))
-        if may_go_on:
+            if not may_continue:
+                self._spawn(self._load_slow(lookups[0]))
+        if may_continue:
             async with self._slow_turns:
                 await self._end_or_outcomes(query, lookups)
         query.cancel()
 
-    def _wanted(self, lookups: list[_Lookup]) -> list[_Lookup]:
-        """Return the lookups that joins wait for, and drop the rest, so that no queue outgrows the waiting joins."""
-        for lookup in lookups:
-            if not lookup.joins and not lookup.outcome.done():
-                del self._lookups[lookup.lesson_id]
-                lookup.outcome.cancel()
-        return [lookup for lookup in lookups if not lookup.outcome.done()]
-
-    def _look_up_each_alone(self, lookups: list[_Lookup]) -> None:
+    def _load_each_alone(self, lookups: list[Lookup]) -> None:
         for lookup in lookups:
             if not lookup.is_alone:
                 lookup.is_alone = True
-                self._spawn(self._look_up_alone(lookup))
+                self._spawn(self._load_alone(lookup))
 
     def _remember_as_slow(self, lesson_id: str) -> None:
         self._slow_lessons[lesson_id] = None
@@ -270,7 +212,7 @@ class Lessons:
             del self._slow_lessons[next(iter(self._slow_lessons))]
 
     @staticmethod
-    async def _end_or_outcomes(query: "asyncio.Task[None]", lookups: list[_Lookup]) -> None:
+    async def _end_or_outcomes(query: "asyncio.Task[None]", lookups: list[Lookup]) -> None:
         """Wait until a query has ended, or all of its lookups have an outcome from other queries."""
         while not query.done():
             unsettled = [lookup.outcome for lookup in lookups if not lookup.outcome.done()]
@@ -279,7 +221,7 @@ class Lessons:
             waiting: set[asyncio.Future[Any]] = {query, *unsettled}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _load(self, lookups: list[_Lookup]) -> bool:
+    async def _load(self, lookups: list[Lookup]) -> bool:
         """Run one query, and settle its lookups with the answer or the error.
 
         Returns:
@@ -292,18 +234,18 @@ class Lessons:
             seat_counts = await self._seat_counts([lookup.lesson_id for lookup in lookups])
         except StatementFault as fault:
             if len(lookups) > 1:
-                self._look_up_each_alone(lookups)
+                self._load_each_alone(lookups)
             elif is_about(fault, lookups[0].lesson_id):
-                self._settle(lookups[0], None)
+                self._lookups.settle(lookups[0], None)
             else:
                 self._rds.availability.failed(cause_of(fault.error))
-                self._settle(lookups[0], fault)
+                self._lookups.settle(lookups[0], fault)
         except Exception as error:
             for lookup in lookups:
-                self._settle(lookup, error)
+                self._lookups.settle(lookup, error)
         else:
             for lookup in lookups:
-                self._settle(lookup, _lesson(lookup.lesson_id, seat_counts))
+                self._lookups.settle(lookup, lesson_of(lookup.lesson_id, seat_counts))
         finally:
             self._under_way -= 1
         return clock() - started < self._patience
@@ -315,16 +257,3 @@ class Lessons:
             return dict(reversed(rows))  # of several rows for a lesson, the first counts
         rows = await self._rds.fetch(*self._query.for_one(lesson_ids[0]))
         return {lesson_ids[0]: rows[0][0]} if rows else {}
-
-
-def _lesson(lesson_id: str, seat_counts: dict[str, Any]) -> Lesson | ValueError | None:
-    """Return the lesson, None if RDS has no such lesson, or an error if its seat count is invalid."""
-    if lesson_id not in seat_counts:
-        return None
-    try:
-        seats = int(seat_counts[lesson_id] or 0)
-    except (ValueError, TypeError, OverflowError):
-        return ValueError(f"lesson {lesson_id} has a number of seats in RDS that is none")
-    if seats > MAX_SEATS:
-        return ValueError(f"lesson {lesson_id} has {seats} seats in RDS, more than {MAX_SEATS}")
-    return Lesson(lesson_id, max(seats, 0))

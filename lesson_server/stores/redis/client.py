@@ -17,7 +17,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.settings.schema import SettingsError
-from lesson_server.stores.redis.shard import FAILURES, Command, Part, Redis, Shard, Step
+from lesson_server.stores.redis.pipelines import Redis
+from lesson_server.stores.redis.shard import FAILURES, Part, Shard, Step
+from lesson_server.stores.redis.store import Command
 from lesson_server.tasks import end
 
 logger = logging.getLogger(__name__)
@@ -119,7 +121,7 @@ class RedisStore:
         """Return the key for a name, with the prefix."""
         return self._key_prefix + name
 
-    async def run(self, *commands: Command, bookkeeping: tuple[Command, ...] = ()) -> list[Any]:
+    async def execute(self, *commands: Command, bookkeeping: tuple[Command, ...] = ()) -> list[Any]:
         """Run the commands of one step in order, in one round trip (to each master of a cluster).
 
         Args:
@@ -149,7 +151,7 @@ class RedisStore:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        await self.run(("PING",))
+        await self.execute(("PING",))
 
     async def close(self) -> None:
         """Cancel the round trips in progress, and close the connections."""

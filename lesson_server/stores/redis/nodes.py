@@ -2,7 +2,7 @@
 
 ==========================  ========================================================================================
 ``lesson_node_counts``      node id → the count of the node's writes and heartbeats; below 0: the node is lost
-``lesson_node_{node_id}``   the node's index: claim number → record; see presence.py
+``lesson_node_{node_id}``   the node's index: claim number → record; see claims.py
 ==========================  ========================================================================================
 
 *Lost nodes.* A node adds 1 to its count every HEARTBEAT_INTERVAL seconds. A node is lost if its count is the same in
@@ -26,7 +26,8 @@ from functools import partial
 from typing import Protocol
 
 from lesson_server.errors import StoreRefused, StoreUnavailable
-from lesson_server.stores.redis.presence import BATCH_SIZE, REMOVAL_PATIENCE, Presence
+from lesson_server.stores.redis.presence import Presence
+from lesson_server.stores.redis.removals import BATCH_SIZE, REMOVAL_PATIENCE
 from lesson_server.stores.redis.seats import Seats
 from lesson_server.stores.redis.store import Store
 from lesson_server.tasks import end
@@ -42,7 +43,7 @@ LOST = -(2**52)
 # Seconds in which every record is checked once. A record that Redis loses is written again within twice this time.
 CHECK_PERIOD = 30.0
 # Seconds until a failed check of the records is repeated.
-RETRY_INTERVAL = 1.0
+CHECK_RETRY_INTERVAL = 1.0
 # TTL in seconds of an index. Other nodes sweep a dead node long before; without other nodes, it ends with the records.
 INDEX_LIFE = 7 * 24 * 60 * 60
 
@@ -80,6 +81,7 @@ class Node:
     def __init__(self, store: Store, presence: Presence, seats: Seats, connections: Connections) -> None:
         self._store = store
         self._presence = presence
+        self._claims = presence.claims
         self._seats = seats
         self._connections = connections
         # Node id → the node's count, and the number of successive heartbeats that have found it unchanged.
@@ -104,12 +106,12 @@ class Node:
         if not self._tasks:
             return
         await asyncio.gather(*map(end, [*self._tasks, *self._sweeps.values()]))
-        node_id = self._presence.incarnation.node_id
+        node_id = self._claims.incarnation.node_id
         with contextlib.suppress(StoreUnavailable, TimeoutError):
             async with asyncio.timeout(REMOVAL_PATIENCE):
-                (indexed,) = await self._store.run(("HLEN", self._presence.index_key(node_id)))
+                (indexed,) = await self._store.execute(("HLEN", self._claims.index_key(node_id)))
                 if not indexed:
-                    await self._store.run(("HDEL", self._presence.nodes_key, node_id))
+                    await self._store.execute(("HDEL", self._claims.nodes_key, node_id))
 
     def check_all(self) -> None:
         """Request a check of all records now, because Redis may have lost some without a heartbeat noticing."""
@@ -135,18 +137,18 @@ class Node:
         Raises:
             StoreUnavailable: Redis failed or was too slow.
         """
-        incarnation = self._presence.incarnation
+        incarnation = self._claims.incarnation
         acknowledged = incarnation.acknowledged
-        count, counts, _ = await self._store.run(
-            ("HINCRBY", self._presence.nodes_key, incarnation.node_id, 1),
-            ("HGETALL", self._presence.nodes_key),
-            ("EXPIRE", self._presence.index_key(incarnation.node_id), INDEX_LIFE),
+        count, counts, _ = await self._store.execute(
+            ("HINCRBY", self._claims.nodes_key, incarnation.node_id, 1),
+            ("HGETALL", self._claims.nodes_key),
+            ("EXPIRE", self._claims.index_key(incarnation.node_id), INDEX_LIFE),
         )
         incarnation.acknowledged += 1
         if count <= acknowledged:
             logger.warning("Redis has lost what this node wrote: it is written again")
             self._former.add(incarnation.node_id)
-            self._presence.begin_incarnation()
+            self._claims.begin_incarnation()
             self.check_all()
         if self._store.failures != self._failures:
             self._failures = self._store.failures
@@ -161,7 +163,7 @@ class Node:
         """
         silences: dict[str, tuple[int | None, int]] = {}
         for node_id in counts.keys() | self._silences.keys():
-            if node_id == self._presence.incarnation.node_id or node_id in self._former:
+            if node_id == self._claims.incarnation.node_id or node_id in self._former:
                 continue
             count = counts.get(node_id)
             last_count, beats = self._silences.get(node_id, (None, -1))
@@ -189,16 +191,16 @@ class Node:
     async def _sweep(self, node_id: str) -> None:
         """Remove everything that a lost node has written."""
         # A node that is still alive finds LOST at its next heartbeat. If this node dies, other nodes sweep at once.
-        await self._store.run(("HSET", self._presence.nodes_key, node_id, LOST))
+        await self._store.execute(("HSET", self._claims.nodes_key, node_id, LOST))
         swept = await self._remove_all_of(node_id)
         if swept:
             logger.warning("node %s is lost; the presence of %d connections was removed", node_id, swept)
 
     async def _remove_all_of(self, node_id: str) -> int:
         swept = 0
-        while removed := await self._presence.sweep(node_id):
+        while removed := await self._presence.removals.sweep(node_id):
             swept += removed
-        await self._store.run(("HDEL", self._presence.nodes_key, node_id))
+        await self._store.execute(("HDEL", self._claims.nodes_key, node_id))
         return swept
 
     # The records of this node
@@ -218,7 +220,7 @@ class Node:
             except Exception:
                 logger.exception("check of the records failed")
             self.check_all()
-            await asyncio.sleep(RETRY_INTERVAL)
+            await asyncio.sleep(CHECK_RETRY_INTERVAL)
 
     async def check_records(self, *, paced: bool = False) -> None:
         """Make Redis match the connections: write lost records again, and remove records without a connection.
@@ -231,7 +233,7 @@ class Node:
         """
         present = self._connections.present()
         batches = [present[start : start + BATCH_SIZE] for start in range(0, len(present), BATCH_SIZE)]
-        pause = min(CHECK_PERIOD, self._presence.shortest_ttl / 3) / (len(batches) + 1) if paced else 0.0
+        pause = min(CHECK_PERIOD, self._claims.shortest_ttl / 3) / (len(batches) + 1) if paced else 0.0
         restored = removed = 0
         for batch in batches:
             missing = await self._presence.check(batch)
@@ -243,7 +245,7 @@ class Node:
             removed += await self._remove_all_of(former)
             self._former.discard(former)
             self.check_all()  # a join in progress may have been written under the former id
-        async for strays in self._presence.strays():
+        async for strays in self._presence.removals.strays():
             removed += strays
         if restored or removed:
             logger.warning("Redis and this node differed: %d records written again, %d removed", restored, removed)

@@ -1,4 +1,4 @@
-"""The records of a person in a lesson in Redis: their keys, fields, TTLs and claims.
+"""The records of a person in a lesson in Redis: their keys, fields and TTLs.
 
 =============================  =====================================================================================
 a teacher in a lesson          ``lesson_teacher_{lesson_id}``: user_id → sid; ``{user_id}``: lesson_id
@@ -8,10 +8,10 @@ a participant, in any lesson   ``{client_id}``: sid, client_id, role. It outlive
 =============================  =====================================================================================
 
 The keys and TTLs come from the contract, section 5. Each connection that has joined holds a *claim* on the entries of
-its record. Redis keeps the claims on an entry next to it, in the order of joining. The entry shows the newest claim.
+its record; see claims.py.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import orjson
@@ -85,57 +85,6 @@ class ClientRecord:
 
 Record = TeacherRecord | ClientRecord
 KINDS: dict[str, type[TeacherRecord] | type[ClientRecord]] = {cls.KIND: cls for cls in (TeacherRecord, ClientRecord)}
-
-
-@dataclass(slots=True, eq=False)
-class Incarnation:
-    """A node under one node id: from its registration in Redis until Redis loses it or another node sweeps it.
-
-    Attributes:
-        node_id: the node's id in Redis. Never reused: a removal for an earlier incarnation can't affect a later one.
-        last_number: the number of the last claim that was made in this incarnation.
-        claims: the numbers of the claims that are in Redis, may still be written, or are being removed.
-        late: claims that were removed while a write of them was unanswered: number → loop time until which Redis may
-            still execute the write, so that the claim is removed again, and whether the join is to be undone.
-        acknowledged: number of writes that Redis has answered; the count in Redis must never be lower.
-    """
-
-    node_id: str
-    last_number: int = 0
-    claims: set[int] = field(default_factory=set)
-    late: dict[int, tuple[float, bool]] = field(default_factory=dict)
-    acknowledged: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Claim:
-    """A connection's claim on the entries of its record.
-
-    Each attempt to write a record makes a new claim. So any node can remove a claim at any time without affecting a
-    later write of the same connection.
-
-    Attributes:
-        record: the claimed record.
-        incarnation: the incarnation that made the claim.
-        number: unique among the claims of the incarnation.
-        order: the claim's score in the sorted set of each entry, once Redis has assigned it. Of two joins at the same
-            moment, each may have come first on one entry: the check of the records gives a claim the same order on all
-            of its entries, so that they show the same connection.
-        unanswered: whether the last write of the claim was not answered; Redis may still execute that write.
-        replaced: the claim of an earlier incarnation that this claim replaces.
-    """
-
-    record: Record
-    incarnation: Incarnation
-    number: int
-    order: str = ""
-    replaced: "Claim | None" = None
-    unanswered: bool = False
-
-
-def claim_on(entry: Entry, node_id: str, number: int) -> bytes:
-    """Return a claim as stored in the sorted set of an entry: its name, then the fields that the entry shows for it."""
-    return orjson.dumps([f"{node_id}:{number}", *entry.fields])
 
 
 def encode(record: Record) -> bytes:

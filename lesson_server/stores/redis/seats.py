@@ -44,7 +44,7 @@ class Seats:
         if seat_count == 0:
             return
         key = self._key(lesson_id)
-        await self._store.run(("EVAL", ENSURE_SEAT_MAP, 1, key, seat_count, self._retention))
+        await self._store.execute(("EVAL", ENSURE_SEAT_MAP, 1, key, seat_count, self._retention))
 
     async def missing(self, lesson_ids: Sequence[str]) -> list[str]:
         """Return the lessons without a seat map, and renew the TTLs of the other seat maps, in one round trip.
@@ -52,7 +52,7 @@ class Seats:
         Raises:
             StoreUnavailable: Redis failed or was too slow.
         """
-        answers = await self._store.run(
+        answers = await self._store.execute(
             *(("EXPIRE", self._key(lesson_id), self._retention) for lesson_id in lesson_ids)
         )
         return [lesson_id for lesson_id, exists in zip(lesson_ids, answers, strict=True) if not exists]

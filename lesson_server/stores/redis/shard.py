@@ -1,31 +1,23 @@
-"""One Redis server (or one master of a Redis Cluster): its connections, batches and error translation."""
+"""One Redis server (or one master of a Redis Cluster): its availability, batches and error translation."""
 
 import asyncio
-import hashlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from hiredis import pack_command
 from redis.exceptions import (
     AskError,
-    NoScriptError,
     RedisClusterException,
     RedisError,
     ResponseError,
     TryAgainError,
 )
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from lesson_server.errors import StoreRefused, StoreUnavailable
 from lesson_server.stores.availability import Availability
-
-Command = tuple[str | bytes | int, ...]
-
-# A redis-py client. The client of Redis Cluster has the same commands, but no common base class.
-Redis = Any
+from lesson_server.stores.redis.pipelines import Pipelines, Redis
+from lesson_server.stores.redis.store import Command
 
 # What redis-py raises when Redis does not serve a command. RedisClusterException, raised when a cluster is gone, is no
 # RedisError. UnicodeDecodeError means that another application has written bytes that are no text to one of our keys.
@@ -39,7 +31,7 @@ MAX_STEPS = 200
 
 @dataclass(slots=True)
 class Step:
-    """The commands of one call of :meth:`RedisStore.run`.
+    """The commands of one call of :meth:`RedisStore.execute`.
 
     Attributes:
         commands: all commands; the first ``bookkeeping`` of them may fail.
@@ -86,15 +78,12 @@ class Shard:
         on_failure: Callable[[], None],
     ) -> None:
         self.client = client
-        self.availability = Availability(name, self._probe, self._give_up)
+        self.availability = Availability(name, self._probe, self._fail_all)
+        self._pipelines = Pipelines(client)
         self._name = name
         self._pool_size = pool_size
         self._redirect = redirect
         self._on_failure = on_failure
-        # Connections that were taken from the client's pool, and are kept: to take one from the pool and return it
-        # would take half as long as a round trip.
-        self._idle: list[Any] = []
-        self._digests: dict[Any, str] = {}  # script → its SHA-1 digest, for scripts that have been sent
         self._waiting: deque[Part] = deque()
         self._round_trips: set[asyncio.Task[None]] = set()
         self._beginning = False  # a round trip is scheduled, and has not taken its parts yet
@@ -110,13 +99,13 @@ class Shard:
             self._waiting.append(part)
             self._begin_soon()
         if self._closed:
-            self._give_up()
+            self._fail_all()
 
     async def close(self) -> None:
         """Cancel the round trips in progress, fail the queued parts, and close the connections."""
         self._closed = True
         await self.availability.close()
-        self._give_up()
+        self._fail_all()
         if self._round_trips:
             await asyncio.wait(self._round_trips)
         await self.client.aclose()
@@ -128,7 +117,7 @@ class Shard:
             self._on_failure()
             raise
 
-    def _give_up(self) -> None:
+    def _fail_all(self) -> None:
         """Cancel all round trips and fail all parts, because the server is unavailable or the shard is closed."""
         for task in self._round_trips:
             task.cancel()
@@ -163,12 +152,12 @@ class Shard:
         self._begin_soon()
         try:
             if parts:
-                await self._carry_out(parts)
+                await self._execute(parts)
         except asyncio.CancelledError:
             self._refuse(parts)
             raise
 
-    async def _carry_out(self, parts: list[Part]) -> None:
+    async def _execute(self, parts: list[Part]) -> None:
         """Send the commands of the parts as one pipeline, and settle the parts.
 
         All errors of redis-py are translated here.
@@ -176,8 +165,7 @@ class Shard:
         commands = [part.step.commands[position] for part in parts for position in part.positions]
         answers: list[Any]
         try:
-            answers = await self._exchange([self._by_digest(command) for command in commands])
-            await self._send_scripts(commands, answers)
+            answers = await self._pipelines.execute(commands)
             if self._redirect is not None:
                 answers = await self._follow(commands, answers)
         except Exception as error:  # an error of redis-py, or a defect, which the callers report
@@ -189,55 +177,6 @@ class Shard:
             start = end
         if not self._closed:
             self._note(answers)
-
-    def _by_digest(self, command: Command) -> Command:
-        """Replace a script that has been sent before by its digest: scripts would be most of what a join sends."""
-        if command[0] != "EVAL":
-            return command
-        script = command[1]
-        digest = self._digests.get(script)
-        if digest is None:
-            self._digests[script] = hashlib.sha1(str(script).encode(), usedforsecurity=False).hexdigest()
-            return command
-        return ("EVALSHA", digest, *command[2:])
-
-    async def _send_scripts(self, commands: list[Command], answers: list[Any]) -> None:
-        """Send the scripts whose digests the server did not know, because it has been restarted or replaced."""
-        unknown = [position for position, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-        if unknown:
-            found = await self._exchange([commands[position] for position in unknown])
-            for position, answer in zip(unknown, found, strict=True):
-                answers[position] = answer
-
-    async def _exchange(self, commands: list[Command]) -> list[Any]:
-        """Send commands as one pipeline, and return the answers, with an exception for each error."""
-        connection = self._idle.pop() if self._idle else await self.client.connection_pool.get_connection()
-        try:
-            return await connection.retry.call_with_retry(  # type: ignore[no-any-return]
-                partial(self._exchange_by, connection, commands), lambda _: connection.disconnect()
-            )
-        finally:
-            self._idle.append(connection)
-
-    async def _exchange_by(self, connection: Any, commands: list[Command]) -> list[Any]:
-        await connection.connect()  # only if disconnected; with Sentinel, to the current master
-        # One timeout for all answers: redis-py would set one for each answer, and start a task to send. hiredis packs
-        # the commands, because redis-py packs them in Python, seven times slower.
-        timeout, connection.socket_timeout = connection.socket_timeout, None
-        try:
-            async with asyncio.timeout(timeout):
-                await connection.send_packed_command(b"".join(map(pack_command, commands)))  # type: ignore[arg-type]
-                return [await self._answer(connection, command) for command in commands]
-        except TimeoutError:
-            raise RedisTimeoutError(f"no answer within {timeout} s") from None
-        finally:
-            connection.socket_timeout = timeout
-
-    async def _answer(self, connection: Any, command: Command) -> Any:
-        try:
-            return await self.client.parse_response(connection, command[0])
-        except ResponseError as error:
-            return error
 
     async def _follow(self, commands: list[Command], answers: list[Any]) -> list[Any]:
         """Execute the commands that this master no longer serves on other masters, e.g. while slots are migrated."""

@@ -2,7 +2,8 @@
 
 from typing import Any, Protocol
 
-from lesson_server.stores.redis.shard import Command
+# The words of a command, e.g. ("HGET", key, field).
+Command = tuple[str | bytes | int, ...]
 
 
 class Store(Protocol):
@@ -15,4 +16,4 @@ class Store(Protocol):
     failures: int
 
     def key(self, name: str) -> str: ...
-    async def run(self, *commands: Command, bookkeeping: tuple[Command, ...] = ()) -> list[Any]: ...
+    async def execute(self, *commands: Command, bookkeeping: tuple[Command, ...] = ()) -> list[Any]: ...

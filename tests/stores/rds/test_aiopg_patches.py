@@ -10,7 +10,7 @@ import aiopg.connection
 import pytest
 
 from lesson_server.stores.rds import aiopg_patches
-from lesson_server.stores.rds.lessons import Lesson
+from lesson_server.stores.rds.lesson import Lesson
 
 
 @pytest.fixture

@@ -15,9 +15,10 @@ from lesson_server.errors import LessonNotFound, StoreUnavailable
 from lesson_server.settings.schema import RdsSettings, SettingsError
 from lesson_server.stores import availability
 from lesson_server.stores.rds.connections import Rds, parse_dsn
+from lesson_server.stores.rds.lesson import Lesson
 from lesson_server.stores.rds.lesson_admin import list_lessons
 from lesson_server.stores.rds.lesson_query import LessonQuery
-from lesson_server.stores.rds.lessons import Lesson, Lessons
+from lesson_server.stores.rds.lessons import Lessons
 
 QUERY = RdsSettings().lesson_query
 SLOW = "SELECT seat_count FROM lessons, pg_sleep(60) WHERE id = %(lesson_id)s"
@@ -44,7 +45,7 @@ def dsn_of_proxy(proxy):
 @pytest.fixture
 def through_proxy(open_lessons, proxy, dsn_of_proxy):
     yield open_lessons(timeout=TIMEOUT, dsn=dsn_of_proxy)
-    proxy.mend()
+    proxy.restore()
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_a_join_costs_no_time_while_rds_is_known_not_to_answer(io_loop, through_
         getattr(proxy, fault)()
         await becomes_known(through_proxy)
         assert not through_proxy._slow_lessons  # it was RDS that was slow
-        proxy.mend()
+        proxy.restore()
         await recovers(through_proxy)
 
     io_loop.run_sync(story, timeout=20)
@@ -120,7 +121,7 @@ def test_a_stopped_rds_is_known_not_to_answer_and_is_used_again_when_it_goes_on(
         try:
             await becomes_known(lessons)
         finally:
-            own_rds.mend()
+            own_rds.restore()
         await recovers(lessons)
 
     io_loop.run_sync(story, timeout=20)
@@ -149,7 +150,7 @@ def test_joins_that_wait_when_rds_is_found_not_to_answer_are_failed_at_once(io_l
         with pytest.raises(StoreUnavailable):
             await through_proxy.get("2")
         assert is_known(through_proxy)
-        assert not through_proxy._lookups
+        assert not through_proxy._lookups._lookups
 
     io_loop.run_sync(story, timeout=20)
 

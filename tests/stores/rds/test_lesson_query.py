@@ -6,7 +6,7 @@ import pytest
 
 from lesson_server.errors import LessonNotFound, StoreUnavailable
 from lesson_server.settings.schema import SettingsError
-from lesson_server.stores.rds.lessons import Lesson
+from lesson_server.stores.rds.lesson import Lesson
 
 
 def refused(open_lessons, query):

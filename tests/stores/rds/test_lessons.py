@@ -8,7 +8,8 @@ from edge import LONG, until
 from lesson_queries import are_too_slow, ask_for
 
 from lesson_server.errors import LessonNotFound, StoreUnavailable
-from lesson_server.stores.rds.lessons import FIRST_LESSONS, MAX_LESSONS, Lesson
+from lesson_server.stores.rds.lesson import Lesson
+from lesson_server.stores.rds.lessons import FIRST_LESSONS, MAX_LESSONS
 
 
 @pytest.mark.gen_test
@@ -170,7 +171,7 @@ def test_after_an_outage_those_are_asked_for_who_come_then(io_loop, open_lessons
     async def ask():
         async with lessons._turns:
             waiting = ask_for(lessons, ["2"])
-            await until(lambda: lessons._lookups)
+            await until(lambda: lessons._lookups._lookups)
             await asyncio.sleep(0)
             lessons._fail_all()
             assert are_too_slow(await waiting)

@@ -11,9 +11,9 @@ from lesson_server.errors import LessonNotFound, StoreUnavailable
 from lesson_server.settings.schema import RdsSettings
 from lesson_server.stores.rds import lessons as lessons_module
 from lesson_server.stores.rds.connections import Rds
+from lesson_server.stores.rds.lesson import Lesson
 from lesson_server.stores.rds.lesson_admin import add_lesson, list_lessons
 from lesson_server.stores.rds.lesson_query import LessonQuery
-from lesson_server.stores.rds.lessons import Lesson
 
 QUERY = RdsSettings().lesson_query
 
@@ -219,7 +219,7 @@ def test_a_lesson_that_nobody_waits_for_any_more_may_fail(io_loop, open_lessons,
             await asyncio.sleep(0)
         join.cancel()
         await asyncio.wait(lessons._tasks)
-        assert not lessons._lookups
+        assert not lessons._lookups._lookups
 
     io_loop.run_sync(ask)
     assert_no_task_has_died(caplog)
@@ -233,10 +233,10 @@ def test_joins_that_wait_when_the_server_stops_are_failed(io_loop, open_lessons,
         joins = ask_for(lessons, [f"slow-{number}" for number in range(100)])
         while ["slow-0"] not in asked:
             await asyncio.sleep(0.01)
-        assert lessons._unasked
+        assert lessons._queue
         closing = asyncio.create_task(lessons.close())
         await asyncio.sleep(0)
-        assert not lessons._unasked
+        assert not lessons._queue
         await closing
         assert are_too_slow(await joins)
 

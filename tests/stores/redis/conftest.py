@@ -3,27 +3,27 @@
 import pytest
 from fakes import BreakableStore
 from node_keys import RETENTION, House
+from presences import new_presence
 
-from lesson_server.stores.redis import presence as presence_module
-from lesson_server.stores.redis.presence import Presence
+from lesson_server.stores.redis import removals
 
 
 @pytest.fixture
 def open_presence(io_loop, stores, monkeypatch):
     """The presence of one node, with a connection to Redis of its own."""
-    monkeypatch.setattr(presence_module, "RETRY_INTERVAL", 0.01)
-    monkeypatch.setattr(presence_module, "UNINDEX_INTERVAL", 0.01)
+    monkeypatch.setattr(removals, "RETRY_INTERVAL", 0.01)
+    monkeypatch.setattr(removals, "UNINDEX_INTERVAL", 0.01)
     opened = []
 
     def open_presence(retention=RETENTION, key_prefix="", options=""):
         store = BreakableStore(stores.redis_url + options, key_prefix, 2.0, 4)
-        presence = Presence(store, retention)
+        presence = new_presence(store, retention)
         opened.append((presence, store))
         return presence
 
     yield open_presence
     for presence, store in opened:
-        io_loop.run_sync(presence.close)
+        io_loop.run_sync(presence.removals.close)
         io_loop.run_sync(store.close)
 
 

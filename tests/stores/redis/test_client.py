@@ -6,6 +6,7 @@ import contextlib
 import pytest
 import redis
 from clients import SUCCESS, client, join, until
+from presences import new_presence
 from redis.asyncio import SSLConnection
 from redis.asyncio.cluster import ClusterNode
 from redis.crc import key_slot
@@ -16,7 +17,6 @@ from lesson_server.errors import StoreRefused, StoreUnavailable
 from lesson_server.settings.schema import SettingsError
 from lesson_server.stores.redis.client import RedisStore, connect
 from lesson_server.stores.redis.nodes import LOST
-from lesson_server.stores.redis.presence import Presence
 from lesson_server.stores.redis.records import ClientRecord
 
 
@@ -52,7 +52,7 @@ async def test_connections_that_redis_has_closed_are_replaced_unnoticed(open_sto
 async def test_what_is_under_way_when_its_connection_breaks_is_sent_once_more(open_store, stores, redis_client):
     store = open_store(stores.redis_url)
     redis_client.client_pause(10_000, all=False)
-    writing = asyncio.ensure_future(store.run(("SET", "key", "value")))
+    writing = asyncio.ensure_future(store.execute(("SET", "key", "value")))
     await until(lambda: any(asking["cmd"] == "set" for asking in redis_client.client_list()))
     redis_client.client_kill_filter(_type="normal", skipme=True)
     redis_client.client_unpause()
@@ -154,28 +154,28 @@ async def test_a_redis_that_does_not_answer_is_unavailable_and_is_not_asked_twic
 async def test_foreign_bytes_in_one_of_our_keys_leave_nobody_waiting(open_store, stores, redis_client):
     redis_client.hset("key", "field", b"\xff")
     with pytest.raises(StoreUnavailable):
-        await open_store(stores.redis_url).run(("HGET", "key", "field"))
+        await open_store(stores.redis_url).execute(("HGET", "key", "field"))
 
 
 @pytest.mark.gen_test
 async def test_a_step_without_commands_has_no_answers(open_store, stores):
-    assert await open_store(stores.redis_url).run() == []
+    assert await open_store(stores.redis_url).execute() == []
 
 
 @pytest.mark.gen_test
 async def test_what_may_fail_fails_nobody_and_is_told_in_its_place(open_store, stores, redis_client):
     store = open_store(stores.redis_url)
     redis_client.set("text", "of another type")
-    refused, answer = await store.run(("PING",), bookkeeping=(("HGET", "text", "field"),))
+    refused, answer = await store.execute(("PING",), bookkeeping=(("HGET", "text", "field"),))
     assert (type(refused), answer) == (StoreRefused, True)
     with pytest.raises(StoreRefused):
-        await store.run(("HGET", "text", "field"), bookkeeping=(("PING",),))
+        await store.execute(("HGET", "text", "field"), bookkeeping=(("PING",),))
 
 
 @pytest.mark.gen_test
 async def test_a_defect_reaches_who_asked(open_store, stores):
     with pytest.raises(TypeError):
-        await open_store(stores.redis_url).run(None)
+        await open_store(stores.redis_url).execute(None)
 
 
 @pytest.mark.gen_test
@@ -268,10 +268,10 @@ def test_a_key_that_moves_to_another_master_is_found_there_and_the_master_is_rem
     store = open_store(f"redis+cluster://127.0.0.1:{cluster_of_one}")
 
     async def story():
-        assert await store.run(("GET", "key")) == [None]
+        assert await store.execute(("GET", "key")) == [None]
         for port in (other, cluster_of_one):
             valkeys.ask(port, "CLUSTER", "SETSLOT", key_slot(b"key"), "NODE", valkeys.ask(other, "CLUSTER", "MYID"))
-        assert await store.run(("SET", "key", "value"), ("GET", "key")) == [True, "value"]
+        assert await store.execute(("SET", "key", "value"), ("GET", "key")) == [True, "value"]
         assert store.failures == 0
         assert store.client.get_node_from_key("key").port == other
 
@@ -321,11 +321,11 @@ def test_a_whole_server_works_on_a_redis_cluster(io_loop, start_server, mint, va
             await asyncio.gather(server._node.beat(), other._node.beat())
             await asyncio.gather(server._node.check_records(), other._node.check_records())
             assert snapshot() == before
-            lost = Presence(server._redis, 60)
+            lost = new_presence(server._redis, 60)
             await lost.write(ClientRecord("sid-g", "1", "ghost", "student"))
-            look.hset("lesson_node_counts", lost.incarnation.node_id, LOST)
+            look.hset("lesson_node_counts", lost.claims.incarnation.node_id, LOST)
             await server._node.beat()
-            await until(lambda: lost.incarnation.node_id not in look.hkeys("lesson_node_counts"))
+            await until(lambda: lost.claims.incarnation.node_id not in look.hkeys("lesson_node_counts"))
             assert {key: fields for key, fields in snapshot().items() if key != "ghost"} == before
         await until(lambda: sorted(snapshot()) == ["ghost", "lesson_seat_1", "p1"])
 
@@ -370,7 +370,7 @@ async def test_a_script_is_sent_once_and_then_named_by_its_digest(open_store, st
     store = open_store(stores.redis_url)
     redis_client.config_resetstat()
     for count in (1, 2, 3):
-        assert await store.run(("EVAL", ADD, 1, "k", 1)) == [count]
+        assert await store.execute(("EVAL", ADD, 1, "k", 1)) == [count]
     calls = redis_client.info("commandstats")
     assert (calls["cmdstat_eval"]["calls"], calls["cmdstat_evalsha"]["calls"]) == (1, 2)
 
@@ -381,14 +381,14 @@ async def test_a_script_that_the_server_does_not_know_any_more_is_sent_again_onc
 ):
     """After a restart, or when another master has taken over. All else of the step has been carried out already."""
     store = open_store(stores.redis_url)
-    await store.run(("EVAL", ADD, 1, "k", 1))
+    await store.execute(("EVAL", ADD, 1, "k", 1))
     redis_client.script_flush()
-    answers = await store.run(
+    answers = await store.execute(
         ("SET", "before", "x"), ("EVAL", ADD, 1, "k", 10), ("INCR", "n"), ("EVAL", ADD, 1, "k", 100)
     )
     assert answers == [True, 11, 1, 111]
     redis_client.config_resetstat()
-    assert await store.run(("EVAL", ADD, 1, "k", 1)) == [112]
+    assert await store.execute(("EVAL", ADD, 1, "k", 1)) == [112]
     assert "cmdstat_eval" not in redis_client.info("commandstats")
 
 
@@ -398,4 +398,4 @@ async def test_an_error_of_a_script_is_told_likewise_by_its_digest(open_store, s
     redis_client.hset("h", "f", "v")
     for _ in range(2):
         with pytest.raises(StoreRefused):
-            await store.run(("EVAL", ADD, 1, "h", 1))
+            await store.execute(("EVAL", ADD, 1, "h", 1))

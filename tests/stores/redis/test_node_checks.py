@@ -10,8 +10,8 @@ from node_keys import CLIENT, RETENTION, commands_of, logged
 from lesson_server.errors import StoreRefused, StoreUnavailable
 from lesson_server.stores.redis import nodes
 from lesson_server.stores.redis.nodes import CHECK_PERIOD
-from lesson_server.stores.redis.presence import BATCH_SIZE
 from lesson_server.stores.redis.records import ClientRecord
+from lesson_server.stores.redis.removals import BATCH_SIZE
 
 # What it costs
 
@@ -137,7 +137,7 @@ async def test_a_node_that_has_lost_something_does_not_wait_for_its_next_round(a
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(nodes, "HEARTBEAT_INTERVAL", 0.02)
-    monkeypatch.setattr(nodes, "RETRY_INTERVAL", 0.02)
+    monkeypatch.setattr(nodes, "CHECK_RETRY_INTERVAL", 0.02)
     monkeypatch.setattr(nodes, "CHECK_PERIOD", 0.1)
 
 
@@ -188,7 +188,11 @@ async def test_after_a_flush_everything_is_there_again_and_nothing_is_reported(q
         assert len(before) == 5
         redis_client.flushall()
         await until(lambda: {key: redis_client.hgetall(key) for key in redis_client.keys("*")} == before)
-        await until(lambda: redis_client.hlen(server._presence.index_key(server._presence.incarnation.node_id)) == 2)
+        await until(
+            lambda: (
+                redis_client.hlen(server._presence.claims.index_key(server._presence.claims.incarnation.node_id)) == 2
+            )
+        )
         assert server._metrics.registry.get_sample_value("lesson_reconnects_total") == 0
     await until(lambda: sorted(redis_client.keys()) == ["lesson_seat_1", "p1"])
 

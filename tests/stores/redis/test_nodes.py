@@ -9,8 +9,8 @@ from node_keys import CLIENT, TEACHER, commands_of, known, logged, own_keys, sna
 from lesson_server.errors import StoreRefused, StoreUnavailable
 from lesson_server.stores.redis import nodes
 from lesson_server.stores.redis.nodes import LOST_AFTER
-from lesson_server.stores.redis.presence import BATCH_SIZE
 from lesson_server.stores.redis.records import ClientRecord
+from lesson_server.stores.redis.removals import BATCH_SIZE
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ async def test_a_node_is_known_by_its_count_which_its_heartbeats_and_its_writes_
         await step()
         counts.append(int(redis_client.hget("lesson_node_counts", a.node_id)))
     assert counts == [1, 2, 3, 4]
-    assert a.presence.incarnation.acknowledged == 4
+    assert a.presence.claims.incarnation.acknowledged == 4
 
 
 @pytest.mark.gen_test
@@ -105,7 +105,7 @@ async def test_while_redis_does_not_answer_nobody_comes_nearer_to_being_lost(a, 
         raise StoreUnavailable("Redis", "down")
 
     with monkeypatch.context() as outage:
-        outage.setattr(b.store, "run", refuse)
+        outage.setattr(b.store, "execute", refuse)
         for _ in range(3 * LOST_AFTER):
             with pytest.raises(StoreUnavailable):
                 await b.beat()
@@ -152,7 +152,7 @@ async def test_a_sweeper_that_dies_in_mid_sweep_is_followed_at_once(a, b, c, red
         begun.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(b.presence, "sweep", dies)
+    monkeypatch.setattr(b.presence.removals, "sweep", dies)
     for _ in range(LOST_AFTER + 1):
         await b.node.beat()
     await begun.wait()
@@ -170,10 +170,10 @@ async def test_a_sweeper_that_dies_in_mid_sweep_is_followed_at_once(a, b, c, red
     ],
     ids=["redis is away", "refused", "a defect"],
 )
-@pytest.mark.parametrize("step", ["run", "sweep"])
+@pytest.mark.parametrize("step", ["execute", "sweep"])
 def test_a_sweep_that_failed_is_begun_again(io_loop, a, b, redis_client, monkeypatch, caplog, error, told, step):
     """The log knows of an outage."""
-    sweeper = b.store if step == "run" else b.presence
+    sweeper = b.store if step == "execute" else b.presence.removals
     do, failed = getattr(sweeper, step), []
 
     async def fails_once(*arguments):
@@ -201,13 +201,13 @@ def test_a_sweep_that_failed_is_begun_again(io_loop, a, b, redis_client, monkeyp
 async def test_a_long_sweep_does_not_hold_up_the_heartbeat(a, b, redis_client, monkeypatch):
     await a.join(CLIENT)
     go_on = asyncio.Event()
-    sweep = b.presence.sweep
+    sweep = b.presence.removals.sweep
 
     async def slowly(node_id):
         await go_on.wait()
         return await sweep(node_id)
 
-    monkeypatch.setattr(b.presence, "sweep", slowly)
+    monkeypatch.setattr(b.presence.removals, "sweep", slowly)
     for _ in range(LOST_AFTER + 5):
         await b.node.beat()
     assert int(redis_client.hget("lesson_node_counts", b.node_id)) == LOST_AFTER + 6
@@ -248,7 +248,7 @@ async def test_a_node_that_leaves_in_order_leaves_no_key(a, redis_client):
 @pytest.mark.gen_test
 async def test_a_node_that_has_left_sends_no_heartbeat_and_sweeps_nobody(a, b, monkeypatch):
     await a.node.start()
-    monkeypatch.setattr(a.presence, "sweep", lambda node_id: asyncio.Event().wait())
+    monkeypatch.setattr(a.presence.removals, "sweep", lambda node_id: asyncio.Event().wait())
     a.node._begin_sweep(b.node_id)
     tasks = [*a.node._tasks, *a.node._sweeps.values()]
     await a.node.close()
@@ -259,7 +259,7 @@ async def test_a_node_that_has_left_sends_no_heartbeat_and_sweeps_nobody(a, b, m
 @pytest.mark.gen_test
 async def test_a_node_that_could_not_start_is_not_held_up_by_redis_once_more(a, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(a.store, "run", None)
+        patch.setattr(a.store, "execute", None)
         await a.node.close()
 
 
@@ -276,7 +276,7 @@ def test_a_node_leaves_soon_though_redis_does_not_answer(io_loop, a, monkeypatch
     async def scenario():
         await a.node.start()
         with monkeypatch.context() as outage:
-            outage.setattr(a.store, "run", silent)
+            outage.setattr(a.store, "execute", silent)
             outage.setattr(nodes, "REMOVAL_PATIENCE", 0.05)
             await a.node.close()
         assert asked[-1] == (("HLEN", f"lesson_node_{a.node_id}"),)

@@ -39,7 +39,7 @@ async def test_a_node_does_not_sweep_its_former_id_before_its_records_stand_unde
 async def test_a_node_that_revives_in_the_middle_of_its_sweep_loses_nothing_in_the_end(a, b, redis_client, monkeypatch):
     await a.join(TEACHER, CLIENT)
     before = snapshot(redis_client)
-    sweep, swept = b.presence.sweep, []
+    sweep, swept = b.presence.removals.sweep, []
 
     async def revives_meanwhile(node_id):
         if not swept:
@@ -48,7 +48,7 @@ async def test_a_node_that_revives_in_the_middle_of_its_sweep_loses_nothing_in_t
         swept.append(await sweep(node_id))
         return swept[-1]
 
-    monkeypatch.setattr(b.presence, "sweep", revives_meanwhile)
+    monkeypatch.setattr(b.presence.removals, "sweep", revives_meanwhile)
     await b.beat(LOST_AFTER + 1)
     assert swept
     assert snapshot(redis_client) == before
@@ -156,16 +156,16 @@ async def test_a_join_that_was_written_under_the_former_id_meanwhile_is_not_lost
 
     async def joins_meanwhile(sids):
         monkeypatch.undo()
-        former, a.presence.incarnation = a.presence.incarnation, incarnation
+        former, a.presence.claims.incarnation = a.presence.claims.incarnation, incarnation
         await a.join(TEACHER)
-        a.presence.incarnation = former
+        a.presence.claims.incarnation = former
         return await restore(sids)
 
-    incarnation = a.presence.incarnation
+    incarnation = a.presence.claims.incarnation
     await a.join(CLIENT)
     redis_client.flushall()
     await a.beat()
-    assert a.presence.incarnation is not incarnation
+    assert a.presence.claims.incarnation is not incarnation
     a.node._wanted.clear()
     monkeypatch.setattr(a, "restore", joins_meanwhile)
     await a.node.check_records()
@@ -183,7 +183,7 @@ async def test_a_client_that_joins_again_while_strays_are_removed_stands(a, redi
         await a.presence.write(record)
         claim = a.presence._held.pop(record.sid)
         claim.incarnation.claims.discard(claim.number)
-    remove, retried = a.presence._remove, []
+    remove, retried = a.presence.claims.remove, []
 
     async def retries_first(record, node_id, number, *, undo):
         if not retried:
@@ -191,7 +191,7 @@ async def test_a_client_that_joins_again_while_strays_are_removed_stands(a, redi
             await a.join(*failed)
         await remove(record, node_id, number, undo=undo)
 
-    monkeypatch.setattr(a.presence, "_remove", retries_first)
+    monkeypatch.setattr(a.presence.claims, "remove", retries_first)
     await a.node.check_records()
     assert retried
     assert redis_client.hgetall("lesson_student_1") == {record.client_id: record.sid for record in failed}
@@ -208,7 +208,7 @@ async def test_the_log_is_told_how_much_redis_and_the_node_differed(a, redis_cli
     assert logged(caplog) == ["Redis and this node differed: 2 records written again, 0 removed"]
     for sid in ("b-p", "c-p", "d-p"):  # joins that failed, and were written late
         await a.presence.write(ClientRecord(sid, "1", sid, "student"))
-        a.presence.incarnation.claims.discard(a.presence._held.pop(sid).number)
+        a.presence.claims.incarnation.claims.discard(a.presence._held.pop(sid).number)
     await a.node.check_records()
     assert logged(caplog) == ["Redis and this node differed: 0 records written again, 3 removed"]
     redis_client.hset("lesson_node_counts", a.node_id, LOST)

@@ -46,12 +46,12 @@ def test_each_write_renews_the_ttl(io_loop, presence, elsewhere, redis_client, r
 
 @pytest.mark.gen_test
 async def test_the_index_and_the_count_of_the_node_are_written_with_the_record(presence, redis_client):
-    node_id = presence.incarnation.node_id
+    node_id = presence.claims.incarnation.node_id
     await presence.write(TEACHER)
     await presence.write(CLIENT)
     assert list(map(decode, redis_client.hvals(f"lesson_node_{node_id}"))) == [TEACHER, CLIENT]
     assert redis_client.hgetall("lesson_node_counts") == {node_id: "2"}
-    assert presence.incarnation.acknowledged == 2
+    assert presence.claims.incarnation.acknowledged == 2
 
 
 @RECORDS

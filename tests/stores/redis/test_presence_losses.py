@@ -7,7 +7,7 @@ from presences import CLIENT, DAY, RECORDS, TEACHER, MasterDown, lesson_field, o
 from redis.crc import key_slot
 
 from lesson_server.errors import StoreUnavailable
-from lesson_server.stores.redis import presence as presence_module
+from lesson_server.stores.redis import removals
 from lesson_server.stores.redis.presence_scripts import WRITE
 from lesson_server.stores.redis.records import ClientRecord, TeacherRecord, decode, encode
 
@@ -60,16 +60,16 @@ def test_under_a_new_incarnation_the_claim_is_replaced_and_the_sweep_of_the_form
     async def scenario():
         await presence.write(record)
         before = snapshot(redis_client)
-        former = presence.incarnation.node_id
-        presence.begin_incarnation()
+        former = presence.claims.incarnation.node_id
+        presence.claims.begin_incarnation()
         assert await presence.check([record.sid]) == [record.sid]
         await presence.restore(record)
         assert await presence.check([record.sid]) == []
-        assert await elsewhere.sweep(former) == 1
+        assert await elsewhere.removals.sweep(former) == 1
         assert snapshot(redis_client) == before
-        assert await elsewhere.sweep(former) == 0
+        assert await elsewhere.removals.sweep(former) == 0
         await presence.remove(record.sid)
-        await presence.settled()
+        await presence.removals.settled()
         assert lesson_field(redis_client, record) is None
         assert own_keys(redis_client) == []
 
@@ -80,7 +80,7 @@ def test_under_a_new_incarnation_the_claim_is_replaced_and_the_sweep_of_the_form
 def test_a_claim_that_was_replaced_is_gone_with_the_one_in_its_place(io_loop, presence, redis_client, record):
     async def scenario():
         await presence.write(record)
-        presence.begin_incarnation()
+        presence.claims.begin_incarnation()
         await presence.restore(record)
         await presence.remove(record.sid)
         assert lesson_field(redis_client, record) is None
@@ -97,7 +97,7 @@ def test_a_claim_counts_as_missing_until_redis_has_answered_that_it_replaced_the
 
     async def scenario():
         await presence.write(record)
-        presence.begin_incarnation()
+        presence.claims.begin_incarnation()
         presence._store.fault = "unanswered"
         with pytest.raises(StoreUnavailable):
             await presence.restore(record)
@@ -116,20 +116,20 @@ def test_an_end_in_the_middle_of_a_move_to_a_new_incarnation_leaves_nothing(
 ):
     async def scenario():
         await presence.write(record)
-        node_ids = [presence.incarnation.node_id]
+        node_ids = [presence.claims.incarnation.node_id]
         for _ in range(2):
-            node_ids.append(presence.begin_incarnation().node_id)
+            node_ids.append(presence.claims.begin_incarnation().node_id)
             presence._store.fault = fault
             with pytest.raises(StoreUnavailable):
                 await presence.restore(record)
         presence._store.fault = None
         await presence.remove(record.sid)
-        await presence.settled()
+        await presence.removals.settled()
         assert presence._store.injected == 2
         assert lesson_field(redis_client, record) is None
         # Redis may still carry out what it did not answer: a check of the records removes it again.
         for node_id in node_ids:
-            await presence.sweep(node_id)
+            await presence.removals.sweep(node_id)
         assert own_keys(redis_client) == []
 
     io_loop.run_sync(scenario)
@@ -236,7 +236,7 @@ async def test_a_connection_that_has_ended_since_does_not_fail_the_check_of_othe
 @pytest.mark.gen_test
 async def test_a_defect_in_a_check_reaches_who_asked(presence, monkeypatch):
     await presence.write(CLIENT)
-    monkeypatch.setattr(presence._store, "run", lambda **_: asyncio.sleep(0, [RuntimeError("a defect")] * 3))
+    monkeypatch.setattr(presence._store, "execute", lambda **_: asyncio.sleep(0, [RuntimeError("a defect")] * 3))
     with pytest.raises(RuntimeError):
         await presence.check([CLIENT.sid])
 
@@ -245,7 +245,7 @@ async def test_a_defect_in_a_check_reaches_who_asked(presence, monkeypatch):
 
 
 async def remove_strays(presence):
-    return sum([count async for count in presence.strays()])
+    return sum([count async for count in presence.removals.strays()])
 
 
 @RECORDS
@@ -253,7 +253,7 @@ async def remove_strays(presence):
 def test_a_write_that_was_not_answered_stays_in_the_index_until_it_can_not_be_carried_out_any_more(
     io_loop, presence, redis_client, monkeypatch, record, patience, removed
 ):
-    monkeypatch.setattr(presence_module, "LATE_WRITE", patience)
+    monkeypatch.setattr(removals, "LATE_WRITE", patience)
 
     async def scenario():
         presence._store.fault = "unanswered"
@@ -262,14 +262,14 @@ def test_a_write_that_was_not_answered_stays_in_the_index_until_it_can_not_be_ca
         presence._store.fault = None
         claim = presence._held[record.sid]
         await presence.remove(record.sid, undo=True)
-        await presence.settled()
+        await presence.removals.settled()
         assert lesson_field(redis_client, record) is None
         for entry in record.entries():  # the rest of the step, after the removal
-            await presence._store.run(presence._script(WRITE, claim, entry, int(entry.outlives)))
+            await presence._store.execute(presence.claims._script(WRITE, claim, entry, int(entry.outlives)))
         assert await remove_strays(presence) == removed
         assert lesson_field(redis_client, record) is None
-        assert redis_client.hlen(presence.index_key(presence.incarnation.node_id)) == 1 - removed
-        assert presence.incarnation.late.keys() == ({1} if not removed else set())
+        assert redis_client.hlen(presence.claims.index_key(presence.claims.incarnation.node_id)) == 1 - removed
+        assert presence.claims.incarnation.late.keys() == ({1} if not removed else set())
 
     io_loop.run_sync(scenario)
 
@@ -282,11 +282,11 @@ def test_the_late_write_of_a_join_that_failed_is_removed_as_if_it_had_not_been_t
         await presence.write(record)
         claim = presence._held[record.sid]
         await presence.remove(record.sid, undo=True)
-        await presence.settled()
+        await presence.removals.settled()
         presence._held[record.sid] = claim
-        await presence._run(  # Redis gets to it after the removal
+        await presence.claims._write(  # Redis gets to it after the removal
             claim,
-            [presence._script(WRITE, claim, entry, int(entry.outlives)) for entry in record.entries()],
+            [presence.claims._script(WRITE, claim, entry, int(entry.outlives)) for entry in record.entries()],
         )
         del presence._held[record.sid]
         assert lesson_field(redis_client, record) == record.sid
@@ -300,8 +300,8 @@ def test_the_late_write_of_a_join_that_failed_is_removed_as_if_it_had_not_been_t
 @pytest.mark.gen_test
 async def test_strays_are_found_however_many_there_are(presence, redis_client):
     """Redis keeps a small hash as a list, and answers all of it at any position of a scan."""
-    count = 10 * presence_module.BATCH_SIZE
-    index_key = presence.index_key(presence.incarnation.node_id)
+    count = 10 * removals.BATCH_SIZE
+    index_key = presence.claims.index_key(presence.claims.incarnation.node_id)
     redis_client.hset(index_key, mapping={number: encode(CLIENT) for number in range(count)})
     assert await remove_strays(presence) == count
     assert not redis_client.exists(index_key)
@@ -323,13 +323,13 @@ async def test_those_who_are_there_or_join_or_are_being_removed_are_no_strays(pr
 async def test_a_sweep_takes_a_part_at_a_time_and_leaves_what_others_have_written(
     presence, elsewhere, redis_client, monkeypatch
 ):
-    monkeypatch.setattr(presence_module, "BATCH_SIZE", 3)
+    monkeypatch.setattr(removals, "BATCH_SIZE", 3)
     for number in range(5):
         await presence.write(ClientRecord(f"old-{number}", "1", f"p{number}", "student"))
     await presence.write(TEACHER)
     await elsewhere.write(ClientRecord("new", "1", "p1", "student"))
     await elsewhere.write(TeacherRecord("sid-2", "2", "ms-hill"))
-    swept = [await elsewhere.sweep(presence.incarnation.node_id) for _ in range(3)]
+    swept = [await elsewhere.removals.sweep(presence.claims.incarnation.node_id) for _ in range(3)]
     assert swept == [3, 3, 0]
     assert redis_client.hgetall("lesson_student_1") == {"p1": "new"}
     assert not redis_client.exists("lesson_teacher_1")
@@ -343,7 +343,7 @@ async def test_a_sweep_is_not_held_up_by_a_record_that_redis_refuses(presence, e
     await presence.write(TEACHER)
     redis_client.delete("p1")
     redis_client.set("p1", "of another type")
-    assert await elsewhere.sweep(presence.incarnation.node_id) == 2
+    assert await elsewhere.removals.sweep(presence.claims.incarnation.node_id) == 2
     assert not redis_client.exists("lesson_student_1", "lesson_teacher_1", "ms-hill")
 
 
@@ -352,7 +352,7 @@ def test_a_sweep_works_by_each_protocol_of_redis(io_loop, open_presence, presenc
     async def scenario():
         await presence.write(CLIENT)
         await presence.write(TEACHER)
-        assert await open_presence(options=options).sweep(presence.incarnation.node_id) == 2
+        assert await open_presence(options=options).removals.sweep(presence.claims.incarnation.node_id) == 2
         assert own_keys(redis_client) == []
 
     io_loop.run_sync(scenario)
@@ -362,14 +362,14 @@ def test_a_sweep_works_by_each_protocol_of_redis(io_loop, open_presence, presenc
 async def test_what_a_sweep_could_not_remove_stays_in_the_index(presence, elsewhere, redis_client, monkeypatch):
     await presence.write(CLIENT)
     await presence.write(TEACHER)
-    node_id = presence.incarnation.node_id
+    node_id = presence.claims.incarnation.node_id
     with monkeypatch.context() as patch:
         MasterDown(patch, elsewhere, "lesson_student_1")
-        assert await elsewhere.sweep(node_id) == 1
+        assert await elsewhere.removals.sweep(node_id) == 1
         assert list(map(decode, redis_client.hvals(f"lesson_node_{node_id}"))) == [CLIENT]
         with pytest.raises(StoreUnavailable):  # 0 would say that nothing is left
-            await elsewhere.sweep(node_id)
-    assert await elsewhere.sweep(node_id) == 1
+            await elsewhere.removals.sweep(node_id)
+    assert await elsewhere.removals.sweep(node_id) == 1
     assert own_keys(redis_client) == []
 
 
@@ -383,7 +383,7 @@ def test_an_entry_and_its_claims_are_in_one_slot_of_a_cluster(io_loop, open_pres
         asked.extend(commands)
         return [1, 1, *(("1", 0) for _ in commands)]
 
-    monkeypatch.setattr(presence._store, "run", note)
+    monkeypatch.setattr(presence._store, "execute", note)
     io_loop.run_sync(lambda: presence.write(record))
     assert len(asked) == 2
     for _, _, count, key, claims_key, *_ in asked:
@@ -392,8 +392,8 @@ def test_an_entry_and_its_claims_are_in_one_slot_of_a_cluster(io_loop, open_pres
 
 
 def test_the_shortest_ttl_is_that_of_the_records(open_presence):
-    assert open_presence(5).shortest_ttl == 5
-    assert open_presence(7 * DAY).shortest_ttl == DAY
+    assert open_presence(5).claims.shortest_ttl == 5
+    assert open_presence(7 * DAY).claims.shortest_ttl == DAY
 
 
 @RECORDS

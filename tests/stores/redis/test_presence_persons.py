@@ -34,7 +34,7 @@ async def test_a_removal_that_is_repeated_takes_nothing_from_a_later_join_of_the
     await presence.remove(CLIENT.sid, undo=True)
     await presence.write(CLIENT)
     await presence.remove(CLIENT.sid)
-    await presence._remove(CLIENT, presence.incarnation.node_id, 1, undo=True)
+    await presence.claims.remove(CLIENT, presence.claims.incarnation.node_id, 1, undo=True)
     assert redis_client.keys() == ["p1"]
 
 
@@ -60,11 +60,11 @@ def test_a_join_whose_answer_got_lost_is_a_reconnect_only_if_there_was_somebody_
         await presence.remove(CLIENT.sid, undo=True)
         presence._store.fault = None
         if removed_first:
-            await presence.settled()
+            await presence.removals.settled()
             assert redis_client.hget("p1", "sid") == ("before" if known else None)
             assert lesson_field(redis_client, CLIENT) is None
         assert await presence.write(CLIENT) is known
-        await presence.settled()
+        await presence.removals.settled()
         assert redis_client.hget("p1", "sid") == "sid-p"
         assert lesson_field(redis_client, CLIENT) == "sid-p"
         await presence.remove("sid-p")
@@ -82,7 +82,7 @@ async def test_a_join_that_failed_gives_back_what_was_known_of_the_client_with_i
     await presence.write(other(CLIENT, "sid-2", role="guest"))
     await presence.remove("sid-2", undo=True)
     assert redis_client.hgetall("p1") == before
-    await presence.settled()
+    await presence.removals.settled()
     assert own_keys(redis_client) == []
     assert 0 < redis_client.ttl("p1") <= DAY
 
@@ -117,7 +117,7 @@ async def test_what_is_known_of_a_connection_that_ended_outlives_a_repeated_remo
     await presence.write(CLIENT)
     await elsewhere.write(other(CLIENT, "sid-failed"))
     await presence.remove("sid-p")
-    await presence._remove(CLIENT, presence.incarnation.node_id, 1, undo=False)
+    await presence.claims.remove(CLIENT, presence.claims.incarnation.node_id, 1, undo=False)
     await elsewhere.remove("sid-failed", undo=True)
     assert redis_client.hget("p1", "sid") == "sid-p"
 
@@ -141,8 +141,8 @@ def test_the_newest_connection_stands_and_then_the_one_before_it_on_whatever_nod
         await presence.remove("first")
         told.append(lesson_field(redis_client, record))
         assert told == ["third", "third", "first", None]
-        await presence.settled()
-        await elsewhere.settled()
+        await presence.removals.settled()
+        await elsewhere.removals.settled()
         assert own_keys(redis_client) == []
 
     io_loop.run_sync(scenario)

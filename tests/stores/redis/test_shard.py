@@ -100,7 +100,7 @@ def test_a_round_trip_that_is_given_up_at_any_turn_of_the_loop_answers_its_steps
         for _ in range(turns):
             await asyncio.sleep(0)
         third = submit(shard, ("GET", "c"))
-        shard._give_up()
+        shard._fail_all()
         for done in (first, second, third):
             await is_refused(done)
         await settle()
@@ -326,7 +326,7 @@ def test_a_part_that_was_refused_is_not_sent_later():
         submit(shard, ("GET", "a"))
         await settle()
         submit(shard, ("GET", "b"), parts=2)
-        shard._give_up()
+        shard._fail_all()
         await settle()
         assert client.asked == [[("GET", "a")]]
         await shard.close()

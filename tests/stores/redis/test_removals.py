@@ -8,7 +8,7 @@ from edge import until
 from presences import CLIENT, RECORDS, TEACHER, MasterDown, lesson_field, other, own_keys
 
 from lesson_server.errors import StoreRefused
-from lesson_server.stores.redis import presence as presence_module
+from lesson_server.stores.redis import removals
 from lesson_server.stores.redis.records import ClientRecord
 
 
@@ -17,12 +17,12 @@ def test_an_end_leaves_only_what_a_reconnect_is_known_by(io_loop, presence, redi
     async def scenario():
         await presence.write(record)
         await presence.remove(record.sid)
-        await presence.settled()
+        await presence.removals.settled()
         assert redis_client.keys() == (["p1"] if record is CLIENT else [])
         assert own_keys(redis_client) == []
-        assert presence.incarnation.claims == set()
+        assert presence.claims.incarnation.claims == set()
         # The removal from the index was counted too.
-        assert redis_client.hvals("lesson_node_counts") == [str(presence.incarnation.acknowledged)] == ["2"]
+        assert redis_client.hvals("lesson_node_counts") == [str(presence.claims.incarnation.acknowledged)] == ["2"]
 
     io_loop.run_sync(scenario)
 
@@ -32,20 +32,20 @@ async def test_claims_that_end_one_after_the_other_are_taken_from_the_index_toge
     presence, redis_client, monkeypatch
 ):
     commands = []
-    run = presence._store.run
+    execute = presence._store.execute
 
     async def listen(*step, **more):
         commands.extend(step)
-        return await run(*step, **more)
+        return await execute(*step, **more)
 
-    monkeypatch.setattr(presence._store, "run", listen)
-    monkeypatch.setattr(presence_module, "UNINDEX_INTERVAL", 0.2)
+    monkeypatch.setattr(presence._store, "execute", listen)
+    monkeypatch.setattr(removals, "UNINDEX_INTERVAL", 0.2)
     sids = [f"sid-{number}" for number in range(5)]
     for sid in sids:
         await presence.write(other(CLIENT, sid))
     for sid in sids:
         await presence.remove(sid)
-    await presence.settled()
+    await presence.removals.settled()
     assert [len(command) - 2 for command in commands if command[0] == "HDEL"] == [len(sids)]
     assert own_keys(redis_client) == []
 
@@ -54,7 +54,7 @@ async def test_claims_that_end_one_after_the_other_are_taken_from_the_index_toge
 async def test_of_a_connection_that_wrote_nothing_there_is_nothing_to_remove(presence, redis_client):
     presence._store.fault = "unreachable"
     await presence.remove("a guest")
-    await presence.settled()
+    await presence.removals.settled()
     assert presence._store.injected == 0
 
 
@@ -68,7 +68,7 @@ def test_a_removal_that_redis_did_not_answer_is_retried(io_loop, presence, redis
         assert lesson_field(redis_client, record) == record.sid
         assert presence._store.injected >= 2
         presence._store.fault = None
-        await presence.settled()
+        await presence.removals.settled()
         assert lesson_field(redis_client, record) is None
         assert own_keys(redis_client) == []
 
@@ -77,14 +77,14 @@ def test_a_removal_that_redis_did_not_answer_is_retried(io_loop, presence, redis
 
 @pytest.mark.gen_test
 async def test_a_removal_that_hangs_holds_up_an_answer_for_a_moment_and_is_retried(presence, redis_client, monkeypatch):
-    monkeypatch.setattr(presence_module, "REMOVAL_PATIENCE", 0.01)
+    monkeypatch.setattr(removals, "REMOVAL_PATIENCE", 0.01)
     await presence.write(CLIENT)
     with monkeypatch.context() as patch:
-        patch.setattr(presence._store, "run", lambda *_: asyncio.Event().wait())
+        patch.setattr(presence._store, "execute", lambda *_: asyncio.Event().wait())
         async with asyncio.timeout(5):
             await presence.remove(CLIENT.sid)
     assert lesson_field(redis_client, CLIENT) == CLIENT.sid
-    await presence.settled()
+    await presence.removals.settled()
     assert lesson_field(redis_client, CLIENT) is None
 
 
@@ -102,7 +102,7 @@ async def test_of_several_removals_only_those_that_redis_did_not_answer_stay_pen
         await MasterDown(patch, presence, "lesson_student_1").until_failed(3)
         assert lesson_field(redis_client, TEACHER) is None
         assert lesson_field(redis_client, CLIENT) == CLIENT.sid
-    await presence.settled()
+    await presence.removals.settled()
     assert lesson_field(redis_client, CLIENT) is None
     assert own_keys(redis_client) == []
 
@@ -111,25 +111,25 @@ async def test_of_several_removals_only_those_that_redis_did_not_answer_stay_pen
 async def test_while_the_index_does_not_answer_no_removal_is_repeated(presence, redis_client, monkeypatch):
     await presence.write(CLIENT)
     removals = []
-    remove = presence._remove
+    remove = presence.claims.remove
 
     async def note(*args, **kwargs):
         removals.append(args)
         await remove(*args, **kwargs)
 
-    monkeypatch.setattr(presence, "_remove", note)
+    monkeypatch.setattr(presence.claims, "remove", note)
     with monkeypatch.context() as patch:
-        index = MasterDown(patch, presence, presence.index_key(presence.incarnation.node_id))
+        index = MasterDown(patch, presence, presence.claims.index_key(presence.claims.incarnation.node_id))
         await presence.remove(CLIENT.sid)
         await index.until_failed(4)
         assert len(removals) == 1
-    await presence.settled()
+    await presence.removals.settled()
     assert own_keys(redis_client) == []
 
 
 @pytest.mark.parametrize(("key", "tries"), [("lesson_node_counts", 1), ("lesson_student_1", 2)])
 def test_what_redis_does_not_answer_is_tried_again_only_after_a_pause(io_loop, presence, monkeypatch, key, tries):
-    monkeypatch.setattr(presence_module, "RETRY_INTERVAL", 60)
+    monkeypatch.setattr(removals, "RETRY_INTERVAL", 60)
 
     async def scenario():
         await presence.write(CLIENT)
@@ -146,13 +146,13 @@ def test_what_redis_does_not_answer_is_tried_again_only_after_a_pause(io_loop, p
 async def test_a_removal_that_redis_answers_at_the_second_try_is_settled_without_a_pause(
     presence, redis_client, monkeypatch
 ):
-    monkeypatch.setattr(presence_module, "RETRY_INTERVAL", 60)
+    monkeypatch.setattr(removals, "RETRY_INTERVAL", 60)
     await presence.write(CLIENT)
     presence._store.fault = "unreachable"
     await presence.remove(CLIENT.sid)
     presence._store.fault = None
     async with asyncio.timeout(5):
-        await presence.settled()
+        await presence.removals.settled()
     assert own_keys(redis_client) == []
 
 
@@ -161,12 +161,12 @@ async def test_what_is_pending_at_the_close_is_left_for_other_nodes_to_sweep(pre
     await presence.write(CLIENT)
     presence._store.fault = "unreachable"
     await presence.remove(CLIENT.sid)
-    await presence.close()
+    await presence.removals.close()
     presence._store.fault = None
     with pytest.raises(asyncio.CancelledError):
-        await presence.settled()
+        await presence.removals.settled()
     assert lesson_field(redis_client, CLIENT) == CLIENT.sid
-    assert await elsewhere.sweep(presence.incarnation.node_id) == 1
+    assert await elsewhere.removals.sweep(presence.claims.incarnation.node_id) == 1
     assert lesson_field(redis_client, CLIENT) is None
 
 
@@ -178,7 +178,7 @@ def test_a_removal_that_was_carried_out_unseen_harms_nobody(io_loop, presence, e
         await presence.remove(record.sid)
         await elsewhere.write(other(record, "new"))
         presence._store.fault = None
-        await presence.settled()
+        await presence.removals.settled()
         assert presence._store.injected
         assert lesson_field(redis_client, record) == "new"
 
@@ -196,11 +196,11 @@ def test_a_defect_in_a_removal_is_logged_and_is_not_the_end_of_removals(
             raise RuntimeError("a defect")
 
         with monkeypatch.context() as patch:
-            patch.setattr(presence._store, "run", defect)
-            presence._removed.append((presence._held.pop(record.sid), False))
-            presence._cleaner = asyncio.create_task(presence._clean())
+            patch.setattr(presence._store, "execute", defect)
+            presence.removals._removed.append((presence._held.pop(record.sid), False))
+            presence.removals._cleaner = asyncio.create_task(presence.removals._clean())
             await asyncio.sleep(0.05)
-        await presence.settled()
+        await presence.removals.settled()
         assert "a defect" in caplog.text
         assert lesson_field(redis_client, record) is None
         assert own_keys(redis_client) == []
@@ -212,7 +212,7 @@ def test_a_defect_in_a_removal_is_logged_and_is_not_the_end_of_removals(
 async def test_a_defect_in_a_retry_of_a_removal_is_logged_and_the_removal_retried(
     presence, redis_client, monkeypatch, caplog
 ):
-    remove = presence._remove
+    remove = presence.claims.remove
     await presence.write(CLIENT)
 
     async def defect(*arguments, undo):
@@ -220,11 +220,11 @@ async def test_a_defect_in_a_retry_of_a_removal_is_logged_and_the_removal_retrie
 
     presence._store.fault = "unreachable"
     await presence.remove(CLIENT.sid)
-    monkeypatch.setattr(presence, "_remove", defect)
+    monkeypatch.setattr(presence.claims, "remove", defect)
     presence._store.fault = None
     await until(lambda: "a defect" in caplog.text)
-    monkeypatch.setattr(presence, "_remove", remove)
-    await presence.settled()
+    monkeypatch.setattr(presence.claims, "remove", remove)
+    await presence.removals.settled()
     assert lesson_field(redis_client, CLIENT) is None
 
 
@@ -239,9 +239,9 @@ async def test_a_removal_that_redis_refuses_is_dropped_and_holds_up_nobody(prese
     for sid in ("refused-0", "refused-1", "refused-2", "sid-q"):
         await presence.remove(sid)
     presence._store.fault = None
-    await presence.settled()
+    await presence.removals.settled()
     assert not redis_client.exists("lesson_student_2")
-    assert not redis_client.keys(f"lesson_node_{presence.incarnation.node_id}")
+    assert not redis_client.keys(f"lesson_node_{presence.claims.incarnation.node_id}")
     refusals = [record for record in caplog.records if "can't be removed" in record.getMessage()]
     assert len(refusals) == 3
     assert all(record.levelno == logging.WARNING for record in refusals)
