@@ -63,7 +63,7 @@ def url_of(settings: Settings, sockets: list[socket.socket]) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _room_for(settings: Settings) -> int:
+def _max_connections(settings: Settings) -> int:
     """Return how many connections may be held: ``server.max_connections``, or what the limit of open files allows."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     room = files - settings.rds.pool_size - settings.redis.pool_size - EXTRA_SOCKETS - OTHER_FILES
@@ -110,7 +110,7 @@ class LessonServer:
         self._protocol = ProtocolServer(
             self._rooms,
             routes(self._readiness, self._metrics_text),
-            max_connections=_room_for(settings),
+            max_connections=_max_connections(settings),
             allowed_origins=settings.server.allowed_origins,
             worker=worker,
         )
@@ -131,7 +131,7 @@ class LessonServer:
                 trust_teacher_user_id=settings.auth.trust_teacher_user_id,
             ),
             Admission(
-                _room_for(settings),
+                _max_connections(settings),
                 settings.server.connect_rate,
                 {event.name: event.rate(settings.server) for event in events},
             ),

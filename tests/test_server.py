@@ -21,7 +21,7 @@ from valkeys import Valkeys
 from lesson_server.errors import StoreUnavailable
 from lesson_server.events.join_lesson import JOIN_LESSON
 from lesson_server.protocol.server import EXTRA_SOCKETS
-from lesson_server.server import OTHER_FILES, LessonServer, _room_for
+from lesson_server.server import OTHER_FILES, LessonServer, _max_connections
 from lesson_server.settings.schema import SettingsError
 from lesson_server.settings.sources import load
 
@@ -302,7 +302,9 @@ def test_a_redis_that_hangs_does_not_keep_the_server_beyond_its_deadline(environ
 @pytest.mark.parametrize(
     ("files", "room"), [(100_000, 700), (500, 500 - 20 - 30 - EXTRA_SOCKETS - OTHER_FILES), (100, 1)]
 )
-def test_there_is_room_for_as_many_clients_as_are_set_or_as_there_may_be_open_files(environ, monkeypatch, files, room):
+def test_there_is_max_connections_as_many_clients_as_are_set_or_as_there_may_be_open_files(
+    environ, monkeypatch, files, room
+):
     """Beside the connections of the pools, the sockets of those who are told that it is full, and the rest."""
     monkeypatch.setattr("resource.getrlimit", lambda which: (files, files))
     settings = load(
@@ -313,7 +315,7 @@ def test_there_is_room_for_as_many_clients_as_are_set_or_as_there_may_be_open_fi
             "LESSON_REDIS_POOL_SIZE": "30",
         }
     )
-    assert _room_for(settings) == room
+    assert _max_connections(settings) == room
 
 
 def test_a_client_too_many_gets_a_connect_error(io_loop, start_server):

@@ -38,7 +38,7 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
     # Until the event loop handles signals, SIGTERM raises KeyboardInterrupt like SIGINT, so that no store is left over.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     settings.require_complete()
-    _allow_many_files()
+    _raise_file_limit()
     with contextlib.suppress(KeyboardInterrupt):
         if not settings.embedded:
             _serve(settings)
@@ -51,7 +51,7 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
             _serve(_with_stores(settings, stores))
 
 
-def _allow_many_files() -> None:
+def _raise_file_limit() -> None:
     """Raise the limit of open files: each connection is an open file, and the usual limit is 1,024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -86,9 +86,9 @@ def _supervise(settings: Settings, metrics: SharedFolder) -> int:
     inboxes = make_inboxes(settings.server.workers)
 
     def serve(number: int, ready: Callable[[], object], parent_gone: int) -> int:
-        birth = _Birth(Worker(number, inboxes), sockets, ready, parent_gone)
+        worker_start = _WorkerStart(Worker(number, inboxes), sockets, ready, parent_gone)
         try:
-            return status_of(lambda: uvloop.run(_serve_until_signal(settings, birth)))
+            return status_of(lambda: uvloop.run(_serve_until_signal(settings, worker_start)))
         finally:
             metrics.leave()  # the last process removes the folder, and the parent may have been killed
 
@@ -97,7 +97,7 @@ def _supervise(settings: Settings, metrics: SharedFolder) -> int:
 
 
 @dataclass(frozen=True)
-class _Birth:
+class _WorkerStart:
     """What a worker gets from its parent.
 
     Attributes:
@@ -113,12 +113,12 @@ class _Birth:
     parent_gone: int
 
 
-async def _serve_until_signal(settings: Settings, birth: _Birth | None = None) -> None:
+async def _serve_until_signal(settings: Settings, worker_start: _WorkerStart | None = None) -> None:
     """Serve until the first signal, then drain; a second signal stops the server at once.
 
     Args:
         settings: with the stores and the key.
-        birth: set for one of several workers; None for a single process.
+        worker_start: set for one of several workers; None for a single process.
     """
     from lesson_server.server import LessonServer
 
@@ -126,17 +126,17 @@ async def _serve_until_signal(settings: Settings, birth: _Birth | None = None) -
     signals: asyncio.Queue[None] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, None)
-    if birth is not None:
+    if worker_start is not None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a signal that arrived before is handled now
-        loop.add_reader(birth.parent_gone, _stop_as_orphan, birth.parent_gone, signals)
-    server = LessonServer(settings, birth.worker if birth else None)
+        loop.add_reader(worker_start.parent_gone, _stop_as_orphan, worker_start.parent_gone, signals)
+    server = LessonServer(settings, worker_start.worker if worker_start else None)
     try:
-        await server.start(birth.sockets if birth else None)
-        _spare_the_collector()
-        if birth is None:
+        await server.start(worker_start.sockets if worker_start else None)
+        _tune_garbage_collector()
+        if worker_start is None:
             _say(f"lesson-server listening on {server.url}")
         else:
-            birth.ready()
+            worker_start.ready()
         await signals.get()
         drain = asyncio.create_task(server.drain())
         second = asyncio.create_task(signals.get())
@@ -147,7 +147,7 @@ async def _serve_until_signal(settings: Settings, birth: _Birth | None = None) -
         await server.stop()
 
 
-def _spare_the_collector() -> None:
+def _tune_garbage_collector() -> None:
     """Let the garbage collector skip the objects of the start, and run less often.
 
     The objects of the start stay alive, so that scanning them is useless. A join allocates a thousand objects, and

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
 
-# Seconds before a dead worker is restarted; doubled each time that the worker dies within STEADY seconds.
+# Seconds before a dead worker is restarted; doubled each time that the worker dies within STEADY_AFTER seconds.
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
-STEADY = 60.0
+STEADY_AFTER = 60.0
 # Seconds between two checks whether the workers are ready.
 START_INTERVAL = 0.05
 
@@ -153,8 +153,8 @@ class Supervisor:
     @staticmethod
     def _start_later(slot: _Slot, why: str) -> None:
         now = time.monotonic()
-        steady = now - slot.started > STEADY
-        slot.pause = FIRST_PAUSE if steady else min(slot.pause * 2 or FIRST_PAUSE, LONGEST_PAUSE)
+        is_steady = now - slot.started > STEADY_AFTER
+        slot.pause = FIRST_PAUSE if is_steady else min(slot.pause * 2 or FIRST_PAUSE, LONGEST_PAUSE)
         slot.due = now + slot.pause
         logger.error("%s; the next one starts in %.2f s", why, slot.pause)
 

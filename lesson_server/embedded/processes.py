@@ -68,10 +68,10 @@ class Server:
         while not ready():
             checkpoint()
             if self.child.poll() is not None or time.monotonic() > deadline:
-                raise EmbeddedError(f"{self.name} did not start; the end of {self.log}:\n{self._last_words()}")
+                raise EmbeddedError(f"{self.name} did not start; the end of {self.log}:\n{self._last_log_lines()}")
             time.sleep(POLL_INTERVAL)
 
-    def _last_words(self) -> str:
+    def _last_log_lines(self) -> str:
         with self.log.open("rb") as log:
             log.seek(self.log_start)
             return "\n".join(log.read().decode(errors="replace").splitlines()[-LOG_LINES:])

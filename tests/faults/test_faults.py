@@ -197,7 +197,7 @@ async def test_a_deploy_sends_everybody_away_and_leaves_nothing(start_node, frag
         await people.joining.emit("join_lesson")
         await held_up(node)
         node.send(signal.SIGTERM)
-        await until(lambda: not_ready_because_of(node, "the server is going"))
+        await until(lambda: not_ready_because_of(node, "the server"))
         with pytest.raises(socketio.exceptions.ConnectionError):
             await socketio.AsyncClient(reconnection=False).connect(node.url, auth={})
         await until(lambda: not any(sio.connected for sio in vars(people).values()))
@@ -227,7 +227,7 @@ async def test_a_second_sigterm_stops_at_once(start_node, environ, redis_client,
     node = start_node(environ, LESSON_SERVER_DRAIN="600")
     async with everyone(node, mint):
         node.send(signal.SIGTERM)
-        await until(lambda: not_ready_because_of(node, "the server is going"))
+        await until(lambda: not_ready_because_of(node, "the server"))
         node.send(signal.SIGTERM)
         assert await asyncio.to_thread(node.wait) == 0
         assert present(redis_client) == {}

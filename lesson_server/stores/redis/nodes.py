@@ -99,7 +99,7 @@ class Node:
             StoreUnavailable: Redis can't be reached.
         """
         await self.beat()
-        self._tasks = [asyncio.create_task(self._live()), asyncio.create_task(self._keep_records())]
+        self._tasks = [asyncio.create_task(self._send_heartbeats()), asyncio.create_task(self._check_repeatedly())]
 
     async def close(self) -> None:
         """Stop, and unregister unless the index has entries: other nodes sweep a node that stays registered."""
@@ -119,7 +119,7 @@ class Node:
 
     # Heartbeats
 
-    async def _live(self) -> None:
+    async def _send_heartbeats(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_INTERVAL)
             try:
@@ -153,9 +153,9 @@ class Node:
         if self._store.failures != self._failures:
             self._failures = self._store.failures
             self.check_all()
-        self._listen({name: int(value) for name, value in counts.items()})
+        self._note_silences({name: int(value) for name, value in counts.items()})
 
-    def _listen(self, counts: dict[str, int]) -> None:
+    def _note_silences(self, counts: dict[str, int]) -> None:
         """Note which nodes are silent, and begin to sweep the lost nodes.
 
         A node whose count is gone is silent too: either it has unregistered with an empty index, or Redis has lost the
@@ -205,7 +205,7 @@ class Node:
 
     # The records of this node
 
-    async def _keep_records(self) -> None:
+    async def _check_repeatedly(self) -> None:
         """Check the records forever: all at once when requested, else a few at a time."""
         while True:
             wanted = self._wanted.is_set()
