@@ -54,7 +54,7 @@ def wait_until(condition, what="it"):
 
 
 class Proxy:
-    """A TCP port that leads to a unix socket, and can be hurt: cut, refuse, hang, slow down. ``restore`` ends all of it.
+    """A TCP proxy of a unix socket, with faults: cut, refuse, hang, slow down. ``restore`` ends all faults.
 
     It runs on a thread of its own, so that the event loop of a test may be blocked without harm.
     """
