@@ -77,7 +77,7 @@ def redis_stores(kind, request, io_loop):
         lambda: {key: onlooker.hgetall(key) for key in onlooker.keys("*")},
     )
     for one in (presence, elsewhere):
-        io_loop.run_sync(one.close)
+        io_loop.run_sync(one.removals.close)
     io_loop.run_sync(store.close)
 
 
