@@ -8,9 +8,8 @@ import socket
 from collections.abc import Callable
 
 from lesson_server.errors import ServiceBusy
-from lesson_server.protocol import engine_socket
-from lesson_server.protocol.engine_socket import MAX_UNREAD_BYTES
-from lesson_server.protocol.http_server import MAX_HEAD_SIZE
+from lesson_server.protocol import limits
+from lesson_server.protocol.limits import MAX_HEAD_SIZE, MAX_UNREAD_BYTES
 from lesson_server.protocol.places import Place, Places
 from lesson_server.protocol.worker import Worker
 
@@ -178,7 +177,7 @@ class _Arrival:
     def _wait(self) -> None:
         if self._deadline is None:
             loop = asyncio.get_running_loop()
-            self._deadline = loop.call_later(engine_socket.HANDSHAKE_TIMEOUT, self.close)
+            self._deadline = loop.call_later(limits.HANDSHAKE_TIMEOUT, self.close)
             loop.add_reader(self._socket, self.look)
             self._acceptor.arrivals.add(self)
 

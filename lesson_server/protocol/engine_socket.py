@@ -5,49 +5,33 @@ socket.
 """
 
 import asyncio
-import base64
 import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol
 
-import orjson
-
+from lesson_server.protocol import limits
+from lesson_server.protocol.engine_packets import (
+    CLOSE,
+    MESSAGE,
+    NOOP,
+    PING,
+    PONG,
+    UPGRADE,
+    ProtocolError,
+    RequestRefused,
+    encode_payload,
+)
+from lesson_server.protocol.limits import MAX_UNREAD_BYTES
 from lesson_server.protocol.places import Places
 
 logger = logging.getLogger(__name__)
 
-# Bytes of a message or a polling request. Our clients send no data except the access token in the handshake.
-MAX_MESSAGE_SIZE = 16 * 1024
-# Packets in the body of a POST, as in the reference implementations.
-MAX_PACKETS_IN_POST = 16
-# Bytes and packets that a client may leave unread before it is dropped. An acknowledgement has about 40 bytes.
-MAX_UNREAD_BYTES = 32 * 1024
+# Packets that a client may leave unread before it is dropped.
 MAX_UNREAD_PACKETS = 256
-# Seconds for a client to complete its handshake, or an upgrade.
-HANDSHAKE_TIMEOUT = 10
 # Seconds between pings, and for a client to answer a ping: the defaults of Socket.IO.
 PING_INTERVAL = 25
 PING_TIMEOUT = 20
-
-OPEN, CLOSE, PING, PONG, MESSAGE, UPGRADE, NOOP = "0123456"
-SEPARATOR = "\x1e"
-
-
-class ProtocolError(Exception):
-    """The client violated the protocol, and its Engine.IO socket ends; in an upgrade, only the websocket ends.
-
-    The text contains nothing that the client sent.
-    """
-
-
-class RequestRefused(Exception):
-    """An HTTP request or websocket handshake is refused, with an HTTP status and an error code of Engine.IO."""
-
-    def __init__(self, code: int, message: str, status: int = 400) -> None:
-        super().__init__(message)
-        self.body = orjson.dumps({"code": code, "message": message})
-        self.status = status
 
 
 class Transport(Protocol):
@@ -121,7 +105,7 @@ class EngineSocket:
         self._poller: asyncio.Future[None] | None = None
         self._poll_request: object = None  # the HTTP request of the pending poll
         self._pinged = False
-        self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, self.drop, "handshake timeout")
+        self._timer = asyncio.get_running_loop().call_later(limits.HANDSHAKE_TIMEOUT, self.drop, "handshake timeout")
 
     @property
     def closed(self) -> bool:
@@ -191,20 +175,6 @@ class EngineSocket:
         else:
             raise ProtocolError("unknown packet")
 
-    def receive_post(self, body: bytes) -> list[str]:
-        """Return the packets in the body of a POST.
-
-        Raises:
-            ProtocolError: the body is not UTF-8, or has too many packets.
-        """
-        try:
-            packets = body.decode().split(SEPARATOR)
-        except UnicodeDecodeError:
-            raise ProtocolError("malformed payload") from None
-        if len(packets) > MAX_PACKETS_IN_POST:
-            raise ProtocolError("too many packets")
-        return packets
-
     # The polling transport
 
     async def poll(self, request: object) -> str:
@@ -230,8 +200,7 @@ class EngineSocket:
             self._poller.set_result(None)
 
     def _take_outbox(self) -> str:
-        packets = (p if isinstance(p, str) else "b" + base64.b64encode(p).decode() for p in self._outbox)
-        payload = SEPARATOR.join(packets) or NOOP
+        payload = encode_payload(self._outbox)
         self._outbox.clear()
         return payload
 
@@ -250,7 +219,7 @@ class EngineSocket:
         """Begin the upgrade to this websocket, with a timeout; only one upgrade may run at a time."""
         self._upgrading = websocket
         expire = partial(websocket.disconnect, abort=True)
-        self._upgrade_timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, expire)
+        self._upgrade_timer = asyncio.get_running_loop().call_later(limits.HANDSHAKE_TIMEOUT, expire)
 
     def receive_from(self, websocket: Transport, packet: str | bytes) -> None:
         """Handle a packet from a websocket: the transport, or the websocket of an upgrade.

@@ -7,7 +7,8 @@ from tornado.http1connection import HTTP1Connection
 from tornado.web import HTTPError, RequestHandler
 
 from lesson_server.protocol.engine import Engine
-from lesson_server.protocol.engine_socket import EngineSocket, ProtocolError, RequestRefused
+from lesson_server.protocol.engine_packets import ProtocolError, RequestRefused, decode_payload
+from lesson_server.protocol.engine_socket import EngineSocket
 from lesson_server.protocol.http_server import ClientStream
 from lesson_server.protocol.places import Place
 
@@ -60,7 +61,7 @@ class PollingHandler(RequestHandler):
             if socket.upgraded:
                 raise RequestRefused(3, "Bad request")
             try:
-                for packet in socket.receive_post(self.request.body):
+                for packet in decode_payload(self.request.body):
                     socket.receive(packet)
             except ProtocolError as error:
                 socket.drop(str(error))

@@ -21,7 +21,8 @@ import socketio
 from socketio.packet import ACK, CONNECT, CONNECT_ERROR, DISCONNECT, EVENT, Packet
 
 from lesson_server.protocol.engine import Engine
-from lesson_server.protocol.engine_socket import EngineSocket, ProtocolError
+from lesson_server.protocol.engine_packets import ProtocolError
+from lesson_server.protocol.engine_socket import EngineSocket
 from lesson_server.protocol.places import Places
 from lesson_server.protocol.worker import Worker
 

@@ -30,7 +30,9 @@ from picows import (
 )
 from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
-from lesson_server.protocol.engine_socket import MAX_MESSAGE_SIZE, EngineSocket, RequestRefused
+from lesson_server.protocol.engine_packets import RequestRefused
+from lesson_server.protocol.engine_socket import EngineSocket
+from lesson_server.protocol.limits import MAX_MESSAGE_SIZE
 from lesson_server.protocol.places import Place
 
 logger = logging.getLogger(__name__)

@@ -27,8 +27,14 @@ from edge import (
     websocket_query,
 )
 
-from lesson_server.protocol.engine_socket import MAX_MESSAGE_SIZE, MAX_UNREAD_BYTES
-from lesson_server.protocol.http_server import MAX_HEAD_SIZE, MAX_HEADER_LINES, MAX_PARAMETERS, READ_CHUNK_SIZE
+from lesson_server.protocol.http_server import READ_CHUNK_SIZE
+from lesson_server.protocol.limits import (
+    MAX_HEAD_SIZE,
+    MAX_HEADER_LINES,
+    MAX_MESSAGE_SIZE,
+    MAX_PARAMETERS,
+    MAX_UNREAD_BYTES,
+)
 from lesson_server.protocol.transport import MAX_EVENT_SIZE, MAX_WAITING_EVENTS
 
 KB = 1_000

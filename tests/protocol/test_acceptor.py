@@ -13,10 +13,9 @@ import pytest
 from edge import until
 from tornado.testing import bind_unused_port
 
-from lesson_server.protocol import acceptor, engine_socket
+from lesson_server.protocol import acceptor, limits
 from lesson_server.protocol.acceptor import ACCEPT_BATCH, Acceptor
-from lesson_server.protocol.engine_socket import MAX_UNREAD_BYTES
-from lesson_server.protocol.http_server import MAX_HEAD_SIZE
+from lesson_server.protocol.limits import MAX_HEAD_SIZE, MAX_UNREAD_BYTES
 from lesson_server.protocol.places import Places
 from lesson_server.protocol.worker import Worker, make_inboxes
 
@@ -195,7 +194,7 @@ async def test_who_leaves_before_the_end_of_the_head_leaves_nothing(world, caplo
 @pytest.mark.parametrize("sent", [b"", WEBSOCKET[:9]], ids=["nothing", "half a head"])
 @pytest.mark.gen_test
 async def test_who_does_not_end_the_head_in_time_is_closed(world, monkeypatch, sent):
-    monkeypatch.setattr(engine_socket, "HANDSHAKE_TIMEOUT", 0.05)
+    monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT", 0.05)
     world.acceptor.open([world.socket])
     assert await is_closed(world.arrive(1, sent))
     assert len(world.places) == 0

@@ -23,12 +23,9 @@ from edge import (
 from engine_requests import FOREIGN, WEBSOCKET, impatient
 
 from lesson_server.protocol.engine import ID_BYTES, IDS_AT_ONCE, Engine
-from lesson_server.protocol.engine_socket import (
-    MAX_MESSAGE_SIZE,
-    MAX_PACKETS_IN_POST,
-    MAX_UNREAD_BYTES,
-    MAX_UNREAD_PACKETS,
-)
+from lesson_server.protocol.engine_packets import MAX_PACKETS_IN_POST
+from lesson_server.protocol.engine_socket import MAX_UNREAD_PACKETS
+from lesson_server.protocol.limits import MAX_MESSAGE_SIZE, MAX_UNREAD_BYTES
 from lesson_server.protocol.places import Places
 
 # Polling

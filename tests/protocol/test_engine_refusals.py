@@ -26,10 +26,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tornado.ioloop import IOLoop
 
-from lesson_server.protocol import engine_socket
-from lesson_server.protocol.engine_socket import (
-    MAX_MESSAGE_SIZE,
-)
+from lesson_server.protocol import limits
+from lesson_server.protocol.limits import MAX_MESSAGE_SIZE
 from lesson_server.protocol.places import Places
 
 # Refused requests
@@ -169,7 +167,7 @@ async def test_a_socket_that_trickles_is_closed(edge: Edge, head: bytes) -> None
     async def trickle() -> None:
         while True:
             await connection.write(b"x")
-            await asyncio.sleep(engine_socket.HANDSHAKE_TIMEOUT / 10)
+            await asyncio.sleep(limits.HANDSHAKE_TIMEOUT / 10)
 
     trickling = asyncio.create_task(trickle())
     await connection.is_ended()

@@ -1,4 +1,4 @@
-"""sessions.py: the bounds of a session, and what an upgrade may do; how requests reach it is in test_engine.py."""
+"""engine_socket.py: the bounds of a session, and what an upgrade may do; how requests reach it is in test_engine.py."""
 
 import socket
 
@@ -13,7 +13,9 @@ from edge import (
     until,
 )
 
-from lesson_server.protocol.engine_socket import MAX_PACKETS_IN_POST, MAX_UNREAD_BYTES, MAX_UNREAD_PACKETS
+from lesson_server.protocol.engine_packets import MAX_PACKETS_IN_POST
+from lesson_server.protocol.engine_socket import MAX_UNREAD_PACKETS
+from lesson_server.protocol.limits import MAX_UNREAD_BYTES
 from lesson_server.protocol.websocket import Websocket
 
 # What a client may leave unread, and send at once

@@ -18,7 +18,7 @@ from edge import (
 )
 from engine_requests import impatient
 
-from lesson_server.protocol import engine_socket
+from lesson_server.protocol import engine_socket, limits
 
 # The upgrade
 
@@ -155,7 +155,7 @@ async def test_a_polling_client_without_a_handshake_is_dropped(edge: Edge) -> No
 @impatient
 @pytest.mark.gen_test
 async def test_after_the_handshake_no_handshake_is_missed(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_socket, "PING_INTERVAL", 3 * engine_socket.HANDSHAKE_TIMEOUT)
+    monkeypatch.setattr(engine_socket, "PING_INTERVAL", 3 * limits.HANDSHAKE_TIMEOUT)
     client = await edge.connected()
     assert await client.receive() == "2"
 

@@ -27,12 +27,14 @@ from edge import (
 )
 from engine_requests import WEBSOCKET, handshake
 
-from lesson_server.protocol import engine_socket
-from lesson_server.protocol.engine_socket import (
+from lesson_server.protocol import limits
+from lesson_server.protocol.limits import (
+    MAX_HEADER_LINES,
     MAX_MESSAGE_SIZE,
+    MAX_PARAMETERS,
     MAX_UNREAD_BYTES,
+    MAX_URL_SIZE,
 )
-from lesson_server.protocol.http_server import MAX_HEADER_LINES, MAX_PARAMETERS, MAX_URL_SIZE
 from lesson_server.protocol.websocket import Websocket
 
 
@@ -387,7 +389,7 @@ async def test_a_client_that_reads_nothing_and_ends_its_sending_is_closed_in_tim
 @pytest.mark.gen_test
 async def test_an_upgrade_that_is_given_up_leaves_nothing(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its deadline would hold it, and a client may begin as many as it likes."""
-    monkeypatch.setattr(engine_socket, "HANDSHAKE_TIMEOUT", 10 * LONG)
+    monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT", 10 * LONG)
     sid = (await edge.connected_polling()).sid
     websocket = await edge.websocket(sid)
     await websocket.write(frame("x" * 16_000, final=False))

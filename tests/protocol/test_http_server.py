@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tornado.ioloop import IOLoop
 
-from lesson_server.protocol import engine_socket
-from lesson_server.protocol.http_server import MAX_HEAD_SIZE, MAX_HEADER_LINES, MAX_PARAMETERS, MAX_URL_SIZE
+from lesson_server.protocol import limits
+from lesson_server.protocol.limits import MAX_HEAD_SIZE, MAX_HEADER_LINES, MAX_PARAMETERS, MAX_URL_SIZE
 from lesson_server.protocol.server import EXTRA_SOCKETS
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -82,7 +82,7 @@ async def test_a_client_that_does_not_send_its_body_in_time_is_closed(edge: Edge
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No deadline ends while a test runs."""
-    monkeypatch.setattr(engine_socket, "HANDSHAKE_TIMEOUT", 10 * LONG)
+    monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT", 10 * LONG)
 
 
 @pytest.mark.usefixtures("patient")

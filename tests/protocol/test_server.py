@@ -21,7 +21,7 @@ from edge import (
     workers_fixture,  # noqa: F401
 )
 
-from lesson_server.protocol import engine_socket
+from lesson_server.protocol import limits
 from lesson_server.protocol import websocket as websocket_module
 from lesson_server.protocol.server import EXTRA_ENGINE_SOCKETS, EXTRA_SOCKETS
 
@@ -92,7 +92,7 @@ async def test_a_socket_whose_poll_is_answered_gives_way_again(edge: Edge) -> No
 async def test_a_websocket_without_a_session_gives_way(edge: Edge, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Whether it had one, or is going to have one; not only by its timeout."""
     monkeypatch.setattr(websocket_module, "CLOSE_TIMEOUT", 10 * LONG)
-    monkeypatch.setattr(engine_socket, "HANDSHAKE_TIMEOUT", 10 * LONG)
+    monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT", 10 * LONG)
     if kind == "upgrade that is not completed":
         websocket = await edge.websocket((await edge.connected_polling()).sid)
     else:

@@ -20,7 +20,7 @@ from edge import (
 )
 from socketio.packet import Packet
 
-from lesson_server.protocol.engine_socket import MAX_MESSAGE_SIZE
+from lesson_server.protocol.limits import MAX_MESSAGE_SIZE
 from lesson_server.protocol.places import Places
 from lesson_server.protocol.transport import MAX_EVENT_SIZE, MAX_WAITING_EVENTS, SocketServer, TooMuchData
 

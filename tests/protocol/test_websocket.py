@@ -18,7 +18,7 @@ from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
 from lesson_server.errors import ServiceBusy
 from lesson_server.protocol import websocket
-from lesson_server.protocol.engine_socket import MAX_MESSAGE_SIZE
+from lesson_server.protocol.limits import MAX_MESSAGE_SIZE
 from lesson_server.protocol.places import Places
 from lesson_server.protocol.websocket import READ_SIZE, Websocket
 

@@ -18,7 +18,9 @@ from tornado.testing import bind_unused_port
 
 from lesson_server.embedded.stores import EmbeddedStores
 from lesson_server.http.pages import Readiness, routes
-from lesson_server.protocol.engine_socket import HANDSHAKE_TIMEOUT, SEPARATOR, EngineSocket
+from lesson_server.protocol.engine_packets import SEPARATOR
+from lesson_server.protocol.engine_socket import EngineSocket
+from lesson_server.protocol.limits import HANDSHAKE_TIMEOUT
 from lesson_server.protocol.rooms import Rooms
 from lesson_server.protocol.server import ProtocolServer
 from lesson_server.protocol.transport import SocketServer
@@ -295,7 +297,7 @@ def workers_fixture(
 @pytest.fixture(name="impatient")
 def impatient_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
     """The handshake timeouts are short. Before ``edge``: the HTTP server reads them when it is made."""
-    monkeypatch.setattr("lesson_server.protocol.engine_socket.HANDSHAKE_TIMEOUT", HANDSHAKE_TIMEOUT / 100)
+    monkeypatch.setattr("lesson_server.protocol.limits.HANDSHAKE_TIMEOUT", HANDSHAKE_TIMEOUT / 100)
 
 
 # Clients
