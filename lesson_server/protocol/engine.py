@@ -145,7 +145,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         """
         try:
             sid = self.generate_id() if self._worker is None else self._worker.sid(self.generate_id())
-            socket = EngineSocket(self, sid, self._socket_places)
+            socket = EngineSocket(self, sid, self._socket_places, transport)
         except ServiceBusy as busy:
             raise RequestRefused(3, str(busy), 503) from None
         self.sockets[socket.sid] = socket

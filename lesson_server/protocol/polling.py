@@ -83,10 +83,18 @@ class PollingHandler(RequestHandler):
         return {name: values[-1].decode("latin-1") for name, values in self.request.query_arguments.items()}
 
     async def _poll(self, socket: EngineSocket) -> str:
-        """Wait for packets to send; meanwhile, no new connection can evict this connection."""
+        """Wait for packets to send; meanwhile, no new connection can evict this connection.
+
+        Raises:
+            RequestRefused: another poll is pending. The Engine.IO socket ends, as in the protocol.
+        """
+        assert socket.polling is not None  # a client that has begun with a websocket never polls
         self._place.keep()
         try:
-            return await socket.poll(self)
+            return await socket.polling.poll(self)
+        except ProtocolError as error:
+            socket.drop(str(error))
+            raise RequestRefused(3, "Bad request") from None
         finally:
             self._place.release()
 

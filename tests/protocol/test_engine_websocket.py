@@ -393,7 +393,7 @@ async def test_an_upgrade_that_is_given_up_leaves_nothing(edge: Edge, monkeypatc
     sid = (await edge.connected_polling()).sid
     websocket = await edge.websocket(sid)
     await websocket.write(frame("x" * 16_000, final=False))
-    left = weakref.ref(edge.sockets[0]._upgrading)
+    left = weakref.ref(edge.sockets[0]._upgrade.websocket)
     gc.collect()
     gc.disable()
     try:
@@ -406,9 +406,10 @@ async def test_an_upgrade_that_is_given_up_leaves_nothing(edge: Edge, monkeypatc
 @pytest.mark.gen_test
 async def test_an_upgrade_that_is_complete_has_no_deadline(edge: Edge) -> None:
     websocket = await edge.probing((await edge.connected_polling()).sid)
+    upgrade = edge.sockets[0]._upgrade
     await websocket.send("5", JOIN_WITH_ACK)
     assert await websocket.receive() == ACK
-    assert edge.sockets[0]._upgrade_timer.cancelled()
+    assert upgrade._timer.cancelled()
 
 
 @pytest.mark.gen_test

@@ -455,5 +455,5 @@ class Polling:
         client = await self._edge.connection()
         session = self._edge.sio.eio.sockets[self.sid]
         await client.send_request("GET", self.query)
-        await until(lambda: session._poller is not None)
+        await until(lambda: session.polling.request is not None)
         yield client
