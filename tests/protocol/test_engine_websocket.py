@@ -429,7 +429,14 @@ async def test_a_refused_handshake_leaves_nothing_to_the_garbage_collector(edge:
         gc.set_debug(0)
         gc.enable()
         gc.garbage.clear()
-    assert not left & {"Websocket", "_Protocol", "WSTransport", "WSUpgradeRequest", "CIMultiDict", "RequestRefused"}
+    assert not left & {
+        "Websocket",
+        "WebsocketProtocol",
+        "WSTransport",
+        "WSUpgradeRequest",
+        "CIMultiDict",
+        "RequestRefused",
+    }
 
 
 @pytest.mark.parametrize("ended_by", ["client", "server"])
@@ -455,7 +462,15 @@ async def test_an_ended_connection_leaves_nothing_to_the_garbage_collector(edge:
         gc.set_debug(0)
         gc.enable()
         gc.garbage.clear()
-    assert not left & {"EngineSocket", "Websocket", "_Protocol", "WSTransport", "PollingHandler", "IOStream", "Task"}
+    assert not left & {
+        "EngineSocket",
+        "Websocket",
+        "WebsocketProtocol",
+        "WSTransport",
+        "PollingHandler",
+        "IOStream",
+        "Task",
+    }
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ What clients see of websockets is in test_engine.py, what they cost in test_memo
 """
 
 import asyncio
-import importlib.metadata
-import inspect
 import socket
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -13,14 +11,14 @@ from typing import Any
 
 import picows
 import pytest
-from edge import CLOSE, LONG, PING, TEXT, UPGRADE_HEADERS, frame, until
-from picows.picows import WSProtocol  # type: ignore[attr-defined]
+from edge import CLOSE, LONG, PING, UPGRADE_HEADERS, frame, until
 
 from lesson_server.errors import ServiceBusy
 from lesson_server.protocol import websocket
 from lesson_server.protocol.limits import MAX_MESSAGE_SIZE
 from lesson_server.protocol.places import Places
-from lesson_server.protocol.websocket import READ_SIZE, Websocket
+from lesson_server.protocol.websocket import Websocket
+from lesson_server.protocol.websocket_protocol import READ_SIZE
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n%b\r\n" % b"".join(
     f"{name}: {value}\r\n".encode() for name, value in UPGRADE_HEADERS.items()
@@ -211,7 +209,7 @@ async def test_a_connection_that_the_loop_can_not_serve_is_closed_and_its_place_
     def broken(websocket: Websocket) -> None:
         raise OSError("no transport")
 
-    monkeypatch.setattr(websocket, "_Protocol", broken)
+    monkeypatch.setattr(websocket, "WebsocketProtocol", broken)
     world = World()
     world.begin()
     await until(lambda: len(world.places) == 0)
@@ -219,19 +217,3 @@ async def test_a_connection_that_the_loop_can_not_serve_is_closed_and_its_place_
     world.client.close()
     (record,) = caplog.records
     assert record.exc_info is not None
-
-
-# What this rests on
-
-
-def test_the_protocol_of_picows_is_made_as_it_was() -> None:
-    """Its arguments are given by position, for it has no names for them that could be seen."""
-    assert importlib.metadata.version("picows").startswith("2.3.")
-    assert issubclass(WSProtocol, asyncio.BufferedProtocol)
-    with pytest.raises(TypeError, match="exactly 15 positional arguments"):
-        WSProtocol()
-
-
-def test_picows_takes_text_as_it_is() -> None:
-    assert list(inspect.signature(picows.WSTransport.send).parameters)[:3] == ["self", "msg_type", "message"]
-    assert picows.WSMsgType.TEXT == TEXT
