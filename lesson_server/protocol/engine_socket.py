@@ -70,7 +70,7 @@ class EngineSocket:
 
     def __init__(self, callbacks: Callbacks, sid: str, places: Places, transport: str) -> None:
         self.sid = sid
-        self._place = places.take(self._give_way)
+        self._place = places.take(self._on_evicted)
         self.session: dict[str, Any] = {}  # python-socketio stores the session here
         self.waiting_events = 0  # counted by transport.py
         self._callbacks = callbacks
@@ -185,7 +185,7 @@ class EngineSocket:
     def lost(self, transport: object) -> None:
         """Handle the loss of a websocket or of the pending poll."""
         if self._upgrade is not None and transport is self._upgrade.websocket:
-            self._upgrade.abandon()
+            self._upgrade.cancel()
             self._upgrade = None
         elif transport is self._websocket or (self.polling is not None and transport is self.polling.request):
             self.end(self._callbacks.reason.TRANSPORT_CLOSE, abort=True)
@@ -202,7 +202,7 @@ class EngineSocket:
             logger.info("client dropped: %s", why, extra={"kind": why})
             self.end(self._callbacks.reason.TRANSPORT_ERROR, abort=True)
 
-    def _give_way(self) -> None:
+    def _on_evicted(self) -> None:
         self.drop("handshake cancelled for a newer one")
 
     async def close(self, reason: str) -> None:
@@ -231,7 +231,7 @@ class EngineSocket:
         if self._ending is None:
             self._ending = self._callbacks.spawn(self._callbacks.on_close(self, reason))
             self._timer.cancel()
-            self._place.leave()
+            self._place.free()
             self._end_transport(abort)
         return self._ending
 

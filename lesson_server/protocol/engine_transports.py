@@ -120,7 +120,7 @@ class Upgrade:
             return True
         raise ProtocolError("not an upgrade")
 
-    def abandon(self) -> None:
+    def cancel(self) -> None:
         """Continue with polling, because the websocket is lost."""
         self._polling.is_paused = False
         self._timer.cancel()  # it references the websocket

@@ -52,7 +52,7 @@ class ClientStream(IOStream):
     def __init__(self, connection: socket.socket, place: Place) -> None:
         super().__init__(connection, max_buffer_size=READ_BUFFER_SIZE, read_chunk_size=READ_CHUNK_SIZE)
         self.place = place
-        place.hand_over(self.close)
+        place.transfer(self.close)
 
     def write(self, data: bytes | memoryview) -> "asyncio.Future[None]":
         written = super().write(data)
@@ -63,7 +63,7 @@ class ClientStream(IOStream):
 
     def close(self, exc_info: Any = False) -> None:
         super().close(exc_info)
-        self.place.leave()
+        self.place.free()
 
 
 class _BoundedRequest(HTTPMessageDelegate):

@@ -96,7 +96,7 @@ class PollingHandler(RequestHandler):
             socket.drop(str(error))
             raise RequestRefused(3, "Bad request") from None
         finally:
-            self._place.release()
+            self._place.allow_eviction()
 
     @property
     def _place(self) -> Place:

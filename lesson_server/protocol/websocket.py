@@ -84,14 +84,14 @@ class Websocket(WSListener):
         except Exception:
             logger.exception("an accepted connection could not be served")
             connection.close()
-            self._place.leave()
+            self._place.free()
 
     def opened(self, transport: asyncio.Transport) -> None:
         """Register the open connection, before the handshake is read."""
         self._underlying = transport
         self._engine.websockets.add(self)
-        self._place.hand_over(self.abort)
-        self._place.release()
+        self._place.transfer(self.abort)
+        self._place.allow_eviction()
 
     def answer(self, request: WSUpgradeRequest) -> WSListener | WSUpgradeResponseWithListener:
         """Accept or refuse a handshake."""
@@ -123,7 +123,7 @@ class Websocket(WSListener):
         else:
             assert self._transport is not None
             self._transport.send_close(WSCloseCode.OK)
-            self._place.release()
+            self._place.allow_eviction()
             self.close_in_time()
 
     def abort(self) -> None:
@@ -150,7 +150,7 @@ class Websocket(WSListener):
             raise WSProtocolError(WSCloseCode.PROTOCOL_ERROR, "")
         if frame.msg_type in DATA:
             if not transport.is_close_frame_sent:
-                self._take_in(frame)
+                self._receive(frame)
         elif frame.msg_type == WSMsgType.PING:
             if self.is_writable:  # otherwise the client has not read earlier data
                 transport.send_pong(frame.get_payload_as_bytes())
@@ -169,14 +169,14 @@ class Websocket(WSListener):
     def closed(self) -> None:
         """Clean up after the end of the connection."""
         self._engine.websockets.discard(self)
-        self._place.leave()
+        self._place.free()
         self._fragments = None
         if self._engine_socket is not None:
             self._engine_socket.lost(self)
         if self._close_timer is not None:
             self._close_timer.cancel()
 
-    def _take_in(self, frame: WSFrame) -> None:
+    def _receive(self, frame: WSFrame) -> None:
         """Pass a message to the Engine.IO socket when the last frame has arrived."""
         assert self._engine_socket is not None
         data = frame.get_payload_as_bytes()

@@ -31,7 +31,7 @@ class Websocket(typing.Protocol):
     def closed(self) -> None: ...
 
 
-class _DefectsOnly:
+class _TracebackLogger:
     """A logger for picows that logs only the tracebacks of defects.
 
     All other log lines of picows contain client input, including access tokens.
@@ -63,7 +63,7 @@ class WebsocketProtocol(WSProtocol):  # type: ignore[misc]
             None,
             False,  # is_client_side
             websocket.answer,
-            _DefectsOnly(),
+            _TracebackLogger(),
             True,  # disconnect_on_exception
             None,  # handshake timeout: the request has arrived
             False,  # auto ping: Engine.IO has its own

@@ -16,11 +16,11 @@ from edge import (
     UPGRADE_HEADERS,
     Edge,
     edge_fixture,  # noqa: F401
-    impatient_fixture,  # noqa: F401
+    short_timeouts_fixture,  # noqa: F401
     until,
     websocket_query,
 )
-from engine_requests import FOREIGN, WEBSOCKET, impatient
+from engine_requests import FOREIGN, WEBSOCKET, short_timeouts
 
 from lesson_server.protocol.engine import ID_BYTES, IDS_AT_ONCE, Engine
 from lesson_server.protocol.engine_packets import MAX_PACKETS_IN_POST
@@ -63,7 +63,7 @@ async def test_a_polling_only_server_offers_no_upgrade_and_takes_none(edge: Edge
 
 
 @pytest.mark.gen_test
-async def test_jsonp_is_not_spoken(edge: Edge) -> None:
+async def test_jsonp_is_not_supported(edge: Edge) -> None:
     """A script of another origin needs no Origin header: it must never be given a script."""
     response = await edge.request("GET", POLLING + "&j=0")
     assert response.headers["content-type"].startswith("text/plain")
@@ -71,7 +71,7 @@ async def test_jsonp_is_not_spoken(edge: Edge) -> None:
 
 
 @pytest.mark.gen_test
-async def test_two_polls_at_once_end_the_session(edge: Edge) -> None:
+async def test_two_polls_at_once_end_the_engine_socket(edge: Edge) -> None:
     client = await edge.connected_polling()
     async with client.waiting() as poll:
         assert (await client.get()).status == 400
@@ -89,8 +89,8 @@ async def test_a_client_that_disappears_from_its_poll_is_disconnected(edge: Edge
 
 
 @pytest.mark.gen_test
-async def test_a_socket_whose_poll_is_answered_carries_no_session_any_more(edge: Edge) -> None:
-    """Though its client does not read the answer: it may give way to a newcomer."""
+async def test_the_place_of_a_connection_is_not_kept_after_the_answer_to_its_poll(edge: Edge) -> None:
+    """Though its client does not read the answer: a new connection may evict it."""
     edge.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     client = await edge.connected_polling()
     await until(lambda: len(edge.server.places) == 0)
@@ -104,7 +104,7 @@ async def test_a_socket_whose_poll_is_answered_carries_no_session_any_more(edge:
 
 
 @pytest.mark.gen_test
-async def test_the_end_of_a_session_reaches_a_poll_that_waits(edge: Edge) -> None:
+async def test_the_end_of_an_engine_socket_reaches_the_pending_poll(edge: Edge) -> None:
     client = await edge.connected_polling()
     async with client.waiting() as poll:
         await edge.sio.eio.disconnect(client.sid)
@@ -113,7 +113,7 @@ async def test_the_end_of_a_session_reaches_a_poll_that_waits(edge: Edge) -> Non
 
 
 @pytest.mark.gen_test
-async def test_the_end_of_a_session_reaches_the_next_poll(edge: Edge) -> None:
+async def test_the_end_of_an_engine_socket_reaches_the_next_poll(edge: Edge) -> None:
     client = await edge.connected_polling()
     await client.post(JOIN_WITH_ACK)
     await until(lambda: edge.sockets[0]._outbox)
@@ -123,16 +123,16 @@ async def test_the_end_of_a_session_reaches_the_next_poll(edge: Edge) -> None:
     assert (await client.get()).status == 400
 
 
-@impatient
+@short_timeouts
 @pytest.mark.gen_test
-async def test_the_last_words_to_a_client_that_never_asks_are_forgotten(edge: Edge) -> None:
+async def test_the_final_payload_of_a_client_that_never_polls_is_discarded(edge: Edge) -> None:
     client = await edge.connected_polling()
     await edge.sio.eio.disconnect(client.sid)
     await until(lambda: not edge.sio.eio._final_payloads)
 
 
 @pytest.mark.gen_test
-async def test_a_session_that_is_ending_is_unknown_to_requests(edge: Edge) -> None:
+async def test_an_engine_socket_that_is_ending_is_unknown_to_requests(edge: Edge) -> None:
     """Nobody would ever answer a poll that began to wait while the disconnect handler ran."""
     client = await edge.connected_polling()
     may_end = asyncio.Event()
@@ -168,7 +168,7 @@ async def test_a_session_that_is_ending_is_unknown_to_requests(edge: Edge) -> No
     ],
 )
 @pytest.mark.gen_test
-async def test_a_body_that_is_no_list_of_packets_ends_the_session(edge: Edge, body: bytes) -> None:
+async def test_a_body_that_is_no_list_of_packets_ends_the_engine_socket(edge: Edge, body: bytes) -> None:
     client = await edge.connected_polling()
     connection = await edge.connection()
     response = await connection.request("POST", client.query, body, **{"Content-Length": str(len(body))})
@@ -241,7 +241,7 @@ async def test_a_defect_is_logged_without_what_the_client_sent(
 
 
 @pytest.mark.gen_test
-async def test_a_defect_at_the_handshake_of_a_websocket_is_logged_and_not_told(
+async def test_a_defect_at_the_handshake_of_a_websocket_is_logged_and_not_sent(
     edge: Edge, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def defective(*args: object) -> None:
@@ -367,11 +367,11 @@ def test_what_python_socketio_passes_on_reaches_the_engine() -> None:
 
 
 @pytest.mark.gen_test
-async def test_messages_to_a_session_that_has_gone_are_dropped(edge: Edge) -> None:
+async def test_messages_to_an_engine_socket_that_has_ended_are_dropped(edge: Edge) -> None:
     client = await edge.connected_polling()
-    session = edge.sockets[0]
+    engine_socket = edge.sockets[0]
     await edge.sio.eio.disconnect(client.sid)
-    session.send("late")
+    engine_socket.send("late")
     await edge.sio.eio.send(client.sid, "late")
     await edge.sio.eio.disconnect(client.sid)
     assert await client.poll() == ["1"]

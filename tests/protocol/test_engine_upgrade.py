@@ -12,11 +12,11 @@ from edge import (
     Edge,
     edge_fixture,  # noqa: F401
     frame,
-    impatient_fixture,  # noqa: F401
+    short_timeouts_fixture,  # noqa: F401
     until,
     websocket_query,
 )
-from engine_requests import impatient
+from engine_requests import short_timeouts
 
 from lesson_server.protocol import engine_socket, limits
 
@@ -35,7 +35,7 @@ async def test_an_upgrade_of_a_client_whose_poll_waits(edge: Edge) -> None:
 
 
 @pytest.mark.gen_test
-async def test_an_upgrade_brings_what_no_poll_has_taken(edge: Edge) -> None:
+async def test_an_upgrade_sends_what_no_poll_has_received(edge: Edge) -> None:
     client = await edge.connected_polling()
     websocket = await edge.probing(client.sid)
     await client.post(JOIN_WITH_ACK)
@@ -93,7 +93,7 @@ async def test_a_websocket_that_does_not_probe_is_closed_and_polling_goes_on(edg
     assert await client.poll() == [ACK]
 
 
-@impatient
+@short_timeouts
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.gen_test
 async def test_an_upgrade_that_is_not_completed_is_closed_and_polling_goes_on(edge: Edge, begun: bool) -> None:
@@ -108,7 +108,7 @@ async def test_an_upgrade_that_is_not_completed_is_closed_and_polling_goes_on(ed
 
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.gen_test
-async def test_an_upgrade_ends_with_its_session(edge: Edge, begun: bool) -> None:
+async def test_an_upgrade_ends_with_its_engine_socket(edge: Edge, begun: bool) -> None:
     client = await edge.connected_polling()
     websocket = await edge.websocket(client.sid)
     if begun:
@@ -119,7 +119,7 @@ async def test_an_upgrade_ends_with_its_session(edge: Edge, begun: bool) -> None
 
 
 @pytest.mark.gen_test
-async def test_nothing_is_upgraded_after_its_session(edge: Edge) -> None:
+async def test_nothing_is_upgraded_after_the_end_of_its_engine_socket(edge: Edge) -> None:
     """No timer would ever close it."""
     client = await edge.connected_polling()
     websocket = await edge.websocket(client.sid)
@@ -131,7 +131,7 @@ async def test_nothing_is_upgraded_after_its_session(edge: Edge) -> None:
 # The handshake, and ping and pong
 
 
-@impatient
+@short_timeouts
 @pytest.mark.parametrize(
     "packets", [(), ("3",) * 9, ("43[]",), (frame("", PING),)], ids=["silence", "pongs", "acknowledgement", "pings"]
 )
@@ -144,7 +144,7 @@ async def test_a_websocket_without_a_handshake_is_closed(edge: Edge, packets: tu
     assert edge.log == ["client dropped: handshake timeout"]
 
 
-@impatient
+@short_timeouts
 @pytest.mark.gen_test
 async def test_a_polling_client_without_a_handshake_is_dropped(edge: Edge) -> None:
     client = await edge.polling()
@@ -152,7 +152,7 @@ async def test_a_polling_client_without_a_handshake_is_dropped(edge: Edge) -> No
     assert edge.log == ["client dropped: handshake timeout"]
 
 
-@impatient
+@short_timeouts
 @pytest.mark.gen_test
 async def test_after_the_handshake_no_handshake_is_missed(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_socket, "PING_INTERVAL", 3 * limits.HANDSHAKE_TIMEOUT)

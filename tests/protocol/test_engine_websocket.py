@@ -21,7 +21,7 @@ from edge import (
     Edge,
     edge_fixture,  # noqa: F401
     frame,
-    impatient_fixture,  # noqa: F401
+    short_timeouts_fixture,  # noqa: F401
     until,
     websocket_query,
 )
@@ -61,7 +61,7 @@ async def test_an_upgrade_may_stand_among_other_options_of_the_connection(edge: 
 
 
 @pytest.mark.gen_test
-async def test_a_websocket_of_another_version_is_told_which_one_is_spoken(edge: Edge) -> None:
+async def test_the_refusal_of_another_version_names_the_supported_one(edge: Edge) -> None:
     response = await edge.request("GET", WEBSOCKET, **UPGRADE_HEADERS | {"Sec-WebSocket-Version": "8"})
     assert (response.status, response.headers["sec-websocket-version"]) == (426, "13")
 
@@ -78,7 +78,7 @@ async def test_websocket_handshake_join_and_acknowledgement(edge: Edge) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_comes_with_the_request_is_taken_in_after_it(edge: Edge) -> None:
+async def test_frames_that_come_with_the_request_are_handled_after_it(edge: Edge) -> None:
     """A client should wait for the answer, but Tornado has read it already."""
     connection = await edge.connection()
     headers = "".join(f"{name}: {value}\r\n" for name, value in ({"Host": connection.host} | UPGRADE_HEADERS).items())
@@ -140,7 +140,7 @@ async def test_compression_is_not_negotiated(edge: Edge) -> None:
 
 
 @pytest.mark.gen_test
-async def test_the_end_of_a_session_reaches_a_websocket(edge: Edge) -> None:
+async def test_the_end_of_an_engine_socket_closes_its_websocket(edge: Edge) -> None:
     client = await edge.connected()
     await edge.sio.eio.disconnect()
     assert await client.messages() == []
@@ -149,7 +149,7 @@ async def test_the_end_of_a_session_reaches_a_websocket(edge: Edge) -> None:
 
 @pytest.mark.parametrize("packet", ["1", "41"])
 @pytest.mark.gen_test
-async def test_a_client_can_end_its_session_itself(edge: Edge, packet: str) -> None:
+async def test_a_client_can_end_its_engine_socket_itself(edge: Edge, packet: str) -> None:
     websocket = await edge.connected()
     await websocket.send(packet)
     assert await websocket.messages() == []
@@ -188,7 +188,7 @@ async def test_a_client_can_end_its_session_itself(edge: Edge, packet: str) -> N
     ],
 )
 @pytest.mark.gen_test
-async def test_a_frame_that_is_none_of_a_client_s_ends_the_session(edge: Edge, frames: bytes) -> None:
+async def test_a_frame_that_no_client_may_send_ends_the_engine_socket(edge: Edge, frames: bytes) -> None:
     client = await edge.connected()
     await client.write(frames)
     await client.messages()
@@ -205,7 +205,7 @@ async def test_a_message_may_be_as_large_as_the_handshake_says(edge: Edge) -> No
 
 
 @pytest.mark.gen_test
-async def test_what_follows_a_fault_is_not_taken_in(edge: Edge) -> None:
+async def test_what_follows_a_fault_is_ignored(edge: Edge) -> None:
     """The frames that arrived with it have been read already; each would be a line in the log."""
     client = await edge.connected()
     await client.send("9", *[JOIN] * 500, *["9"] * 500)
@@ -215,7 +215,7 @@ async def test_what_follows_a_fault_is_not_taken_in(edge: Edge) -> None:
 
 
 @pytest.mark.gen_test
-async def test_what_follows_a_text_that_is_no_utf_8_is_not_taken_in(edge: Edge) -> None:
+async def test_what_follows_a_text_that_is_no_utf_8_is_ignored(edge: Edge) -> None:
     client = await edge.connected()
     await client.write(frame(b"\xff", TEXT) + frame(JOIN))
     await client.messages()
@@ -223,30 +223,30 @@ async def test_what_follows_a_text_that_is_no_utf_8_is_not_taken_in(edge: Edge) 
     assert edge.application.joins == []
 
 
-@pytest.mark.parametrize("farewell", [frame("41") + frame(b"", CLOSE), frame(b"", CLOSE)], ids=["41", "close"])
+@pytest.mark.parametrize("closing_frames", [frame("41") + frame(b"", CLOSE), frame(b"", CLOSE)], ids=["41", "close"])
 @pytest.mark.gen_test
 async def test_a_client_that_closes_and_never_reads_is_closed_in_time(
-    edge: Edge, monkeypatch: pytest.MonkeyPatch, farewell: bytes
+    edge: Edge, monkeypatch: pytest.MonkeyPatch, closing_frames: bytes
 ) -> None:
-    """What it has left unread would keep its socket open, and no session would count it."""
+    """What it has left unread would keep its connection open, and no Engine.IO socket would count it."""
     monkeypatch.setattr("lesson_server.protocol.websocket.CLOSE_TIMEOUT", 0.2)
     edge.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     client = await edge.connected(receive_buffer=4096)
-    session = edge.sockets[0]
-    while session._websocket.is_writable:
-        session.send("x" * 1_000)
-    await client.write(farewell)
+    engine_socket = edge.sockets[0]
+    while engine_socket._websocket.is_writable:
+        engine_socket.send("x" * 1_000)
+    await client.write(closing_frames)
     await until(lambda: not edge.sockets and not edge.sio.eio.websockets)
 
 
 @pytest.mark.gen_test
 async def test_a_lost_connection_leaves_no_timer(edge: Edge) -> None:
     client = await edge.connected()
-    [session] = edge.sockets
-    websocket = session._websocket
+    [engine_socket] = edge.sockets
+    websocket = engine_socket._websocket
     client.disappear()
     await until(lambda: not edge.sockets)
-    assert session._timer.cancelled()
+    assert engine_socket._timer.cancelled()
     assert isinstance(websocket, Websocket)
     assert websocket._close_timer is None or websocket._close_timer.cancelled()
 
@@ -304,25 +304,25 @@ async def test_a_client_that_floods_and_never_reads_is_dropped(edge: Edge) -> No
 async def test_a_client_that_reads_late_gets_everything_in_order(edge: Edge) -> None:
     edge.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     client = await edge.connected(receive_buffer=4096)
-    [session] = edge.sockets
+    [engine_socket] = edge.sockets
     messages = [f"{number:1000}" for number in range(40)]
     sent = 0
-    while len(session._outbox) < 3:
-        session.send(messages[sent])
+    while len(engine_socket._outbox) < 3:
+        engine_socket.send(messages[sent])
         sent += 1
     assert [await client.receive() for _ in range(sent)] == ["4" + message for message in messages[:sent]]
     await client.send(JOIN_WITH_ACK)
     assert await client.receive() == ACK
 
 
-async def behind(edge: Edge) -> Client:
+async def slow_reader(edge: Edge) -> Client:
     """A client that has something left to read which the system does not take."""
     edge.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     client = await edge.connected(receive_buffer=4096)
-    [session] = edge.sockets
-    while len(session._outbox) < 10:
-        session.send("x" * 1_000)
-        if len(session._outbox) == 10:
+    [engine_socket] = edge.sockets
+    while len(engine_socket._outbox) < 10:
+        engine_socket.send("x" * 1_000)
+        if len(engine_socket._outbox) == 10:
             await asyncio.sleep(0.05)  # the system takes a little more after a while
     return client
 
@@ -330,17 +330,17 @@ async def behind(edge: Edge) -> Client:
 @pytest.mark.gen_test
 async def test_pings_of_a_client_that_reads_nothing_cost_nothing(edge: Edge) -> None:
     """RFC 6455, 5.5.3: one pong is enough for several pings."""
-    client = await behind(edge)
-    [session] = edge.sockets
+    client = await slow_reader(edge)
+    [engine_socket] = edge.sockets
     await client.write(frame("x" * 100, PING) * 1_000 + frame(JOIN))
     await until(lambda: edge.application.joins)
-    assert isinstance(session._websocket, Websocket)
-    assert session._websocket._underlying.get_write_buffer_size() <= len(frame("4" + "x" * 1_000))
+    assert isinstance(engine_socket._websocket, Websocket)
+    assert engine_socket._websocket._underlying.get_write_buffer_size() <= len(frame("4" + "x" * 1_000))
 
 
 @pytest.mark.gen_test
 async def test_a_slow_reader_gets_what_it_has_left_and_then_the_end(edge: Edge) -> None:
-    client = await behind(edge)
+    client = await slow_reader(edge)
     sent = len(edge.sockets[0]._outbox)
     await edge.sio.eio.disconnect()
     messages = await client.messages()
@@ -353,7 +353,7 @@ async def test_a_slow_reader_gets_what_it_has_left_and_then_the_end(edge: Edge) 
 @pytest.mark.gen_test
 async def test_a_slow_reader_that_never_reads_is_closed_at_the_end(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lesson_server.protocol.websocket.CLOSE_TIMEOUT", 0.05)
-    await behind(edge)
+    await slow_reader(edge)
     await edge.sio.eio.disconnect()
     await until(lambda: not edge.sio.eio.websockets)
 
@@ -371,7 +371,7 @@ async def test_after_a_fault_a_client_that_reads_nothing_is_closed_in_time(
     """Or as soon as it has sent as much as a message may have: what it sends is read no more, and kept."""
     if not goes_on:
         monkeypatch.setattr("lesson_server.protocol.websocket.CLOSE_TIMEOUT", 0.05)
-    client = await behind(edge)
+    client = await slow_reader(edge)
     client.write_soon(fault + bytes(200_000 if goes_on else 0))
     await until(lambda: not edge.sockets and not edge.sio.eio.websockets)
 
@@ -381,13 +381,13 @@ async def test_a_client_that_reads_nothing_and_ends_its_sending_is_closed_in_tim
     edge: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lesson_server.protocol.websocket.CLOSE_TIMEOUT", 0.05)
-    client = await behind(edge)
+    client = await slow_reader(edge)
     client._writer.write_eof()
     await until(lambda: not edge.sockets and not edge.sio.eio.websockets)
 
 
 @pytest.mark.gen_test
-async def test_an_upgrade_that_is_given_up_leaves_nothing(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cancelled_upgrade_leaves_nothing(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its deadline would hold it, and a client may begin as many as it likes."""
     monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT", 10 * LONG)
     sid = (await edge.connected_polling()).sid

@@ -1,4 +1,4 @@
-"""websocket.py between a socket and a session of the test's own: when it reads, and what picows does for it.
+"""websocket.py between a connection and a fake Engine.IO socket: when it reads, and what picows does for it.
 
 What clients see of websockets is in test_engine.py, what they cost in test_memory.py.
 """
@@ -27,7 +27,7 @@ ACCEPTED = b"HTTP/1.1 101 Switching Protocols\r\n"
 SMALLEST = len(frame(""))
 
 
-class FakeSession:
+class FakeEngineSocket:
     """Counts what it receives in each turn of the loop."""
 
     def __init__(self) -> None:
@@ -45,12 +45,12 @@ class FakeSession:
 
 
 class World:
-    """A websocket of the session of the test, and the client's end of it."""
+    """A websocket of a fake Engine.IO socket, and the client's end of its connection."""
 
     def __init__(self) -> None:
         self.websockets: set[Websocket] = set()
         self.tasks: list[asyncio.Task[None]] = []
-        self.session = FakeSession()
+        self.engine_socket = FakeEngineSocket()
         self.places = Places(1)
         with socket.create_server(("127.0.0.1", 0)) as listening:
             self.client = socket.create_connection(listening.getsockname())
@@ -61,8 +61,8 @@ class World:
         place = self.places.take(lambda: None)
         self.websocket = Websocket(self.connection, place, self)  # type: ignore[arg-type]
 
-    def accept(self, websocket: Websocket, request: picows.WSUpgradeRequest) -> FakeSession:
-        return self.session
+    def accept(self, websocket: Websocket, request: picows.WSUpgradeRequest) -> FakeEngineSocket:
+        return self.engine_socket
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self.tasks.append(asyncio.create_task(work))
@@ -76,29 +76,29 @@ async def world_of(data: bytes, request: bytes = REQUEST) -> AsyncIterator[World
     world.begin()
     yield world
     world.client.close()
-    await until(lambda: world.session.is_lost)
+    await until(lambda: world.engine_socket.is_lost)
     assert not world.websockets
     assert len(world.places) == 0
 
 
 @pytest.mark.gen_test
-async def test_who_sends_much_goes_on_when_others_have_had_their_turn() -> None:
+async def test_a_client_that_sends_much_is_read_in_several_turns_of_the_loop() -> None:
     count = 20 * READ_SIZE // SMALLEST
     async with world_of(frame("") * count) as world:
-        while sum(world.session.received) < count:
+        while sum(world.engine_socket.received) < count:
             await asyncio.sleep(0)
-            world.session.received.append(0)
-    assert max(world.session.received) <= READ_SIZE // SMALLEST + 1
+            world.engine_socket.received.append(0)
+    assert max(world.engine_socket.received) <= READ_SIZE // SMALLEST + 1
 
 
 @pytest.mark.gen_test
-async def test_also_when_a_large_message_has_made_the_buffer_large() -> None:
+async def test_a_large_message_makes_no_later_read_larger() -> None:
     count = 20 * READ_SIZE // SMALLEST
     async with world_of(frame("x" * 7 * READ_SIZE) + frame("") * count) as world:
-        while sum(world.session.received) < 1 + count:
+        while sum(world.engine_socket.received) < 1 + count:
             await asyncio.sleep(0)
-            world.session.received.append(0)
-    assert max(world.session.received) <= READ_SIZE // SMALLEST + 1
+            world.engine_socket.received.append(0)
+    assert max(world.engine_socket.received) <= READ_SIZE // SMALLEST + 1
 
 
 @pytest.mark.gen_test
@@ -116,10 +116,10 @@ async def test_the_head_of_the_request_is_not_kept() -> None:
 @pytest.mark.gen_test
 async def test_fragments_may_be_as_large_together_as_a_message() -> None:
     async with world_of(frame("x" * (MAX_MESSAGE_SIZE - 1), final=False) + frame("x", 0x0)) as world:
-        await until(lambda: sum(world.session.received) == 1)
+        await until(lambda: sum(world.engine_socket.received) == 1)
 
 
-async def all_that_is_sent(client: socket.socket) -> bytes:
+async def received_until_the_end(client: socket.socket) -> bytes:
     """What a client gets until its connection ends."""
     received = b""
     while data := await asyncio.get_running_loop().sock_recv(client, 1_000):
@@ -131,7 +131,7 @@ async def all_that_is_sent(client: socket.socket) -> bytes:
 async def test_a_close_frame_is_answered_and_the_connection_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 10 * LONG)
     async with world_of(frame(b"", CLOSE)) as world:
-        assert (await all_that_is_sent(world.client)).endswith(b"\r\n\r\n\x88\x02\x03\xe8")
+        assert (await received_until_the_end(world.client)).endswith(b"\r\n\r\n\x88\x02\x03\xe8")
 
 
 @pytest.mark.gen_test
@@ -144,7 +144,7 @@ async def test_a_client_that_sends_the_close_frame_and_reads_nothing_is_closed_i
         while world.websocket.is_writable:
             world.websocket.write("x" * 10_000)
         world.client.sendall(frame(b"", CLOSE))
-        await until(lambda: world.session.is_lost)
+        await until(lambda: world.engine_socket.is_lost)
 
 
 @pytest.mark.gen_test
@@ -162,7 +162,7 @@ async def test_a_client_that_reads_nothing_is_sent_no_pong() -> None:
             world.websocket.write("x" * 10_000)
         unread = world.websocket._underlying.get_write_buffer_size()
         world.client.sendall(frame("x" * 100, PING) * 50 + frame("4"))
-        await until(lambda: world.session.received[0])
+        await until(lambda: world.engine_socket.received[0])
         assert world.websocket._underlying.get_write_buffer_size() <= unread
 
 
@@ -170,25 +170,25 @@ async def test_a_client_that_reads_nothing_is_sent_no_pong() -> None:
 async def test_messages_of_several_frames_may_follow_each_other_and_none_begins_in_its_middle() -> None:
     message = frame("4", final=False) + frame("", 0x0)
     async with world_of(message * 2 + frame("4", 0x0)) as world:
-        await until(lambda: world.session.is_lost)
-        assert world.session.received == [2]
+        await until(lambda: world.engine_socket.is_lost)
+        assert world.engine_socket.received == [2]
 
 
 # Its place
 
 
 @pytest.mark.gen_test
-async def test_a_socket_gives_way_only_when_it_can_be_closed() -> None:
+async def test_a_connection_is_evicted_only_when_it_can_be_closed() -> None:
     async with world_of(b"") as world:
         with pytest.raises(ServiceBusy):
             world.places.take(lambda: None)
         await until(lambda: world.websocket.is_writable)
-        world.places.take(lambda: None).leave()
-        assert (await all_that_is_sent(world.client)).startswith(ACCEPTED)
+        world.places.take(lambda: None).free()
+        assert (await received_until_the_end(world.client)).startswith(ACCEPTED)
 
 
 @pytest.mark.gen_test
-async def test_a_socket_that_carries_a_session_gives_way_when_it_has_been_sent_the_close_frame(
+async def test_the_transport_of_an_engine_socket_is_evicted_only_after_the_close_frame(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 10 * LONG)
@@ -198,8 +198,8 @@ async def test_a_socket_that_carries_a_session_gives_way_when_it_has_been_sent_t
         with pytest.raises(ServiceBusy):
             world.places.take(lambda: None)
         world.websocket.disconnect(abort=False)
-        world.places.take(lambda: None).leave()
-        await until(lambda: world.session.is_lost)
+        world.places.take(lambda: None).free()
+        await until(lambda: world.engine_socket.is_lost)
 
 
 @pytest.mark.gen_test

@@ -115,7 +115,7 @@ class Clients:
         return await (await self.connection()).request(method, query, body, **headers)
 
     async def websocket(self, sid: str = "", receive_buffer: int | None = None, **headers: str) -> "Client":
-        """A websocket; its own session's OPEN packet has been read."""
+        """A websocket; the OPEN packet of its own Engine.IO socket has been read."""
         client = await self.connection(receive_buffer)
         response = await client.request("GET", websocket_query(sid), **(UPGRADE_HEADERS | headers))
         assert response.status == 101, response
@@ -126,7 +126,7 @@ class Clients:
         return client
 
     async def probing(self, sid: str) -> "Client":
-        """A websocket that may take the session of a polling client over."""
+        """A websocket that has probed, so that it may complete the upgrade of a polling client."""
         client = await self.websocket(sid)
         await client.send("2probe")
         assert await client.receive() == "3probe"
@@ -207,7 +207,7 @@ class Edge(Clients):
         self.application.may_answer.set()
         self.disappear()
         # A polling client that has gone is missed only when it doesn't answer a ping; a websocket at once.
-        await until(lambda: not any(session.upgraded for session in self.sockets))
+        await until(lambda: not any(engine_socket.upgraded for engine_socket in self.sockets))
         await self.server.stop()
         await until(lambda: not self.sio.eio.sockets and not self.sio.eio._tasks)
         await self.rooms.close()
@@ -294,8 +294,8 @@ def workers_fixture(
         end.close()
 
 
-@pytest.fixture(name="impatient")
-def impatient_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(name="short_timeouts")
+def short_timeouts_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
     """The handshake timeouts are short. Before ``edge``: the HTTP server reads them when it is made."""
     monkeypatch.setattr("lesson_server.protocol.limits.HANDSHAKE_TIMEOUT", HANDSHAKE_TIMEOUT / 100)
 
@@ -453,7 +453,7 @@ class Polling:
     async def waiting(self) -> AsyncIterator[Client]:
         """A poll that waits; the connection that it waits on."""
         client = await self._edge.connection()
-        session = self._edge.sio.eio.sockets[self.sid]
+        engine_socket = self._edge.sio.eio.sockets[self.sid]
         await client.send_request("GET", self.query)
-        await until(lambda: session.polling.request is not None)
+        await until(lambda: engine_socket.polling.request is not None)
         yield client

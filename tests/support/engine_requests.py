@@ -5,11 +5,11 @@ from edge import (
     SECRET,
     UPGRADE_HEADERS,
     edge_fixture,  # noqa: F401
-    impatient_fixture,  # noqa: F401
+    short_timeouts_fixture,  # noqa: F401
     websocket_query,
 )
 
-impatient = pytest.mark.usefixtures("impatient")
+short_timeouts = pytest.mark.usefixtures("short_timeouts")
 
 FOREIGN = "https://elsewhere.example"
 
