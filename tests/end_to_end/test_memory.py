@@ -15,17 +15,11 @@ import orjson
 import pytest
 from edge import (
     JOIN,
-    PING,
-    POLLING,
-    UPGRADE_HEADERS,
-    Client,
-    Clients,
     Edge,
     edge_fixture,  # noqa: F401
-    frame,
-    until,
-    websocket_query,
 )
+from raw_client import PING, POLLING, UPGRADE_HEADERS, Client, Clients, frame, websocket_query
+from waiting import until
 
 from lesson_server.protocol.http_server import READ_CHUNK_SIZE
 from lesson_server.protocol.limits import (

@@ -10,8 +10,8 @@ import struct
 from types import SimpleNamespace
 
 import pytest
-from edge import until
 from tornado.testing import bind_unused_port
+from waiting import until
 
 from lesson_server.protocol import acceptor, limits
 from lesson_server.protocol.acceptor import ACCEPT_BATCH, Acceptor

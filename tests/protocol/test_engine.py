@@ -11,16 +11,13 @@ from edge import (
     BINARY_JOIN,
     JOIN,
     JOIN_WITH_ACK,
-    POLLING,
-    SECRET,
-    UPGRADE_HEADERS,
     Edge,
     edge_fixture,  # noqa: F401
     short_timeouts_fixture,  # noqa: F401
-    until,
-    websocket_query,
 )
 from engine_requests import FOREIGN, WEBSOCKET, short_timeouts
+from raw_client import POLLING, SECRET, UPGRADE_HEADERS, websocket_query
+from waiting import until
 
 from lesson_server.protocol.engine import ID_BYTES, IDS_AT_ONCE, Engine
 from lesson_server.protocol.engine_packets import MAX_PACKETS_IN_POST

@@ -10,21 +10,16 @@ from edge import (
     BINARY_JOIN,
     JOIN,
     JOIN_WITH_ACK,
-    LONG,
-    POLLING,
-    SECRET,
-    UPGRADE_HEADERS,
     Edge,
     edge_fixture,  # noqa: F401
-    frame,
     short_timeouts_fixture,  # noqa: F401
-    until,
-    websocket_query,
 )
 from engine_requests import FOREIGN, GET, HOST, POST, WEBSOCKET, short_timeouts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from raw_client import POLLING, SECRET, UPGRADE_HEADERS, frame, websocket_query
 from tornado.ioloop import IOLoop
+from waiting import LONG, until
 
 from lesson_server.protocol import limits
 from lesson_server.protocol.limits import MAX_MESSAGE_SIZE

@@ -9,9 +9,9 @@ from edge import (
     JOIN_WITH_ACK,
     Edge,
     edge_fixture,  # noqa: F401
-    frame,
-    until,
 )
+from raw_client import frame
+from waiting import until
 
 from lesson_server.protocol.engine_packets import MAX_PACKETS_IN_POST
 from lesson_server.protocol.engine_socket import MAX_UNREAD_PACKETS

@@ -5,18 +5,15 @@ from edge import (
     ACK,
     JOIN,
     JOIN_WITH_ACK,
-    PING,
     REFUSAL,
     REFUSED_HANDSHAKE,
-    UPGRADE_HEADERS,
     Edge,
     edge_fixture,  # noqa: F401
-    frame,
     short_timeouts_fixture,  # noqa: F401
-    until,
-    websocket_query,
 )
 from engine_requests import short_timeouts
+from raw_client import PING, UPGRADE_HEADERS, frame, websocket_query
+from waiting import until
 
 from lesson_server.protocol import engine_socket, limits
 

@@ -9,23 +9,15 @@ import orjson
 import pytest
 from edge import (
     ACK,
-    CLOSE,
     JOIN,
     JOIN_WITH_ACK,
-    LONG,
-    PING,
-    SECRET,
-    TEXT,
-    UPGRADE_HEADERS,
-    Client,
     Edge,
     edge_fixture,  # noqa: F401
-    frame,
     short_timeouts_fixture,  # noqa: F401
-    until,
-    websocket_query,
 )
 from engine_requests import WEBSOCKET, handshake
+from raw_client import CLOSE, PING, SECRET, TEXT, UPGRADE_HEADERS, Client, frame, websocket_query
+from waiting import LONG, until
 
 from lesson_server.protocol import limits
 from lesson_server.protocol.limits import (

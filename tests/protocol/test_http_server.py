@@ -6,19 +6,15 @@ import struct
 
 import pytest
 from edge import (
-    LONG,
-    POLLING,
-    SECRET,
-    UPGRADE_HEADERS,
     Edge,
     edge_fixture,  # noqa: F401
     short_timeouts_fixture,  # noqa: F401
-    until,
-    websocket_query,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from raw_client import POLLING, SECRET, UPGRADE_HEADERS, websocket_query
 from tornado.ioloop import IOLoop
+from waiting import LONG, until
 
 from lesson_server.protocol import limits
 from lesson_server.protocol.limits import MAX_HEAD_SIZE, MAX_HEADER_LINES, MAX_PARAMETERS, MAX_URL_SIZE

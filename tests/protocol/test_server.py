@@ -6,20 +6,16 @@ import pytest
 from edge import (
     ACK,
     JOIN_WITH_ACK,
-    LONG,
     PAGES,
-    POLLING,
     REFUSED_HANDSHAKE,
-    UPGRADE_HEADERS,
-    Client,
     Edge,
     edge_fixture,  # noqa: F401
     left_of,
     short_timeouts_fixture,  # noqa: F401
-    until,
-    websocket_query,
     workers_fixture,  # noqa: F401
 )
+from raw_client import POLLING, UPGRADE_HEADERS, Client, websocket_query
+from waiting import LONG, until
 
 from lesson_server.protocol import limits
 from lesson_server.protocol import websocket as websocket_module

@@ -13,12 +13,12 @@ from edge import (
     JOIN_WITH_ACK,
     REFUSAL,
     REFUSED_HANDSHAKE,
-    SECRET,
     Edge,
     edge_fixture,  # noqa: F401
-    until,
 )
+from raw_client import SECRET
 from socketio.packet import Packet
+from waiting import until
 
 from lesson_server.protocol.limits import MAX_MESSAGE_SIZE
 from lesson_server.protocol.places import Places

@@ -11,7 +11,8 @@ from typing import Any
 
 import picows
 import pytest
-from edge import CLOSE, LONG, PING, UPGRADE_HEADERS, frame, until
+from raw_client import CLOSE, PING, UPGRADE_HEADERS, frame
+from waiting import LONG, until
 
 from lesson_server.errors import ServiceBusy
 from lesson_server.protocol import websocket

@@ -6,8 +6,8 @@ import inspect
 
 import picows
 import pytest
-from edge import TEXT
 from picows.picows import WSProtocol  # type: ignore[attr-defined]
+from raw_client import TEXT
 
 
 def test_the_protocol_of_picows_is_made_as_it_was() -> None:

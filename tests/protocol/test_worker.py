@@ -7,7 +7,7 @@ import socket
 from functools import partial
 
 import pytest
-from edge import until
+from waiting import until
 
 from lesson_server.protocol.places import Places
 from lesson_server.protocol.worker import RECEIVE_BATCH, Worker, make_inboxes

@@ -1,13 +1,7 @@
 """Requests of Engine.IO that several tests send."""
 
 import pytest
-from edge import (
-    SECRET,
-    UPGRADE_HEADERS,
-    edge_fixture,  # noqa: F401
-    short_timeouts_fixture,  # noqa: F401
-    websocket_query,
-)
+from raw_client import SECRET, UPGRADE_HEADERS, websocket_query
 
 short_timeouts = pytest.mark.usefixtures("short_timeouts")
 
