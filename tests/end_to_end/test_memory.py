@@ -247,7 +247,7 @@ def small_buffers(server):
 )
 @pytest.mark.gen_test
 async def test_websockets_that_read_nothing(clients, data):
-    """Pongs are left out; who leaves acknowledgements unread is dropped in the end, see test_engine.py."""
+    """Pongs are left out; acknowledgements end in a drop: test_websocket_slow_readers.py."""
 
     async def deaf(clients: Clients) -> Client:
         return await clients.connected(GUEST, receive_buffer=4096)
