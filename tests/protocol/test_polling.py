@@ -59,10 +59,14 @@ async def test_two_polls_at_once_end_the_engine_socket(edge: Edge) -> None:
 
 @pytest.mark.gen_test
 async def test_a_client_that_disappears_from_its_poll_is_disconnected(edge: Edge) -> None:
-    client = await edge.connected_polling()
-    async with client.waiting() as poll:
-        poll.disappear()
-        await until(lambda: edge.application.reasons == ["transport close"])
+    """Even while an upgrade is under way."""
+    for count, upgrades in ((1, False), (2, True)):
+        client = await edge.connected_polling()
+        async with client.waiting() as poll:
+            if upgrades:
+                await edge.websocket(client.sid)
+            poll.disappear()
+            await until(lambda count=count: edge.application.reasons == ["transport close"] * count)  # type: ignore[misc]
 
 
 @pytest.mark.gen_test
