@@ -62,7 +62,7 @@ setup(
         "aiopg>=1.4,<1.5",  # lessons.py replaces one call in the error path of 1.4
         "mixpanel>=5.1,<6",
         "orjson>=3.10",
-        "picows>=2.3.1,<2.4",  # websocket.py makes the protocol object of 2.3 by itself
+        "picows>=2.3.1,<2.4",  # websocket_protocol.py makes the protocol object of 2.3 by itself
         "prometheus-client>=0.20",
         "psycopg2-binary>=2.9.9",
         "pydantic>=2.10",

@@ -30,7 +30,10 @@ OWNERS = {
         *("gateway/handlers", "server"),
     },
     "engineio": {"protocol/transport", "gateway/handlers", "server", "protocol/engine"},
-    "picows": {"protocol/websocket", "protocol/engine"},
+    "picows": {
+        *("protocol/websocket", "protocol/websocket_handshake", "protocol/websocket_protocol"),
+        "protocol/engine",
+    },
     "aiopg": {"stores/rds/connections", "stores/rds/aiopg_patches"},
     "psycopg2": {"stores/rds/connections", "stores/rds/lesson_query", "stores/rds/lesson_admin", "embedded/postgresql"},
     "redis": {"stores/redis/client", "stores/redis/shard", "embedded/valkey"},

@@ -26,7 +26,7 @@ READ = {
     "python-socketio": ("5.18", ["protocol/transport", "protocol/local_rooms", "protocol/rooms"]),
     "python-engineio": ("4.15", ["protocol/engine"]),
     "tornado": ("6.6", ["protocol/http_server"]),
-    "picows": ("2.3", ["protocol/websocket"]),
+    "picows": ("2.3", ["protocol/websocket_protocol"]),
     "transitions": ("0.9", ["events/machine"]),
     "aiopg": ("1.4", ["stores/rds/aiopg_patches"]),
     "redis": ("8", ["stores/redis/shard", "stores/redis/client"]),

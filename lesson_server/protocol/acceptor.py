@@ -8,9 +8,8 @@ import socket
 from collections.abc import Callable
 
 from lesson_server.errors import ServiceBusy
-from lesson_server.protocol import engine_socket
-from lesson_server.protocol.engine_socket import MAX_UNREAD_BYTES
-from lesson_server.protocol.http_server import MAX_HEAD_SIZE
+from lesson_server.protocol import limits
+from lesson_server.protocol.limits import MAX_HEAD_SIZE, MAX_UNREAD_BYTES
 from lesson_server.protocol.places import Place, Places
 from lesson_server.protocol.worker import Worker
 
@@ -54,7 +53,7 @@ class Acceptor:
         self._serve_http = serve_http
         self._worker = worker
         self._listening: list[socket.socket] = []
-        self.arrivals: set[_Arrival] = set()  # connections without a complete head
+        self.new_connections: set[_NewConnection] = set()  # connections without a complete head
 
     def open(self, sockets: list[socket.socket]) -> None:
         """Accept connections from now on."""
@@ -79,8 +78,8 @@ class Acceptor:
 
     def abort(self) -> None:
         """Close the connections whose head has not arrived."""
-        for arrival in list(self.arrivals):
-            arrival.close()
+        for connection in list(self.new_connections):
+            connection.close()
 
     def serve(self, connection: socket.socket, head: bytes, place: Place) -> None:
         """Pass a connection to the server of its protocol, or to the worker of its Engine.IO socket.
@@ -92,7 +91,7 @@ class Acceptor:
         """
         end = END_OF_HEAD.search(head)
         if end is None:
-            place.leave()
+            place.free()
             _refuse(connection, TOO_LARGE)
         elif self._worker is not None and (other := self._worker.other(head)) is not None:
             self._worker.send(other, connection, place)
@@ -120,7 +119,7 @@ class Acceptor:
 
     def _begin(self, connection: socket.socket) -> None:
         try:
-            _Arrival(connection, self).look()
+            _NewConnection(connection, self).peek()
         except ServiceBusy:
             _refuse(connection, BUSY)
 
@@ -138,23 +137,23 @@ def _refuse(connection: socket.socket, answer: bytes) -> None:
     connection.close()
 
 
-class _Arrival:
+class _NewConnection:
     """A connection until the head of its request has arrived.
 
     Raises:
         ServiceBusy: all places are kept.
     """
 
-    __slots__ = ("_acceptor", "_deadline", "_looked_at", "_place", "_socket")
+    __slots__ = ("_acceptor", "_deadline", "_peeked", "_place", "_socket")
 
     def __init__(self, connection: socket.socket, acceptor: Acceptor) -> None:
         self._place = acceptor.places.take(self.close)
         self._socket = connection
         self._acceptor = acceptor
-        self._looked_at = 0
+        self._peeked = 0
         self._deadline: asyncio.TimerHandle | None = None
 
-    def look(self) -> None:
+    def peek(self) -> None:
         """Peek at the received bytes, and wait for more while the head is incomplete."""
         try:
             head = self._socket.recv(MAX_HEAD_SIZE, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -163,10 +162,10 @@ class _Arrival:
             return
         except OSError:
             head = b""
-        if len(head) <= self._looked_at:  # EOF or an error: the client has disconnected
+        if len(head) <= self._peeked:  # EOF or an error: the client has disconnected
             self.close()
             return
-        self._looked_at = len(head)
+        self._peeked = len(head)
         if END_OF_HEAD.search(head) or len(head) == MAX_HEAD_SIZE:
             self._stop_waiting()
             self._acceptor.serve(self._socket, head, self._place)
@@ -178,18 +177,18 @@ class _Arrival:
     def _wait(self) -> None:
         if self._deadline is None:
             loop = asyncio.get_running_loop()
-            self._deadline = loop.call_later(engine_socket.HANDSHAKE_TIMEOUT, self.close)
-            loop.add_reader(self._socket, self.look)
-            self._acceptor.arrivals.add(self)
+            self._deadline = loop.call_later(limits.HANDSHAKE_TIMEOUT, self.close)
+            loop.add_reader(self._socket, self.peek)
+            self._acceptor.new_connections.add(self)
 
     def _stop_waiting(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-            self._acceptor.arrivals.discard(self)
+            self._acceptor.new_connections.discard(self)
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     def close(self) -> None:
         self._stop_waiting()
-        self._place.leave()
+        self._place.free()
         self._socket.close()

@@ -18,9 +18,10 @@ import orjson
 from picows import WSUpgradeRequest
 
 from lesson_server.errors import ServiceBusy
-from lesson_server.protocol import engine_socket
-from lesson_server.protocol.engine_socket import OPEN, EngineSocket, RequestRefused
-from lesson_server.protocol.http_server import MAX_HEADER_LINES, MAX_PARAMETERS, MAX_URL_SIZE
+from lesson_server.protocol import engine_socket, limits
+from lesson_server.protocol.engine_packets import OPEN, RequestRefused
+from lesson_server.protocol.engine_socket import EngineSocket
+from lesson_server.protocol.limits import MAX_HEADER_LINES, MAX_PARAMETERS, MAX_URL_SIZE
 from lesson_server.protocol.places import Places
 from lesson_server.protocol.websocket import Websocket
 from lesson_server.protocol.worker import Worker
@@ -144,7 +145,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         """
         try:
             sid = self.generate_id() if self._worker is None else self._worker.sid(self.generate_id())
-            socket = EngineSocket(self, sid, self._socket_places)
+            socket = EngineSocket(self, sid, self._socket_places, transport)
         except ServiceBusy as busy:
             raise RequestRefused(3, str(busy), 503) from None
         self.sockets[socket.sid] = socket
@@ -154,7 +155,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
             "upgrades": ["websocket"] if transport == "polling" and "websocket" in self.transports else [],
             "pingInterval": engine_socket.PING_INTERVAL * 1000,
             "pingTimeout": engine_socket.PING_TIMEOUT * 1000,
-            "maxPayload": engine_socket.MAX_MESSAGE_SIZE,
+            "maxPayload": limits.MAX_MESSAGE_SIZE,
         }
         socket.write(OPEN + orjson.dumps(opening).decode())
         return socket
@@ -182,7 +183,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
     def keep_final_payloads(self, sid: str, payloads: list[str]) -> None:
         if payloads:
             self._final_payloads[sid] = payloads
-            asyncio.get_running_loop().call_later(engine_socket.HANDSHAKE_TIMEOUT, self._final_payloads.pop, sid)
+            asyncio.get_running_loop().call_later(limits.HANDSHAKE_TIMEOUT, self._final_payloads.pop, sid)
 
     def take_final_payload(self, sid: str) -> str | None:
         payloads = self._final_payloads.get(sid)

@@ -5,63 +5,23 @@ socket.
 """
 
 import asyncio
-import base64
 import logging
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any, Protocol
 
-import orjson
-
+from lesson_server.protocol import limits
+from lesson_server.protocol.engine_packets import CLOSE, MESSAGE, PING, PONG, ProtocolError
+from lesson_server.protocol.engine_transports import PollingTransport, Upgrade, WebsocketTransport
+from lesson_server.protocol.limits import MAX_UNREAD_BYTES
 from lesson_server.protocol.places import Places
 
 logger = logging.getLogger(__name__)
 
-# Bytes of a message or a polling request. Our clients send no data except the access token in the handshake.
-MAX_MESSAGE_SIZE = 16 * 1024
-# Packets in the body of a POST, as in the reference implementations.
-MAX_PACKETS_IN_POST = 16
-# Bytes and packets that a client may leave unread before it is dropped. An acknowledgement has about 40 bytes.
-MAX_UNREAD_BYTES = 32 * 1024
+# Packets that a client may leave unread before it is dropped.
 MAX_UNREAD_PACKETS = 256
-# Seconds for a client to complete its handshake, or an upgrade.
-HANDSHAKE_TIMEOUT = 10
 # Seconds between pings, and for a client to answer a ping: the defaults of Socket.IO.
 PING_INTERVAL = 25
 PING_TIMEOUT = 20
-
-OPEN, CLOSE, PING, PONG, MESSAGE, UPGRADE, NOOP = "0123456"
-SEPARATOR = "\x1e"
-
-
-class ProtocolError(Exception):
-    """The client violated the protocol, and its Engine.IO socket ends; in an upgrade, only the websocket ends.
-
-    The text contains nothing that the client sent.
-    """
-
-
-class RequestRefused(Exception):
-    """An HTTP request or websocket handshake is refused, with an HTTP status and an error code of Engine.IO."""
-
-    def __init__(self, code: int, message: str, status: int = 400) -> None:
-        super().__init__(message)
-        self.body = orjson.dumps({"code": code, "message": message})
-        self.status = status
-
-
-class Transport(Protocol):
-    """A websocket, as its Engine.IO socket uses it.
-
-    Attributes:
-        is_writable: whether the kernel accepts data. When it does so again, :meth:`EngineSocket.flush` is called.
-    """
-
-    is_writable: bool
-
-    def keep(self) -> None: ...
-    def write(self, packet: str | bytes) -> None: ...
-    def disconnect(self, *, abort: bool) -> None: ...
 
 
 class Callbacks(Protocol):
@@ -84,6 +44,10 @@ class EngineSocket:
         callbacks: called when something happens to the socket.
         sid: the id of the socket.
         places: the socket takes one place until it ends. After the handshake, no newer socket can evict this socket.
+        transport: ``polling``, or ``websocket`` if a websocket will be attached at once.
+
+    Attributes:
+        polling: the polling transport; None if the client has begun with a websocket.
 
     Raises:
         ServiceBusy: all places are kept.
@@ -95,33 +59,28 @@ class EngineSocket:
         "_outbox",
         "_pinged",
         "_place",
-        "_poll_request",
-        "_poller",
-        "_probed",
         "_timer",
-        "_upgrade_timer",
-        "_upgrading",
+        "_upgrade",
         "_websocket",
+        "polling",
         "session",
         "sid",
         "waiting_events",
     )
 
-    def __init__(self, callbacks: Callbacks, sid: str, places: Places) -> None:
+    def __init__(self, callbacks: Callbacks, sid: str, places: Places, transport: str) -> None:
         self.sid = sid
-        self._place = places.take(self._give_way)
+        self._place = places.take(self._on_evicted)
         self.session: dict[str, Any] = {}  # python-socketio stores the session here
         self.waiting_events = 0  # counted by transport.py
         self._callbacks = callbacks
         self._ending: asyncio.Task[None] | None = None
-        self._websocket: Transport | None = None
-        self._upgrading: Transport | None = None  # the websocket that is to replace polling
-        self._probed = False  # whether that websocket's probe has been answered
+        self._websocket: WebsocketTransport | None = None
+        self._upgrade: Upgrade | None = None
         self._outbox: list[str | bytes] = []
-        self._poller: asyncio.Future[None] | None = None
-        self._poll_request: object = None  # the HTTP request of the pending poll
+        self.polling = PollingTransport(self._outbox) if transport == "polling" else None
         self._pinged = False
-        self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, self.drop, "handshake timeout")
+        self._timer = asyncio.get_running_loop().call_later(limits.HANDSHAKE_TIMEOUT, self.drop, "handshake timeout")
 
     @property
     def closed(self) -> bool:
@@ -136,7 +95,7 @@ class EngineSocket:
     @property
     def upgrading(self) -> bool:
         """Whether an upgrade from polling to a websocket is under way."""
-        return self._upgrading is not None
+        return self._upgrade is not None
 
     def establish(self) -> None:
         """Keep the place and ping the client from now on, because the handshake is complete."""
@@ -159,8 +118,8 @@ class EngineSocket:
         self._outbox.append(packet)
         if len(self._outbox) > MAX_UNREAD_PACKETS or sum(map(len, self._outbox)) > MAX_UNREAD_BYTES:
             self.drop("slow reader")
-        else:
-            self._release_poller()
+        elif self.polling is not None:
+            self.polling.answer()
 
     def flush(self) -> None:
         """Send the queued packets while the websocket is writable."""
@@ -191,68 +150,21 @@ class EngineSocket:
         else:
             raise ProtocolError("unknown packet")
 
-    def receive_post(self, body: bytes) -> list[str]:
-        """Return the packets in the body of a POST.
-
-        Raises:
-            ProtocolError: the body is not UTF-8, or has too many packets.
-        """
-        try:
-            packets = body.decode().split(SEPARATOR)
-        except UnicodeDecodeError:
-            raise ProtocolError("malformed payload") from None
-        if len(packets) > MAX_PACKETS_IN_POST:
-            raise ProtocolError("too many packets")
-        return packets
-
-    # The polling transport
-
-    async def poll(self, request: object) -> str:
-        """Wait until there are packets to send, and return them as one payload.
-
-        Raises:
-            RequestRefused: a poll of this Engine.IO socket is already pending. The socket ends, as in the protocol.
-        """
-        if self._poller is not None:
-            self.drop("two polls at once")
-            raise RequestRefused(3, "Bad request")
-        if self._probed:
-            return NOOP  # the client pauses polling, and waits for this last response
-        if not self._outbox:
-            self._poller = asyncio.get_running_loop().create_future()
-            self._poll_request = request
-            await self._poller
-            self._poller = self._poll_request = None
-        return self._take_outbox()
-
-    def _release_poller(self) -> None:
-        if self._poller is not None and not self._poller.done():
-            self._poller.set_result(None)
-
-    def _take_outbox(self) -> str:
-        packets = (p if isinstance(p, str) else "b" + base64.b64encode(p).decode() for p in self._outbox)
-        payload = SEPARATOR.join(packets) or NOOP
-        self._outbox.clear()
-        return payload
-
     # The websocket transport
 
-    def attach(self, websocket: Transport) -> None:
+    def attach(self, websocket: WebsocketTransport) -> None:
         """Use this websocket as the transport from now on."""
         self._websocket = websocket
         websocket.keep()
-        if self._upgrading is not None:
-            self._upgrade_timer.cancel()
-        self._upgrading = None
+        self._upgrade = None
         self.flush()
 
-    def begin_upgrade(self, websocket: Transport) -> None:
-        """Begin the upgrade to this websocket, with a timeout; only one upgrade may run at a time."""
-        self._upgrading = websocket
-        expire = partial(websocket.disconnect, abort=True)
-        self._upgrade_timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, expire)
+    def begin_upgrade(self, websocket: WebsocketTransport) -> None:
+        """Begin the upgrade to this websocket; only one upgrade may run at a time."""
+        assert self.polling is not None
+        self._upgrade = Upgrade(self.polling, websocket)
 
-    def receive_from(self, websocket: Transport, packet: str | bytes) -> None:
+    def receive_from(self, websocket: WebsocketTransport, packet: str | bytes) -> None:
         """Handle a packet from a websocket: the transport, or the websocket of an upgrade.
 
         Packets from any other websocket are ignored: it has just been closed.
@@ -262,30 +174,20 @@ class EngineSocket:
                 self.receive(packet)
             except ProtocolError as error:
                 self.drop(str(error))
-        elif websocket is self._upgrading and not self.closed:
+        elif self._upgrade is not None and websocket is self._upgrade.websocket and not self.closed:
             try:
-                self._probe(websocket, packet)
+                if self._upgrade.receive(packet):
+                    self.attach(websocket)
             except ProtocolError:
                 self.lost(websocket)
                 websocket.disconnect(abort=True)
 
-    def _probe(self, websocket: Transport, packet: str | bytes) -> None:
-        if packet == PING + "probe" and not self._probed:
-            self._probed = True
-            websocket.write(PONG + "probe")
-            self._release_poller()
-        elif packet == UPGRADE and self._probed:
-            self.attach(websocket)
-        else:
-            raise ProtocolError("not an upgrade")
-
     def lost(self, transport: object) -> None:
         """Handle the loss of a websocket or of the pending poll."""
-        if transport is self._upgrading:
-            self._upgrading = None  # polling continues
-            self._upgrade_timer.cancel()  # the timer references the websocket
-            self._probed = False
-        elif transport is self._websocket or transport is self._poll_request:
+        if self._upgrade is not None and transport is self._upgrade.websocket:
+            self._upgrade.cancel()
+            self._upgrade = None
+        elif transport is self._websocket or (self.polling is not None and transport is self.polling.request):
             self.end(self._callbacks.reason.TRANSPORT_CLOSE, abort=True)
 
     # The end
@@ -300,7 +202,7 @@ class EngineSocket:
             logger.info("client dropped: %s", why, extra={"kind": why})
             self.end(self._callbacks.reason.TRANSPORT_ERROR, abort=True)
 
-    def _give_way(self) -> None:
+    def _on_evicted(self) -> None:
         self.drop("handshake cancelled for a newer one")
 
     async def close(self, reason: str) -> None:
@@ -329,13 +231,13 @@ class EngineSocket:
         if self._ending is None:
             self._ending = self._callbacks.spawn(self._callbacks.on_close(self, reason))
             self._timer.cancel()
-            self._place.leave()
+            self._place.free()
             self._end_transport(abort)
         return self._ending
 
     def _end_transport(self, abort: bool) -> None:
-        if self._upgrading is not None:
-            self._upgrading.disconnect(abort=True)
+        if self._upgrade is not None:
+            self._upgrade.websocket.disconnect(abort=True)
         if abort:
             self._outbox.clear()
         if self._websocket is not None:
@@ -343,13 +245,8 @@ class EngineSocket:
                 self._websocket.write(packet)
             self._websocket.disconnect(abort=abort)
             self._websocket = None  # else this socket and the websocket would wait for the garbage collector
-            return
-        # CLOSE gets a payload of its own: the JavaScript client would handle it before a message in the same payload.
-        final_payload = [self._take_outbox(), CLOSE] if self._outbox else [CLOSE]
-        if self._poller is not None:
-            self._outbox.append(final_payload.pop(0))
-            self._release_poller()
-        self._callbacks.keep_final_payloads(self.sid, final_payload)
+        elif self.polling is not None:
+            self._callbacks.keep_final_payloads(self.sid, self.polling.close())
 
     def _ping(self) -> None:
         self._pinged = True

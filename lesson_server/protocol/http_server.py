@@ -22,18 +22,18 @@ from tornado.httputil import (
 from tornado.iostream import IOStream
 from tornado.web import Application, HTTPError, RequestHandler
 
-from lesson_server.protocol import engine_socket
-from lesson_server.protocol.engine_socket import MAX_MESSAGE_SIZE
+from lesson_server.protocol import limits
+from lesson_server.protocol.limits import (
+    MAX_HEAD_SIZE,
+    MAX_HEADER_LINES,
+    MAX_MESSAGE_SIZE,
+    MAX_PARAMETERS,
+    MAX_URL_SIZE,
+)
 from lesson_server.protocol.places import Place
 
 logger = logging.getLogger(__name__)
 
-# Bytes of the head of a request, and of its URL. nginx and Apache allow 8 kB per line; our URLs have about 100 bytes.
-MAX_HEAD_SIZE = 8 * 1024
-MAX_URL_SIZE = 2 * 1024
-# Header lines, as in Apache; URL parameters, of which Engine.IO has five.
-MAX_HEADER_LINES = 100
-MAX_PARAMETERS = 32
 # Bytes per read, and bytes buffered per connection: input that a client sends before it has the response.
 READ_CHUNK_SIZE = 2 * 1024
 READ_BUFFER_SIZE = MAX_MESSAGE_SIZE
@@ -52,18 +52,18 @@ class ClientStream(IOStream):
     def __init__(self, connection: socket.socket, place: Place) -> None:
         super().__init__(connection, max_buffer_size=READ_BUFFER_SIZE, read_chunk_size=READ_CHUNK_SIZE)
         self.place = place
-        place.hand_over(self.close)
+        place.transfer(self.close)
 
     def write(self, data: bytes | memoryview) -> "asyncio.Future[None]":
         written = super().write(data)
         if not written.done():
-            deadline = asyncio.get_running_loop().call_later(engine_socket.HANDSHAKE_TIMEOUT, self.close)
+            deadline = asyncio.get_running_loop().call_later(limits.HANDSHAKE_TIMEOUT, self.close)
             written.add_done_callback(lambda _: deadline.cancel())
         return written
 
     def close(self, exc_info: Any = False) -> None:
         super().close(exc_info)
-        self.place.leave()
+        self.place.free()
 
 
 class _BoundedRequest(HTTPMessageDelegate):
@@ -109,8 +109,8 @@ def make_http_server(application: Application) -> ClientServer:
         max_header_size=MAX_HEAD_SIZE,
         max_body_size=MAX_MESSAGE_SIZE,
         # For a client that sends nothing, or one byte at a time. Node's default for the first case is 5 s.
-        idle_connection_timeout=engine_socket.HANDSHAKE_TIMEOUT,
-        body_timeout=engine_socket.HANDSHAKE_TIMEOUT,
+        idle_connection_timeout=limits.HANDSHAKE_TIMEOUT,
+        body_timeout=limits.HANDSHAKE_TIMEOUT,
     )
 
 

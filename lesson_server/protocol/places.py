@@ -24,11 +24,11 @@ class Places:
     def __len__(self) -> int:
         return len(self.provisional) + len(self.kept)
 
-    def take(self, give_way: Callable[[], object]) -> "Place":
+    def take(self, on_evicted: Callable[[], object]) -> "Place":
         """Take a place.
 
         Args:
-            give_way: ends the holder when a newer holder evicts it.
+            on_evicted: ends the holder when a newer holder evicts it.
 
         Raises:
             ServiceBusy: all places are kept.
@@ -39,29 +39,29 @@ class Places:
             oldest = next(iter(self.provisional))
             self.provisional.pop(oldest)()
         place = Place(self)
-        self.provisional[place] = give_way
+        self.provisional[place] = on_evicted
         return place
 
 
 class Place:
-    """One of the :class:`Places`, from :meth:`Places.take` to :meth:`leave` or an eviction; later calls do nothing."""
+    """One of the :class:`Places`, from :meth:`Places.take` to :meth:`free` or an eviction; later calls do nothing."""
 
     __slots__ = ("_places",)
 
     def __init__(self, places: Places) -> None:
         self._places = places
 
-    def hand_over(self, give_way: Callable[[], object]) -> None:
-        """Pass the place to another holder, which ``give_way`` ends when a newer holder evicts it."""
+    def transfer(self, on_evicted: Callable[[], object]) -> None:
+        """Transfer the place to another holder, which ``on_evicted`` ends when a newer holder evicts it."""
         for places in (self._places.provisional, self._places.kept):
             if self in places:
-                places[self] = give_way
+                places[self] = on_evicted
 
     def keep(self) -> None:
         """Prevent eviction from now on."""
         self._move(self._places.provisional, self._places.kept)
 
-    def release(self) -> None:
+    def allow_eviction(self) -> None:
         """Allow eviction again, after the places that are not kept at this moment."""
         self._move(self._places.kept, self._places.provisional)
 
@@ -71,7 +71,7 @@ class Place:
         if self in origin:
             destination[self] = origin.pop(self)
 
-    def leave(self) -> None:
+    def free(self) -> None:
         """Free the place."""
         self._places.provisional.pop(self, None)
         self._places.kept.pop(self, None)

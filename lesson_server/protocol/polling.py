@@ -7,7 +7,8 @@ from tornado.http1connection import HTTP1Connection
 from tornado.web import HTTPError, RequestHandler
 
 from lesson_server.protocol.engine import Engine
-from lesson_server.protocol.engine_socket import EngineSocket, ProtocolError, RequestRefused
+from lesson_server.protocol.engine_packets import ProtocolError, RequestRefused, decode_payload
+from lesson_server.protocol.engine_socket import EngineSocket
 from lesson_server.protocol.http_server import ClientStream
 from lesson_server.protocol.places import Place
 
@@ -60,7 +61,7 @@ class PollingHandler(RequestHandler):
             if socket.upgraded:
                 raise RequestRefused(3, "Bad request")
             try:
-                for packet in socket.receive_post(self.request.body):
+                for packet in decode_payload(self.request.body):
                     socket.receive(packet)
             except ProtocolError as error:
                 socket.drop(str(error))
@@ -82,12 +83,20 @@ class PollingHandler(RequestHandler):
         return {name: values[-1].decode("latin-1") for name, values in self.request.query_arguments.items()}
 
     async def _poll(self, socket: EngineSocket) -> str:
-        """Wait for packets to send; meanwhile, no new connection can evict this connection."""
+        """Wait for packets to send; meanwhile, no new connection can evict this connection.
+
+        Raises:
+            RequestRefused: another poll is pending. The Engine.IO socket ends, as in the protocol.
+        """
+        assert socket.polling is not None  # a client that has begun with a websocket never polls
         self._place.keep()
         try:
-            return await socket.poll(self)
+            return await socket.polling.poll(self)
+        except ProtocolError as error:
+            socket.drop(str(error))
+            raise RequestRefused(3, "Bad request") from None
         finally:
-            self._place.release()
+            self._place.allow_eviction()
 
     @property
     def _place(self) -> Place:

@@ -25,7 +25,7 @@ from lesson_server.tasks import end
 RESUBSCRIBE_INTERVAL = 1.0
 # Seconds without a message after which the node publishes an echo, and after which it replaces the subscription.
 ECHO_INTERVAL = 5.0
-DEAF_AFTER = 12.0
+SUBSCRIPTION_TIMEOUT = 12.0
 # The prefix of an echo; no message of python-socketio has this prefix.
 ECHO = "echo:"
 
@@ -58,10 +58,10 @@ class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
         """
         await self._subscribed.wait()  # an echo that is sent before would be lost
         echo = ECHO + uuid.uuid4().hex
-        heard = self._echoes[echo] = asyncio.get_running_loop().create_future()
+        received = self._echoes[echo] = asyncio.get_running_loop().create_future()
         try:
             await self._send(echo)
-            await heard
+            await received
         finally:
             del self._echoes[echo]
 
@@ -95,13 +95,13 @@ class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
             with contextlib.suppress(*FAILURES, StoreUnavailable):
                 async with self._store.client.pubsub() as subscription:
                     await subscription.subscribe(self.channel)
-                    heard = clock()
-                    while clock() - heard < DEAF_AFTER:
+                    last_received = clock()
+                    while clock() - last_received < SUBSCRIPTION_TIMEOUT:
                         message = await subscription.get_message(timeout=ECHO_INTERVAL)
                         if message is None:
                             await self._send(ECHO)
                             continue
-                        heard = clock()
+                        last_received = clock()
                         if message["type"] == "subscribe":
                             self._subscribed.set()
                             self.on_subscribed()

@@ -30,7 +30,7 @@ EXTRA_ENGINE_SOCKETS = 32
 # servers of a deploy don't end their sockets in step.
 DRAIN_INTERVAL = 0.25
 # Seconds for the clients to answer the close frames when the server stops.
-CLOSE_PATIENCE = 0.5
+STOP_TIMEOUT = 0.5
 
 
 class ProtocolServer:
@@ -107,7 +107,7 @@ class ProtocolServer:
         self.sio.eio.refuse_new_clients()
         try:
             await self.sio.eio.disconnect()
-            await self.sio.eio.wait_closed(CLOSE_PATIENCE)
+            await self.sio.eio.wait_closed(STOP_TIMEOUT)
         finally:
             self._acceptor.abort()
             await self.sio.eio.abort()

@@ -21,7 +21,8 @@ import socketio
 from socketio.packet import ACK, CONNECT, CONNECT_ERROR, DISCONNECT, EVENT, Packet
 
 from lesson_server.protocol.engine import Engine
-from lesson_server.protocol.engine_socket import EngineSocket, ProtocolError
+from lesson_server.protocol.engine_packets import ProtocolError
+from lesson_server.protocol.engine_socket import EngineSocket
 from lesson_server.protocol.places import Places
 from lesson_server.protocol.worker import Worker
 
@@ -97,8 +98,8 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
             socket_places=socket_places,
             allowed_origins=allowed_origins,
             worker=worker,
-            logger=_quiet("socketio.server"),
-            engineio_logger=_quiet("engineio.server"),
+            logger=_logger_without_packets("socketio.server"),
+            engineio_logger=_logger_without_packets("engineio.server"),
             **kwargs,
         )
 
@@ -162,7 +163,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
             run(self._handle_connect(socket.sid, packet.namespace, packet.data))
         except Exception:
             logger.exception("the handler of a handshake failed")
-            self._forget(socket.sid)
+            self._remove_client(socket.sid)
         if self.manager.sid_from_eio_sid(socket.sid, NAMESPACE) is None:
             socket.end(self.reason.SERVER_DISCONNECT)
         else:
@@ -173,9 +174,9 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         try:
             await super()._handle_eio_disconnect(eio_sid, reason)
         finally:
-            self._forget(eio_sid)
+            self._remove_client(eio_sid)
 
-    def _forget(self, eio_sid: str) -> None:
+    def _remove_client(self, eio_sid: str) -> None:
         sid = self.manager.sid_from_eio_sid(eio_sid, NAMESPACE)
         if sid is not None:
             self.manager.basic_disconnect(sid, NAMESPACE)
@@ -211,7 +212,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     raise RuntimeError("the handler of a handshake must not wait")
 
 
-def _quiet(name: str) -> logging.Logger:
+def _logger_without_packets(name: str) -> logging.Logger:
     """Return the library's logger, without the packets that it logs at INFO: these contain access tokens."""
     library_logger = logging.getLogger(name)
     library_logger.setLevel(logging.WARNING)

@@ -68,7 +68,7 @@ class Worker:
         """
         waiting = self._waiting[number]
         waiting[connection] = place
-        place.hand_over(partial(self._part_with, number, connection))
+        place.transfer(partial(self._close, number, connection))
         if len(waiting) == 1:
             self._send(number)
 
@@ -81,7 +81,7 @@ class Worker:
         asyncio.get_running_loop().remove_reader(self.inboxes[self.number][0])
         for number, waiting in enumerate(self._waiting):
             for connection in list(waiting):
-                self._part_with(number, connection)
+                self._close(number, connection)
 
     def _send(self, number: int) -> None:
         inbox, waiting = self.inboxes[number][1], self._waiting[number]
@@ -93,11 +93,11 @@ class Worker:
                 return
             except OSError as error:  # too many descriptors are in flight between processes
                 logger.error("can't pass a request to worker %d: %s", number, error.strerror)
-            self._part_with(number, connection)
+            self._close(number, connection)
         asyncio.get_running_loop().remove_writer(inbox)
 
-    def _part_with(self, number: int, connection: socket.socket) -> None:
-        self._waiting[number].pop(connection).leave()
+    def _close(self, number: int, connection: socket.socket) -> None:
+        self._waiting[number].pop(connection).free()
         connection.close()
 
     def _receive(self, take: Callable[[socket.socket], None]) -> None:

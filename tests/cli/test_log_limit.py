@@ -7,7 +7,8 @@ import re
 
 import pytest
 from commands import running
-from edge import Clients, until
+from raw_client import Clients
+from waiting import until
 
 from lesson_server.cli import log_limit
 from lesson_server.cli.log_limit import INTERVAL, LINES, LimitedHandler

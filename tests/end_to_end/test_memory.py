@@ -15,20 +15,20 @@ import orjson
 import pytest
 from edge import (
     JOIN,
-    PING,
-    POLLING,
-    UPGRADE_HEADERS,
-    Client,
-    Clients,
     Edge,
     edge_fixture,  # noqa: F401
-    frame,
-    until,
-    websocket_query,
 )
+from raw_client import PING, POLLING, UPGRADE_HEADERS, Client, Clients, frame, websocket_query
+from waiting import until
 
-from lesson_server.protocol.engine_socket import MAX_MESSAGE_SIZE, MAX_UNREAD_BYTES
-from lesson_server.protocol.http_server import MAX_HEAD_SIZE, MAX_HEADER_LINES, MAX_PARAMETERS, READ_CHUNK_SIZE
+from lesson_server.protocol.http_server import READ_CHUNK_SIZE
+from lesson_server.protocol.limits import (
+    MAX_HEAD_SIZE,
+    MAX_HEADER_LINES,
+    MAX_MESSAGE_SIZE,
+    MAX_PARAMETERS,
+    MAX_UNREAD_BYTES,
+)
 from lesson_server.protocol.transport import MAX_EVENT_SIZE, MAX_WAITING_EVENTS
 
 KB = 1_000
@@ -247,7 +247,7 @@ def small_buffers(server):
 )
 @pytest.mark.gen_test
 async def test_websockets_that_read_nothing(clients, data):
-    """Pongs are left out; who leaves acknowledgements unread is dropped in the end, see test_engine.py."""
+    """Pongs are left out; acknowledgements end in a drop: test_websocket_slow_readers.py."""
 
     async def deaf(clients: Clients) -> Client:
         return await clients.connected(GUEST, receive_buffer=4096)

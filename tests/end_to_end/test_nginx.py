@@ -13,7 +13,7 @@ from clients import SUCCESS, TRANSPORTS, join, until
 from cluster import ROOT, free_port, wait_until
 from tornado.httpclient import AsyncHTTPClient
 
-from lesson_server.protocol import engine_socket
+from lesson_server.protocol import engine_socket, limits
 
 CONF = (ROOT / "conf/nginx.conf").read_text()
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
@@ -31,7 +31,7 @@ def test_its_numbers_are_those_of_the_server():
     silence = engine_socket.PING_INTERVAL + engine_socket.PING_TIMEOUT
     assert seconds("proxy_read_timeout") > silence
     assert seconds("proxy_send_timeout") > silence
-    assert f"client_max_body_size {engine_socket.MAX_MESSAGE_SIZE // 1024}k;" in CONF
+    assert f"client_max_body_size {limits.MAX_MESSAGE_SIZE // 1024}k;" in CONF
 
 
 def localised(nodes, port, directory):

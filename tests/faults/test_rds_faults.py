@@ -118,7 +118,7 @@ async def test_a_subscription_that_hears_nothing_is_not_ready_and_is_replaced(
 ):
     """A firewall forgot it: its socket is open, and deaf; all others work."""
     monkeypatch.setattr(rooms, "ECHO_INTERVAL", 0.5)
-    monkeypatch.setattr(rooms, "DEAF_AFTER", 1.2)
+    monkeypatch.setattr(rooms, "SUBSCRIPTION_TIMEOUT", 1.2)
     redis_client.client_kill_filter(_type="pubsub")  # the next one knows the shorter times
     await until(lambda: is_ready(server))
     redis_proxy.deafen()

@@ -1,4 +1,4 @@
-"""acceptor.py: who is accepted, when, and by whom a socket is served."""
+"""acceptor.py: which connections are accepted, when, and which server serves them."""
 
 import asyncio
 import contextlib
@@ -10,13 +10,12 @@ import struct
 from types import SimpleNamespace
 
 import pytest
-from edge import until
 from tornado.testing import bind_unused_port
+from waiting import until
 
-from lesson_server.protocol import acceptor, engine_socket
+from lesson_server.protocol import acceptor, limits
 from lesson_server.protocol.acceptor import ACCEPT_BATCH, Acceptor
-from lesson_server.protocol.engine_socket import MAX_UNREAD_BYTES
-from lesson_server.protocol.http_server import MAX_HEAD_SIZE
+from lesson_server.protocol.limits import MAX_HEAD_SIZE, MAX_UNREAD_BYTES
 from lesson_server.protocol.places import Places
 from lesson_server.protocol.worker import Worker, make_inboxes
 
@@ -45,7 +44,7 @@ class Servers:
 
 @contextlib.contextmanager
 def new_world(io_loop, worker=None):
-    """An acceptor, the servers behind it, and clients before it."""
+    """An acceptor, its servers, and its clients."""
     listening, port = bind_unused_port()
     servers, places = Servers(), Places(PLACES)
     world = SimpleNamespace(servers=servers, places=places, socket=listening, worker=worker, clients=[])
@@ -104,7 +103,7 @@ def reset(client):
     client.close()
 
 
-# Who serves a socket
+# Which server serves a connection
 
 
 @pytest.mark.parametrize(
@@ -140,7 +139,7 @@ async def test_a_head_that_arrives_in_pieces_is_waited_for(world):
     for byte in WEBSOCKET[:-1]:
         client.sendall(bytes([byte]))
         await asyncio.sleep(0)
-    await until(lambda: [arrival._looked_at for arrival in world.acceptor.arrivals] == [len(WEBSOCKET) - 1])
+    await until(lambda: [connection._peeked for connection in world.acceptor.new_connections] == [len(WEBSOCKET) - 1])
     assert world.servers.served == []
     client.sendall(WEBSOCKET[-1:])
     await until(lambda: world.servers.served)
@@ -166,15 +165,15 @@ async def test_a_head_that_is_too_large_is_answered(world, more):
 @pytest.mark.gen_test
 async def test_waiting_for_the_rest_of_a_head_costs_nothing(world, monkeypatch):
     """What has been looked at can still be read: the loop must not call again before more has arrived."""
-    looks = []
-    look = acceptor._Arrival.look
-    monkeypatch.setattr(acceptor._Arrival, "look", lambda arrival: (looks.append(True), look(arrival)))
+    peeks = []
+    peek = acceptor._NewConnection.peek
+    monkeypatch.setattr(acceptor._NewConnection, "peek", lambda connection: (peeks.append(True), peek(connection)))
     world.acceptor.open([world.socket])
     client = world.arrive(1, WEBSOCKET[:9])
-    await until(lambda: looks)
+    await until(lambda: peeks)
     for _ in range(100):
         await asyncio.sleep(0)
-    assert len(looks) == 1
+    assert len(peeks) == 1
     client.sendall(WEBSOCKET[9:])
     await until(lambda: world.servers.served)
 
@@ -182,7 +181,7 @@ async def test_waiting_for_the_rest_of_a_head_costs_nothing(world, monkeypatch):
 @pytest.mark.parametrize("sent", [b"", WEBSOCKET[:9]], ids=["nothing", "half a head"])
 @pytest.mark.parametrize("ends", ["close", "shutdown", "reset"])
 @pytest.mark.gen_test
-async def test_who_leaves_before_the_end_of_the_head_leaves_nothing(world, caplog, sent, ends):
+async def test_a_client_that_disconnects_before_the_end_of_the_head_leaves_nothing(world, caplog, sent, ends):
     world.acceptor.open([world.socket])
     client = world.arrive(1, sent)
     await until(lambda: len(world.places) == 1)
@@ -194,15 +193,15 @@ async def test_who_leaves_before_the_end_of_the_head_leaves_nothing(world, caplo
 
 @pytest.mark.parametrize("sent", [b"", WEBSOCKET[:9]], ids=["nothing", "half a head"])
 @pytest.mark.gen_test
-async def test_who_does_not_end_the_head_in_time_is_closed(world, monkeypatch, sent):
-    monkeypatch.setattr(engine_socket, "HANDSHAKE_TIMEOUT", 0.05)
+async def test_a_connection_whose_head_does_not_end_in_time_is_closed(world, monkeypatch, sent):
+    monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT", 0.05)
     world.acceptor.open([world.socket])
     assert await is_closed(world.arrive(1, sent))
     assert len(world.places) == 0
 
 
 @pytest.mark.gen_test
-async def test_a_socket_that_says_nothing_gives_way_to_a_new_one(world):
+async def test_a_connection_that_sends_nothing_is_evicted_by_a_new_one(world):
     world.acceptor.open([world.socket])
     silent = world.arrive(1, b"")
     await until(lambda: len(world.places) == 1)
@@ -213,25 +212,25 @@ async def test_a_socket_that_says_nothing_gives_way_to_a_new_one(world):
     await until(lambda: len(world.servers.served) == PLACES)
 
 
-# Requests of another worker's session
+# Requests of another worker's Engine.IO socket
 
 
-def of_session(sid, head):
+def of_engine_socket(sid, head):
     return head.replace(b" HTTP", b"&sid=%b HTTP" % sid)
 
 
 @pytest.mark.parametrize(("head", "by"), [(POLLING, "http"), (WEBSOCKET, "websocket")])
 @pytest.mark.gen_test
-async def test_the_worker_that_has_the_session_serves_its_requests(worlds, head, by):
+async def test_the_worker_that_has_the_engine_socket_serves_its_requests(worlds, head, by):
     first, second = worlds
     for world in worlds:
         world.acceptor.open([world.socket])
-    first.arrive(1, of_session(b"1.abc", head))
+    first.arrive(1, of_engine_socket(b"1.abc", head))
     await until(lambda: second.servers.served)
     assert second.servers.by == [by]
-    assert second.servers.served[0].socket.recv(MAX_HEAD_SIZE) == of_session(b"1.abc", head)
+    assert second.servers.served[0].socket.recv(MAX_HEAD_SIZE) == of_engine_socket(b"1.abc", head)
     assert (len(first.places), len(second.places)) == (0, 1)
-    for mine in (of_session(b"0.abc", head), head):
+    for mine in (of_engine_socket(b"0.abc", head), head):
         first.arrive(1, mine)
     await until(lambda: len(first.servers.served) == 2)
     assert first.servers.by == [by, by]
@@ -239,7 +238,7 @@ async def test_the_worker_that_has_the_session_serves_its_requests(worlds, head,
 
 
 @pytest.mark.gen_test
-async def test_what_is_passed_to_a_worker_that_has_stopped_is_left_to_the_next_one(worlds):
+async def test_a_connection_that_is_passed_to_a_stopped_worker_is_left_to_its_replacement(worlds):
     first, second = worlds
     second.acceptor.open([second.socket])
     second.acceptor.close()
@@ -255,7 +254,7 @@ async def test_what_is_passed_to_a_worker_that_has_stopped_is_left_to_the_next_o
         connection.close()
 
 
-# Who is accepted
+# Which connections are accepted
 
 
 @pytest.mark.gen_test
@@ -273,7 +272,7 @@ async def test_a_few_connections_are_accepted_in_each_turn_of_the_loop(world):
 
 
 @pytest.mark.gen_test
-async def test_who_finds_no_place_is_told_so_and_the_others_are_served(world):
+async def test_a_connection_without_a_place_is_refused_and_the_others_are_served(world):
     world.acceptor.open([world.socket])
     world.arrive(PLACES)
     await until(lambda: len(world.servers.served) == PLACES)
@@ -283,13 +282,13 @@ async def test_who_finds_no_place_is_told_so_and_the_others_are_served(world):
     for client in world.clients[PLACES:]:
         assert (await asyncio.get_running_loop().sock_recv(client, 1_000)).startswith(b"HTTP/1.1 503 ")
         assert await is_closed(client)
-    world.servers.served[0].place.leave()
+    world.servers.served[0].place.free()
     world.arrive(1)
     await until(lambda: len(world.servers.served) == PLACES + 1)
 
 
 @pytest.mark.gen_test
-async def test_who_finds_no_place_is_told_so_whether_it_has_sent_something_or_not(world, caplog):
+async def test_a_connection_without_a_place_is_refused_whether_it_has_sent_something_or_not(world, caplog):
     """Nor is the server stopped by one that has gone before it could be told."""
     world.arrive(PLACES)
     world.acceptor.open([world.socket])
@@ -317,7 +316,7 @@ class Aborted(socket.socket):
 
 
 @pytest.mark.gen_test
-async def test_one_that_has_gone_before_it_is_accepted_keeps_no_other_waiting(world, monkeypatch, caplog):
+async def test_a_client_that_has_gone_before_it_is_accepted_delays_no_other(world, monkeypatch, caplog):
     monkeypatch.setattr(acceptor, "RETRY_INTERVAL", 1_000)
     world.socket = Aborted(fileno=world.socket.detach())
     world.acceptor.open([world.socket])
@@ -338,7 +337,7 @@ async def test_the_system_holds_little_of_what_is_not_read(world):
 
 
 @pytest.mark.gen_test
-async def test_nobody_is_accepted_after_the_end(world):
+async def test_no_connection_is_accepted_after_the_end(world):
     world.acceptor.open([world.socket])
     world.acceptor.close()
     with pytest.raises(ConnectionRefusedError):
@@ -363,7 +362,7 @@ def without_open_files(world):
 
 
 @pytest.mark.gen_test
-async def test_without_open_files_clients_wait_and_the_log_is_told_now_and_then(
+async def test_without_open_files_clients_wait_and_that_is_logged_now_and_then(
     world, without_open_files, monkeypatch, caplog
 ):
     monkeypatch.setattr(acceptor, "RETRY_INTERVAL", 0.05)

@@ -1,60 +1,22 @@
-"""engine.py as clients see it: polling, origins, and what is refused."""
+"""engine.py as clients see it: Engine.IO sockets and origins; and as python-socketio sees it."""
 
 import asyncio
 import base64
-import socket
 
 import orjson
 import pytest
 from edge import (
-    ACK,
-    BINARY_JOIN,
     JOIN,
-    JOIN_WITH_ACK,
-    POLLING,
-    SECRET,
-    UPGRADE_HEADERS,
     Edge,
     edge_fixture,  # noqa: F401
-    impatient_fixture,  # noqa: F401
-    until,
-    websocket_query,
+    short_timeouts_fixture,  # noqa: F401
 )
-from engine_requests import FOREIGN, WEBSOCKET, impatient
+from engine_requests import FOREIGN, WEBSOCKET, short_timeouts
+from raw_client import POLLING, UPGRADE_HEADERS, websocket_query
+from waiting import until
 
 from lesson_server.protocol.engine import ID_BYTES, IDS_AT_ONCE, Engine
-from lesson_server.protocol.engine_socket import (
-    MAX_MESSAGE_SIZE,
-    MAX_PACKETS_IN_POST,
-    MAX_UNREAD_BYTES,
-    MAX_UNREAD_PACKETS,
-)
 from lesson_server.protocol.places import Places
-
-# Polling
-
-
-@pytest.mark.gen_test
-async def test_polling_handshake_join_and_acknowledgement(edge: Edge) -> None:
-    response = await edge.request("GET", POLLING)
-    opening = orjson.loads(response.body[1:])
-    assert response.headers["content-type"] == "text/plain; charset=UTF-8"
-    assert response.headers["cache-control"] == "no-store"
-    assert response.body[:1] == b"0"
-    assert opening.pop("sid") in edge.sio.eio.sockets
-    assert opening == {"upgrades": ["websocket"], "pingInterval": 25_000, "pingTimeout": 20_000, "maxPayload": 16_384}
-
-    client = await edge.connected_polling()
-    assert (await client.post(JOIN_WITH_ACK)).body == b"ok"
-    assert await client.poll() == [ACK]
-
-
-@pytest.mark.gen_test
-async def test_a_poll_waits_for_what_comes_later(edge: Edge) -> None:
-    client = await edge.connected_polling()
-    async with client.waiting() as poll:
-        await client.post(JOIN_WITH_ACK, JOIN_WITH_ACK)
-        assert (await poll.response()).body.startswith(ACK.encode())
 
 
 @pytest.mark.gen_test
@@ -65,77 +27,16 @@ async def test_a_polling_only_server_offers_no_upgrade_and_takes_none(edge: Edge
     assert (await edge.request("GET", websocket_query(client.sid), **UPGRADE_HEADERS)).status == 400
 
 
+@short_timeouts
 @pytest.mark.gen_test
-async def test_jsonp_is_not_spoken(edge: Edge) -> None:
-    """A script of another origin needs no Origin header: it must never be given a script."""
-    response = await edge.request("GET", POLLING + "&j=0")
-    assert response.headers["content-type"].startswith("text/plain")
-    assert response.body[:2] == b"0{"
-
-
-@pytest.mark.gen_test
-async def test_two_polls_at_once_end_the_session(edge: Edge) -> None:
-    client = await edge.connected_polling()
-    async with client.waiting() as poll:
-        assert (await client.get()).status == 400
-        assert (await poll.response()).body == b"1"
-    assert edge.application.reasons == ["transport error"]
-    assert edge.log == ["client dropped: two polls at once"]
-
-
-@pytest.mark.gen_test
-async def test_a_client_that_disappears_from_its_poll_is_disconnected(edge: Edge) -> None:
-    client = await edge.connected_polling()
-    async with client.waiting() as poll:
-        poll.disappear()
-        await until(lambda: edge.application.reasons == ["transport close"])
-
-
-@pytest.mark.gen_test
-async def test_a_socket_whose_poll_is_answered_carries_no_session_any_more(edge: Edge) -> None:
-    """Though its client does not read the answer: it may give way to a newcomer."""
-    edge.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    client = await edge.connected_polling()
-    await until(lambda: len(edge.server.places) == 0)
-    connection = await edge.connection(receive_buffer=4096)
-    await connection.send_request("GET", client.query)
-    await until(lambda: edge.server.places.kept)
-    await edge.sio.eio.send(client.sid, "x" * 30_000)
-    await until(lambda: not edge.sockets[0]._outbox)
-    await until(lambda: not edge.server.places.kept)
-    assert len(edge.server.places) == 1
-
-
-@pytest.mark.gen_test
-async def test_the_end_of_a_session_reaches_a_poll_that_waits(edge: Edge) -> None:
-    client = await edge.connected_polling()
-    async with client.waiting() as poll:
-        await edge.sio.eio.disconnect(client.sid)
-        assert (await poll.response()).body == b"1"
-    assert (await client.get()).status == 400
-
-
-@pytest.mark.gen_test
-async def test_the_end_of_a_session_reaches_the_next_poll(edge: Edge) -> None:
-    client = await edge.connected_polling()
-    await client.post(JOIN_WITH_ACK)
-    await until(lambda: edge.sockets[0]._outbox)
-    await edge.sio.eio.disconnect(client.sid)
-    assert await client.poll() == [ACK]
-    assert await client.poll() == ["1"]
-    assert (await client.get()).status == 400
-
-
-@impatient
-@pytest.mark.gen_test
-async def test_the_last_words_to_a_client_that_never_asks_are_forgotten(edge: Edge) -> None:
+async def test_the_final_payload_of_a_client_that_never_polls_is_discarded(edge: Edge) -> None:
     client = await edge.connected_polling()
     await edge.sio.eio.disconnect(client.sid)
     await until(lambda: not edge.sio.eio._final_payloads)
 
 
 @pytest.mark.gen_test
-async def test_a_session_that_is_ending_is_unknown_to_requests(edge: Edge) -> None:
+async def test_an_engine_socket_that_is_ending_is_unknown_to_requests(edge: Edge) -> None:
     """Nobody would ever answer a poll that began to wait while the disconnect handler ran."""
     client = await edge.connected_polling()
     may_end = asyncio.Event()
@@ -152,130 +53,6 @@ async def test_a_session_that_is_ending_is_unknown_to_requests(edge: Edge) -> No
     assert (await client.post(JOIN)).status == 400
     may_end.set()
     assert (await leaving).body == b"ok"
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        pytest.param(b"", id="empty body"),
-        pytest.param(b"\x1e", id="empty packets"),
-        pytest.param(b"4" + b"\xff", id="invalid UTF-8"),
-        pytest.param(b"bAAAA", id="binary message"),
-        pytest.param(BINARY_JOIN.encode(), id="binary event"),
-        pytest.param(b"2", id="ping of a client"),
-        pytest.param(b"2probe", id="probe"),
-        pytest.param(b"5", id="upgrade"),
-        pytest.param(b"9" + SECRET.encode(), id="unknown packet"),
-        pytest.param(b"\x1e".join([b"3"] * (MAX_PACKETS_IN_POST + 1)), id="too many packets"),
-        pytest.param(b"4" + SECRET.encode(), id="malformed message"),
-    ],
-)
-@pytest.mark.gen_test
-async def test_a_body_that_is_no_list_of_packets_ends_the_session(edge: Edge, body: bytes) -> None:
-    client = await edge.connected_polling()
-    connection = await edge.connection()
-    response = await connection.request("POST", client.query, body, **{"Content-Length": str(len(body))})
-    assert response.status == 400
-    assert await connection.is_ended() == b""
-    assert edge.application.reasons == ["transport error"]
-    assert len(edge.log) == 1
-    await edge.serves_others()
-
-
-@pytest.mark.gen_test
-async def test_a_body_that_is_too_large_is_not_read(edge: Edge) -> None:
-    client = await edge.connected_polling()
-    connection = await edge.connection()
-    await connection.send_request("POST", client.query, **{"Content-Length": str(MAX_MESSAGE_SIZE + 1)})
-    assert (await connection.is_ended()).startswith(b"HTTP/1.1 400 ")
-
-
-@pytest.mark.gen_test
-async def test_chunks_that_are_too_large_together_are_not_read(edge: Edge) -> None:
-    client = await edge.connected_polling()
-    connection = await edge.connection()
-    await connection.send_request("POST", client.query, **{"Transfer-Encoding": "chunked"})
-    await connection.write(b"1000\r\n" + bytes(0x1000) + b"\r\n")
-    await connection.write((b"1000\r\n" + bytes(0x1000) + b"\r\n") * 4)
-    assert (await connection.is_ended()).startswith(b"HTTP/1.1 400 ")
-
-
-@pytest.mark.gen_test
-async def test_binary_messages_travel_as_base64_when_polling(edge: Edge) -> None:
-    client = await edge.connected_polling()
-    await edge.sio.eio.send(client.sid, b"\x02")
-    assert await client.poll() == ["bAg=="]
-
-
-@pytest.mark.gen_test
-async def test_a_polling_client_that_never_polls_is_dropped(edge: Edge) -> None:
-    client = await edge.connected_polling()
-    for _ in range(MAX_UNREAD_PACKETS + 1):
-        await edge.sio.eio.send(client.sid, "")
-    await until(lambda: not edge.sockets)
-    assert edge.log == ["client dropped: slow reader"]
-    assert await client.poll() == ["1"]
-
-
-@pytest.mark.gen_test
-async def test_large_messages_count_more_than_small_ones(edge: Edge) -> None:
-    client = await edge.connected_polling()
-    await edge.sio.eio.send(client.sid, "x" * MAX_UNREAD_BYTES)
-    await until(lambda: not edge.sockets)
-    assert edge.application.reasons == ["transport error"]
-
-
-@pytest.mark.gen_test
-async def test_a_defect_is_logged_without_what_the_client_sent(
-    edge: Edge, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def defective(*args: object) -> None:
-        raise LookupError
-
-    client = await edge.polling()
-    monkeypatch.setattr(edge.sio.eio, "find_socket", defective)
-    assert (await edge.request("POST", f"{client.query}&access_token={SECRET}", b"40{}")).status == 500
-    [record] = caplog.records
-    assert record.getMessage() == "POST request failed"
-    assert record.exc_info is not None
-    assert record.exc_info[0] is LookupError
-    assert SECRET not in caplog.text
-    caplog.clear()
-
-
-@pytest.mark.gen_test
-async def test_a_defect_at_the_handshake_of_a_websocket_is_logged_and_not_told(
-    edge: Edge, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def defective(*args: object) -> None:
-        raise LookupError("for the log only")
-
-    monkeypatch.setattr(edge.sio.eio, "find_socket", defective)
-    response = await edge.request("GET", f"{websocket_query()}&access_token={SECRET}", **UPGRADE_HEADERS)
-    assert (response.status, orjson.loads(response.body)) == (500, {"code": 3, "message": "Internal error"})
-    [record] = caplog.records
-    assert record.getMessage() == "a handshake failed"
-    assert "for the log only" in caplog.text
-    assert SECRET not in caplog.text
-    caplog.clear()
-
-
-@pytest.mark.gen_test
-async def test_a_defect_at_a_message_of_a_websocket_is_logged_and_ends_it(
-    edge: Edge, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def defective(*args: object) -> None:
-        raise LookupError
-
-    client = await edge.connected()
-    monkeypatch.setattr(edge.sio, "_begin_event", defective)
-    await client.send(f'42["join_lesson","{SECRET}"]')
-    assert await client.messages() == []
-    await until(lambda: not edge.sockets)
-    [record] = caplog.records
-    assert record.getMessage() == "a message could not be handled"
-    assert SECRET not in caplog.text
-    caplog.clear()
 
 
 # Origins
@@ -370,11 +147,11 @@ def test_what_python_socketio_passes_on_reaches_the_engine() -> None:
 
 
 @pytest.mark.gen_test
-async def test_messages_to_a_session_that_has_gone_are_dropped(edge: Edge) -> None:
+async def test_messages_to_an_engine_socket_that_has_ended_are_dropped(edge: Edge) -> None:
     client = await edge.connected_polling()
-    session = edge.sockets[0]
+    engine_socket = edge.sockets[0]
     await edge.sio.eio.disconnect(client.sid)
-    session.send("late")
+    engine_socket.send("late")
     await edge.sio.eio.send(client.sid, "late")
     await edge.sio.eio.disconnect(client.sid)
     assert await client.poll() == ["1"]

@@ -10,26 +10,19 @@ from edge import (
     BINARY_JOIN,
     JOIN,
     JOIN_WITH_ACK,
-    LONG,
-    POLLING,
-    SECRET,
-    UPGRADE_HEADERS,
     Edge,
     edge_fixture,  # noqa: F401
-    frame,
-    impatient_fixture,  # noqa: F401
-    until,
-    websocket_query,
+    short_timeouts_fixture,  # noqa: F401
 )
-from engine_requests import FOREIGN, GET, HOST, POST, WEBSOCKET, impatient
+from engine_requests import FOREIGN, GET, HOST, POST, WEBSOCKET, short_timeouts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from raw_client import POLLING, SECRET, UPGRADE_HEADERS, frame, websocket_query
 from tornado.ioloop import IOLoop
+from waiting import LONG, until
 
-from lesson_server.protocol import engine_socket
-from lesson_server.protocol.engine_socket import (
-    MAX_MESSAGE_SIZE,
-)
+from lesson_server.protocol import limits
+from lesson_server.protocol.limits import MAX_MESSAGE_SIZE
 from lesson_server.protocol.places import Places
 
 # Refused requests
@@ -84,7 +77,7 @@ REFUSED_REQUESTS = [
 
 @pytest.mark.parametrize(("method", "query", "headers", "status", "code"), REFUSED_REQUESTS)
 @pytest.mark.gen_test
-async def test_a_refused_request_is_answered_and_its_socket_closed(
+async def test_a_refused_request_is_answered_and_its_connection_closed(
     edge: Edge, method: str, query: str, headers: dict[str, str], status: int, code: int | None
 ) -> None:
     connection = await edge.connection()
@@ -100,7 +93,7 @@ async def test_a_refused_request_is_answered_and_its_socket_closed(
     assert edge.log == []
 
 
-async def are_told_that_the_server_is_busy(edge: Edge) -> None:
+async def new_clients_are_refused(edge: Edge) -> None:
     for query, headers in ((POLLING, {}), (WEBSOCKET, UPGRADE_HEADERS)):
         response = await edge.request("GET", query, **headers)
         assert response.status == 503
@@ -108,19 +101,19 @@ async def are_told_that_the_server_is_busy(edge: Edge) -> None:
 
 
 @pytest.mark.gen_test
-async def test_newcomers_for_whose_session_there_is_no_place_are_told_so(edge: Edge) -> None:
+async def test_new_clients_are_refused_when_there_is_no_place_for_an_engine_socket(edge: Edge) -> None:
     edge.sio.eio._socket_places = Places(1)
     await edge.connected()
-    await are_told_that_the_server_is_busy(edge)
+    await new_clients_are_refused(edge)
 
 
 @pytest.mark.gen_test
-async def test_a_server_that_is_about_to_stop_begins_no_session_and_goes_on_with_those_that_are_here(
+async def test_a_server_that_is_about_to_stop_refuses_new_clients_and_serves_the_others(
     edge: Edge,
 ) -> None:
     polling, websocket = await edge.connected_polling(), await edge.connected()
     edge.sio.eio.refuse_new_clients()
-    await are_told_that_the_server_is_busy(edge)
+    await new_clients_are_refused(edge)
     await polling.post(JOIN_WITH_ACK)
     assert await polling.poll() == [ACK]
     await websocket.send(JOIN_WITH_ACK)
@@ -130,7 +123,7 @@ async def test_a_server_that_is_about_to_stop_begins_no_session_and_goes_on_with
 # Sockets that never become a request
 
 
-@impatient
+@short_timeouts
 @pytest.mark.parametrize(
     "data",
     [
@@ -150,7 +143,7 @@ async def test_a_server_that_is_about_to_stop_begins_no_session_and_goes_on_with
     ],
 )
 @pytest.mark.gen_test
-async def test_a_socket_that_sends_no_request_is_closed(edge: Edge, data: bytes) -> None:
+async def test_a_connection_that_sends_no_request_is_closed(edge: Edge, data: bytes) -> None:
     connection = await edge.connection()
     await connection.write(data)
     answer = await connection.is_ended()
@@ -158,10 +151,10 @@ async def test_a_socket_that_sends_no_request_is_closed(edge: Edge, data: bytes)
     assert edge.log == []
 
 
-@impatient
+@short_timeouts
 @pytest.mark.parametrize("head", [GET + b"A: ", POST + b"Content-Length: 9999\r\n\r\n"], ids=["header", "body"])
 @pytest.mark.gen_test
-async def test_a_socket_that_trickles_is_closed(edge: Edge, head: bytes) -> None:
+async def test_a_connection_that_sends_slowly_is_closed(edge: Edge, head: bytes) -> None:
     """Bytes now and then put no deadline off."""
     connection = await edge.connection()
     await connection.write(head)
@@ -169,16 +162,16 @@ async def test_a_socket_that_trickles_is_closed(edge: Edge, head: bytes) -> None
     async def trickle() -> None:
         while True:
             await connection.write(b"x")
-            await asyncio.sleep(engine_socket.HANDSHAKE_TIMEOUT / 10)
+            await asyncio.sleep(limits.HANDSHAKE_TIMEOUT / 10)
 
     trickling = asyncio.create_task(trickle())
     await connection.is_ended()
     trickling.cancel()
 
 
-@impatient
+@short_timeouts
 @pytest.mark.gen_test
-async def test_a_socket_that_is_kept_alive_for_nothing_is_closed(edge: Edge) -> None:
+async def test_a_connection_is_closed_after_its_response(edge: Edge) -> None:
     connection = await edge.connection()
     assert (await connection.request("OPTIONS", POLLING)).status == 204
     assert await connection.is_ended() == b""
@@ -203,7 +196,7 @@ FRAMES = st.one_of(
 
 
 def test_whatever_arrives_nothing_is_left_and_nothing_is_logged_as_an_error(edge: Edge, io_loop: IOLoop) -> None:
-    """The fixture asserts the rest: no session, room, environment or attachment is left of any of them."""
+    """The fixture asserts the rest: no Engine.IO socket, room, environment or attachment is left of any of them."""
 
     async def attack(frames: list[bytes], *, handshake: bool) -> None:
         client = await (edge.connected() if handshake else edge.websocket())

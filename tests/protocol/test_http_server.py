@@ -6,22 +6,18 @@ import struct
 
 import pytest
 from edge import (
-    LONG,
-    POLLING,
-    SECRET,
-    UPGRADE_HEADERS,
     Edge,
     edge_fixture,  # noqa: F401
-    impatient_fixture,  # noqa: F401
-    until,
-    websocket_query,
+    short_timeouts_fixture,  # noqa: F401
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from raw_client import POLLING, SECRET, UPGRADE_HEADERS, websocket_query
 from tornado.ioloop import IOLoop
+from waiting import LONG, until
 
-from lesson_server.protocol import engine_socket
-from lesson_server.protocol.http_server import MAX_HEAD_SIZE, MAX_HEADER_LINES, MAX_PARAMETERS, MAX_URL_SIZE
+from lesson_server.protocol import limits
+from lesson_server.protocol.limits import MAX_HEAD_SIZE, MAX_HEADER_LINES, MAX_PARAMETERS, MAX_URL_SIZE
 from lesson_server.protocol.server import EXTRA_SOCKETS
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -39,7 +35,7 @@ UPGRADE = b"GET /socket.io/?%b HTTP/1.1\r\nHost: here\r\n%b\r\n" % (
 # Answers that nobody reads
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_timeouts")
 @pytest.mark.parametrize(
     "requests",
     [
@@ -59,7 +55,7 @@ async def test_a_client_that_reads_no_answer_is_closed(edge: Edge, requests: byt
     await until(lambda: len(edge.server.places) == 0)
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_timeouts")
 @pytest.mark.gen_test
 async def test_a_polling_client_that_reads_no_answer_is_closed(edge: Edge) -> None:
     edge.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -71,7 +67,7 @@ async def test_a_polling_client_that_reads_no_answer_is_closed(edge: Edge) -> No
     await until(lambda: len(edge.server.places) == 0)
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_timeouts")
 @pytest.mark.gen_test
 async def test_a_client_that_does_not_send_its_body_in_time_is_closed(edge: Edge) -> None:
     client = await edge.connection()
@@ -80,15 +76,15 @@ async def test_a_client_that_does_not_send_its_body_in_time_is_closed(edge: Edge
 
 
 @pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def long_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """No deadline ends while a test runs."""
-    monkeypatch.setattr(engine_socket, "HANDSHAKE_TIMEOUT", 10 * LONG)
+    monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT", 10 * LONG)
 
 
-@pytest.mark.usefixtures("patient")
+@pytest.mark.usefixtures("long_timeouts")
 @pytest.mark.parametrize("edge", [1 - EXTRA_SOCKETS], indirect=True, ids=["one socket"])
 @pytest.mark.gen_test
-async def test_a_client_whose_body_has_not_arrived_gives_way_to_a_new_one(edge: Edge) -> None:
+async def test_a_client_whose_body_has_not_arrived_is_evicted_by_a_new_one(edge: Edge) -> None:
     slow = await edge.connection()
     await slow.write(HALF_A_BODY)
     await until(lambda: edge.server._http._connections)

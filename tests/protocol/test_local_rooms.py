@@ -129,7 +129,7 @@ def test_everybody_is_in_the_room_without_a_name(rooms):
 
 
 @pytest.mark.parametrize("kind", [list, tuple])
-def test_of_several_rooms_each_client_is_told_once(rooms, kind):
+def test_of_several_rooms_each_client_is_yielded_once(rooms, kind):
     one, two, three = connect(rooms, "eio-1", "eio-2", "eio-3")
     for sid, room in ((one, "lesson"), (one, "other"), (two, "other")):
         rooms.basic_enter_room(sid, NAMESPACE, room)
@@ -137,7 +137,7 @@ def test_of_several_rooms_each_client_is_told_once(rooms, kind):
     assert sorted(told) == sorted([(one, "eio-1"), (two, "eio-2"), (three, "eio-3")])
 
 
-def test_somebody_may_leave_while_a_room_is_told(rooms):
+def test_a_client_may_leave_while_a_room_is_iterated(rooms):
     """As when a client is found to be gone by what is sent to it."""
     one, two = connect(rooms, "eio-1", "eio-2")
     for sid in (one, two):

@@ -1,4 +1,4 @@
-"""places.py: however many come and say nothing, whoever has just come has time to say what it wants."""
+"""places.py: however many clients connect and send nothing, the newest have time for their handshake."""
 
 import pytest
 
@@ -6,94 +6,99 @@ from lesson_server.errors import ServiceBusy
 from lesson_server.protocol.places import Places
 
 
-class Guest:
-    """Has one of the places, until a newcomer needs it."""
+class Holder:
+    """Holds a place until it is evicted."""
 
     def __init__(self, places):
-        self.is_gone = False
-        self.place = places.take(self.give_way)
+        self.is_evicted = False
+        self.place = places.take(self.on_evicted)
 
-    def give_way(self):
-        self.is_gone = True
-
-
-def gone(guests):
-    """The numbers of the guests that have given way."""
-    return [number for number, guest in enumerate(guests) if guest.is_gone]
+    def on_evicted(self):
+        self.is_evicted = True
 
 
-def test_there_are_no_more_than_the_limit_and_the_oldest_gives_way():
+def evicted(holders):
+    """The numbers of the evicted holders."""
+    return [number for number, holder in enumerate(holders) if holder.is_evicted]
+
+
+def test_there_are_no_more_than_the_limit_and_the_oldest_is_evicted():
     places = Places(3)
-    guests = [Guest(places) for _ in range(3)]
-    assert (len(places), gone(guests)) == (3, [])
-    guests += [Guest(places) for _ in range(2)]
-    assert (len(places), gone(guests)) == (3, [0, 1])
+    holders = [Holder(places) for _ in range(3)]
+    assert (len(places), evicted(holders)) == (3, [])
+    holders += [Holder(places) for _ in range(2)]
+    assert (len(places), evicted(holders)) == (3, [0, 1])
 
 
-def test_a_place_that_is_kept_is_no_newcomer_s():
+def test_the_holder_of_a_kept_place_is_not_evicted():
     places = Places(3)
-    guests = [Guest(places) for _ in range(3)]
-    guests[0].place.keep()
-    guests[1].place.keep()
-    guests += [Guest(places) for _ in range(2)]
-    assert (len(places), gone(guests)) == (3, [2, 3])
+    holders = [Holder(places) for _ in range(3)]
+    holders[0].place.keep()
+    holders[1].place.keep()
+    holders += [Holder(places) for _ in range(2)]
+    assert (len(places), evicted(holders)) == (3, [2, 3])
 
 
-def test_a_place_that_is_released_comes_after_those_that_wait_already():
+def test_a_place_that_is_kept_no_longer_is_evicted_after_the_others():
     places = Places(3)
-    guests = [Guest(places) for _ in range(3)]
-    guests[0].place.keep()
-    guests[0].place.release()
-    guests += [Guest(places) for _ in range(2)]
-    assert gone(guests) == [1, 2]
-    guests += [Guest(places)]
-    assert gone(guests) == [0, 1, 2]
+    holders = [Holder(places) for _ in range(3)]
+    holders[0].place.keep()
+    holders[0].place.allow_eviction()
+    holders += [Holder(places) for _ in range(2)]
+    assert evicted(holders) == [1, 2]
+    holders += [Holder(places)]
+    assert evicted(holders) == [0, 1, 2]
 
 
-def test_when_all_states_are_kept_there_is_none():
+def test_when_all_places_are_kept_there_is_none():
     places = Places(2)
-    guests = [Guest(places) for _ in range(2)]
-    for guest in guests:
-        guest.place.keep()
+    holders = [Holder(places) for _ in range(2)]
+    for holder in holders:
+        holder.place.keep()
     with pytest.raises(ServiceBusy):
-        Guest(places)
-    assert (len(places), gone(guests)) == (2, [])
-    guests[1].place.leave()
-    Guest(places)
+        Holder(places)
+    assert (len(places), evicted(holders)) == (2, [])
+    holders[1].place.free()
+    Holder(places)
     assert len(places) == 2
 
 
 @pytest.mark.parametrize("is_kept", [False, True])
-def test_a_place_that_has_been_left_is_left_for_good(is_kept):
+def test_a_place_that_has_been_freed_stays_free(is_kept):
     places = Places(2)
-    guest = Guest(places)
+    holder = Holder(places)
     if is_kept:
-        guest.place.keep()
-    guest.place.leave()
+        holder.place.keep()
+    holder.place.free()
     assert len(places) == 0
-    for late in (guest.place.leave, guest.place.keep, guest.place.release, lambda: guest.place.hand_over(pytest.fail)):
+    for late in (
+        holder.place.free,
+        holder.place.keep,
+        holder.place.allow_eviction,
+        lambda: holder.place.transfer(pytest.fail),
+    ):
         late()
         assert len(places) == 0
 
 
 @pytest.mark.parametrize("is_kept", [False, True])
-def test_of_a_place_that_was_handed_over_the_new_owner_gives_way(is_kept):
+def test_of_a_place_that_was_transferred_the_new_holder_is_evicted(is_kept):
     places = Places(1)
-    first = Guest(places)
+    first = Holder(places)
     if is_kept:
         first.place.keep()
-    handed_over = []
-    first.place.hand_over(lambda: handed_over.append(True))
-    first.place.release()
-    Guest(places)
-    assert handed_over == [True]
-    assert not first.is_gone
+    transferred = []
+    first.place.transfer(lambda: transferred.append(True))
+    first.place.allow_eviction()
+    Holder(places)
+    assert transferred == [True]
+    assert not first.is_evicted
 
 
-def test_who_gives_way_may_say_so_itself():
-    """As a socket does that is closed."""
+def test_an_evicted_holder_may_free_its_place():
+    """As a connection does that is closed."""
     places = Places(1)
-    places.take(lambda: place.leave())
+    places.take(lambda: place.free())
     place = next(iter(places.provisional))
     places.take(lambda: None)
     assert len(places) == 1

@@ -46,7 +46,7 @@ async def test_what_is_emitted_on_one_node_reaches_the_room_on_both(nodes):
 
 
 @pytest.mark.gen_test
-async def test_a_ping_proves_that_the_node_hears(server, redis_client):
+async def test_a_ping_proves_that_the_node_receives_messages(server, redis_client):
     async with asyncio.timeout(5):
         await server._rooms.ping()
     server._rooms.thread.cancel()  # deaf, though Redis answers
@@ -59,7 +59,7 @@ async def test_a_ping_proves_that_the_node_hears(server, redis_client):
 
 
 @pytest.mark.gen_test
-async def test_a_ping_is_sent_when_there_is_a_subscription_to_hear_it(server, monkeypatch):
+async def test_a_ping_is_sent_when_there_is_a_subscription(server, monkeypatch):
     sent = []
 
     async def send(text):
@@ -85,7 +85,7 @@ async def test_a_server_that_has_just_started_is_ready_at_once(server):
 
 
 @pytest.mark.gen_test
-async def test_a_killed_subscription_is_renewed_and_hears_again(nodes, redis_client):
+async def test_a_killed_subscription_is_renewed_and_receives_again(nodes, redis_client):
     here, there = nodes
     async with client(there, client="participant", lesson_id="1") as sio:
         (received,) = news_of(sio)
@@ -107,7 +107,7 @@ async def lose_subscription(server, redis_client, monkeypatch):
     await server._rooms.ping()
     subscriptions = []
     server._rooms.on_subscribed = lambda: subscriptions.append("one")
-    monkeypatch.setattr(rooms_module, "DEAF_AFTER", -1.0)
+    monkeypatch.setattr(rooms_module, "SUBSCRIPTION_TIMEOUT", -1.0)
     assert redis_client.execute_command("CLIENT", "KILL", "TYPE", "pubsub") == 1
     return subscriptions
 
@@ -121,14 +121,14 @@ async def test_a_redis_that_is_away_is_no_error_of_the_subscription(server, redi
     def away():
         if errors:
             raise errors.pop()
-        monkeypatch.setattr(rooms_module, "DEAF_AFTER", 12.0)
+        monkeypatch.setattr(rooms_module, "SUBSCRIPTION_TIMEOUT", 12.0)
         return pubsub()
 
     monkeypatch.setattr(server._rooms._store.client, "pubsub", away)
     monkeypatch.setattr(rooms_module, "RESUBSCRIBE_INTERVAL", 0.01)
     await lose_subscription(server, redis_client, monkeypatch)
     await until(lambda: not errors)
-    await until_heard(server)
+    await until_echoed(server)
     assert "Unexpected" not in caplog.text
 
 
@@ -152,7 +152,7 @@ async def test_a_silent_subscription_proves_itself_by_echoes_and_stays(server, r
     """The server is made before the times are short: its subscription is renewed once."""
     monkeypatch.setattr(rooms_module, "RESUBSCRIBE_INTERVAL", 0.01)
     monkeypatch.setattr(rooms_module, "ECHO_INTERVAL", 0.05)
-    monkeypatch.setattr(rooms_module, "DEAF_AFTER", 5.0)
+    monkeypatch.setattr(rooms_module, "SUBSCRIPTION_TIMEOUT", 5.0)
     subscriptions = []
     await server._rooms.ping()
     server._rooms.on_subscribed = lambda: subscriptions.append("renewed")
@@ -170,7 +170,7 @@ async def test_a_subscription_that_hears_nothing_is_replaced(server, redis_clien
     """As when a firewall has forgotten the connection: both ends believe in it."""
     monkeypatch.setattr(rooms_module, "RESUBSCRIBE_INTERVAL", 0.01)
     monkeypatch.setattr(rooms_module, "ECHO_INTERVAL", 0.01)
-    monkeypatch.setattr(rooms_module, "DEAF_AFTER", 0.05)
+    monkeypatch.setattr(rooms_module, "SUBSCRIPTION_TIMEOUT", 0.05)
     await server._rooms.ping()
     before = redis_client.client_list(_type="pubsub")
     with monkeypatch.context() as patch:
@@ -196,7 +196,7 @@ async def test_rooms_are_entered_and_left_on_this_node_only(server, redis_client
 
 
 @pytest.mark.gen_test
-async def test_who_leaves_a_room_is_not_in_it_any_more(server):
+async def test_a_client_that_leaves_a_room_is_not_in_it_any_more(server):
     sid = await server._rooms.pre_connect("eio-1", "/")
     await server._rooms.enter_room(sid, "/", "1")
     await server._rooms.leave_room(sid, "/", "1")
@@ -214,7 +214,7 @@ def test_a_foreign_message_does_no_harm(io_loop, server, redis_client, monkeypat
     async def story():
         await server._rooms.ping()
         assert redis_client.publish("lesson_node_rooms", message) == 1
-        await until_heard(server)
+        await until_echoed(server)
         async with client(server, client="participant", lesson_id="1") as sio:
             assert await join(sio) == SUCCESS
         assert "Unexpected" not in caplog.text  # as the library logs what ends the subscription
@@ -222,7 +222,7 @@ def test_a_foreign_message_does_no_harm(io_loop, server, redis_client, monkeypat
     io_loop.run_sync(story)
 
 
-async def until_heard(server):
+async def until_echoed(server):
     """An echo that is sent between two subscriptions is lost; the next one is not."""
     async with asyncio.timeout(10):
         while True:

@@ -1,4 +1,4 @@
-"""server.py: however many sockets and sessions come, their number is bounded, and clients and probes are served."""
+"""server.py: the numbers of connections and Engine.IO sockets are bounded, and clients and probes are served."""
 
 import asyncio
 
@@ -6,22 +6,18 @@ import pytest
 from edge import (
     ACK,
     JOIN_WITH_ACK,
-    LONG,
     PAGES,
-    POLLING,
     REFUSED_HANDSHAKE,
-    UPGRADE_HEADERS,
-    Client,
     Edge,
     edge_fixture,  # noqa: F401
-    impatient_fixture,  # noqa: F401
     left_of,
-    until,
-    websocket_query,
+    short_timeouts_fixture,  # noqa: F401
     workers_fixture,  # noqa: F401
 )
+from raw_client import POLLING, UPGRADE_HEADERS, Client, websocket_query
+from waiting import LONG, until
 
-from lesson_server.protocol import engine_socket
+from lesson_server.protocol import limits
 from lesson_server.protocol import websocket as websocket_module
 from lesson_server.protocol.server import EXTRA_ENGINE_SOCKETS, EXTRA_SOCKETS
 
@@ -45,7 +41,7 @@ async def is_healthy(edge: Edge) -> bool:
 
 @limited
 @pytest.mark.gen_test
-async def test_silent_sockets_give_way_and_probes_get_in(edge: Edge) -> None:
+async def test_silent_connections_are_evicted_and_probes_are_answered(edge: Edge) -> None:
     await storm(edge, 3 * EXTRA_SOCKETS)
     for _ in range(EXTRA_SOCKETS):
         assert await is_healthy(edge)
@@ -55,7 +51,7 @@ async def test_silent_sockets_give_way_and_probes_get_in(edge: Edge) -> None:
 @limited
 @pytest.mark.parametrize("kind", ["websocket", "poll that waits", "upgraded websocket"])
 @pytest.mark.gen_test
-async def test_a_socket_that_carries_a_session_does_not_give_way(edge: Edge, kind: str) -> None:
+async def test_a_connection_that_carries_an_engine_socket_is_not_evicted(edge: Edge, kind: str) -> None:
     if kind == "poll that waits":
         client = await edge.connected_polling()
         async with client.waiting() as poll:
@@ -76,7 +72,7 @@ async def test_a_socket_that_carries_a_session_does_not_give_way(edge: Edge, kin
 
 @limited
 @pytest.mark.gen_test
-async def test_a_socket_whose_poll_is_answered_gives_way_again(edge: Edge) -> None:
+async def test_a_connection_whose_poll_is_answered_is_evicted_again(edge: Edge) -> None:
     client = await edge.connected_polling()
     await client.post(JOIN_WITH_ACK)
     connection = await edge.connection()
@@ -89,10 +85,12 @@ async def test_a_socket_whose_poll_is_answered_gives_way_again(edge: Edge) -> No
 @limited
 @pytest.mark.parametrize("kind", ["refused handshake", "ended by the client", "upgrade that is not completed"])
 @pytest.mark.gen_test
-async def test_a_websocket_without_a_session_gives_way(edge: Edge, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+async def test_a_websocket_without_engine_socket_is_evicted(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     """Whether it had one, or is going to have one; not only by its timeout."""
     monkeypatch.setattr(websocket_module, "CLOSE_TIMEOUT", 10 * LONG)
-    monkeypatch.setattr(engine_socket, "HANDSHAKE_TIMEOUT", 10 * LONG)
+    monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT", 10 * LONG)
     if kind == "upgrade that is not completed":
         websocket = await edge.websocket((await edge.connected_polling()).sid)
     else:
@@ -105,9 +103,9 @@ async def test_a_websocket_without_a_session_gives_way(edge: Edge, monkeypatch: 
     assert await is_healthy(edge)
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_timeouts")
 @pytest.mark.gen_test
-async def test_an_upgrade_that_is_not_completed_keeps_its_socket_for_the_time_of_a_handshake(edge: Edge) -> None:
+async def test_an_upgrade_that_is_not_completed_keeps_its_connection_for_the_time_of_a_handshake(edge: Edge) -> None:
     polling = await edge.connected_polling()
     websocket = await edge.websocket(polling.sid)
     assert await websocket.is_ended() == b""
@@ -118,7 +116,7 @@ async def test_an_upgrade_that_is_not_completed_keeps_its_socket_for_the_time_of
 @limited
 @pytest.mark.parametrize("transport", ["polling", "websocket"])
 @pytest.mark.gen_test
-async def test_of_handshakes_that_are_not_completed_the_oldest_gives_way(edge: Edge, transport: str) -> None:
+async def test_of_handshakes_that_are_not_completed_the_oldest_is_evicted(edge: Edge, transport: str) -> None:
     kept = await edge.connected()
     first, *_ = [
         await (edge.websocket() if transport == "websocket" else edge.polling())
@@ -136,7 +134,7 @@ async def test_of_handshakes_that_are_not_completed_the_oldest_gives_way(edge: E
 
 @limited
 @pytest.mark.gen_test
-async def test_when_all_sessions_are_connected_the_next_one_is_told_so(edge: Edge) -> None:
+async def test_when_all_engine_sockets_are_connected_the_next_one_is_refused(edge: Edge) -> None:
     """Admission would have refused them before."""
     for _ in range(LIMIT + EXTRA_ENGINE_SOCKETS):
         await edge.connected()
@@ -168,8 +166,8 @@ async def test_every_place_is_left(edge: Edge) -> None:
 
 
 @pytest.mark.gen_test
-async def test_a_session_goes_on_wherever_its_requests_are_accepted(workers: list[Edge]) -> None:
-    """Each worker has sessions of its own, and passes on what is for the other one."""
+async def test_an_engine_socket_is_served_wherever_its_requests_are_accepted(workers: list[Edge]) -> None:
+    """Each worker has Engine.IO sockets of its own, and passes on what is for the other one."""
     first, second = workers
     client = await first.connected_polling()
     client._edge = second  # from now on the system gives its requests to the other worker
@@ -192,7 +190,7 @@ async def test_pages_of_an_allowed_origin_may_connect(workers: list[Edge]) -> No
 
 
 @pytest.mark.gen_test
-async def test_a_server_that_stops_begins_no_session_and_closes_what_is_left(edge: Edge) -> None:
+async def test_a_server_that_stops_opens_no_engine_socket_and_closes_the_connections(edge: Edge) -> None:
     """A websocket whose client does not answer the close frame, a socket that says nothing, a body without its end."""
     waiting, silent, slow = [await edge.connection() for _ in range(3)]
     await slow.write(b"POST /socket.io/ HTTP/1.1\r\nHost: here\r\nContent-Length: 9\r\n\r\n12345678")
@@ -209,10 +207,10 @@ async def test_a_server_that_stops_begins_no_session_and_closes_what_is_left(edg
 
 
 @pytest.mark.gen_test
-async def test_a_stop_waits_for_nobody_when_all_clients_have_answered_the_close_frame(
+async def test_a_stop_ends_at_once_when_all_clients_have_answered_the_close_frame(
     edge: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lesson_server.protocol.server.CLOSE_PATIENCE", 1_000)
+    monkeypatch.setattr("lesson_server.protocol.server.STOP_TIMEOUT", 1_000)
     websocket = await edge.connected()
     stop = asyncio.create_task(edge.server.stop())
     assert await websocket.receive() is None  # and the close frame is answered
@@ -221,7 +219,7 @@ async def test_a_stop_waits_for_nobody_when_all_clients_have_answered_the_close_
 
 
 @pytest.mark.gen_test
-async def test_a_stop_that_is_cancelled_closes_the_sockets_nevertheless(edge: Edge) -> None:
+async def test_a_stop_that_is_cancelled_closes_the_connections_nevertheless(edge: Edge) -> None:
     ending, may_end = asyncio.Event(), asyncio.Event()
 
     async def disconnect(sid: str, reason: str) -> None:

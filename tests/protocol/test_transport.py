@@ -13,14 +13,14 @@ from edge import (
     JOIN_WITH_ACK,
     REFUSAL,
     REFUSED_HANDSHAKE,
-    SECRET,
     Edge,
     edge_fixture,  # noqa: F401
-    until,
 )
+from raw_client import SECRET
 from socketio.packet import Packet
+from waiting import until
 
-from lesson_server.protocol.engine_socket import MAX_MESSAGE_SIZE
+from lesson_server.protocol.limits import MAX_MESSAGE_SIZE
 from lesson_server.protocol.places import Places
 from lesson_server.protocol.transport import MAX_EVENT_SIZE, MAX_WAITING_EVENTS, SocketServer, TooMuchData
 
@@ -249,7 +249,7 @@ DROPPED = [
 
 @pytest.mark.parametrize(("messages", "why"), DROPPED)
 @pytest.mark.gen_test
-async def test_a_packet_that_is_none_of_a_client_s_ends_its_session(
+async def test_a_packet_that_no_client_may_send_ends_its_engine_socket(
     edge: Edge, messages: tuple[str | bytes, ...], why: str
 ) -> None:
     """Its sender is dropped, no handler runs for it but the one of the end, and the log has one line."""
@@ -268,7 +268,7 @@ async def test_a_packet_that_is_none_of_a_client_s_ends_its_session(
 
 @pytest.mark.parametrize("message", [b"", b"x", b"4{}"])
 @pytest.mark.gen_test
-async def test_a_binary_message_ends_its_session(edge: Edge, message: bytes) -> None:
+async def test_a_binary_message_ends_its_engine_socket(edge: Edge, message: bytes) -> None:
     client = await edge.connected()
     await client.send(message, JOIN)
     assert await client.messages() == []
@@ -299,8 +299,8 @@ async def test_a_client_that_waits_may_send_as_many_events_as_it_likes(edge: Edg
     for _ in range(3 * MAX_WAITING_EVENTS):
         await client.send(JOIN_WITH_ACK)
         assert await client.receive() == ACK
-    [session] = edge.sockets
-    await until(lambda: session.waiting_events == 0)
+    [engine_socket] = edge.sockets
+    await until(lambda: engine_socket.waiting_events == 0)
 
 
 @pytest.mark.parametrize("leaves", ["1", "41", "disappears"])
@@ -318,7 +318,7 @@ async def test_an_end_is_seen_while_an_event_is_under_way(edge: Edge, leaves: st
 
 
 @pytest.mark.gen_test
-async def test_what_runs_for_a_session_may_use_it_until_its_end_has_been_handled(edge: Edge) -> None:
+async def test_a_handler_may_use_its_engine_socket_until_the_end_of_that_has_been_handled(edge: Edge) -> None:
     """A join that is under way when its client goes is no defect; the end waits for it."""
     joined = asyncio.Event()
     seen = []

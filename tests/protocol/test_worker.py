@@ -1,4 +1,4 @@
-"""worker.py: which worker has a session, and how its sockets get there."""
+"""worker.py: which worker has an Engine.IO socket, and how the connections of its requests get there."""
 
 import asyncio
 import errno
@@ -7,7 +7,7 @@ import socket
 from functools import partial
 
 import pytest
-from edge import until
+from waiting import until
 
 from lesson_server.protocol.places import Places
 from lesson_server.protocol.worker import RECEIVE_BATCH, Worker, make_inboxes
@@ -62,7 +62,7 @@ def request(sid, path="/socket.io/", method="GET"):
         (b"garbage", None),
     ],
 )
-def test_the_id_of_a_session_tells_its_worker(workers, head, other):
+def test_the_id_of_an_engine_socket_has_the_number_of_its_worker(workers, head, other):
     assert workers[1].other(head) == other
 
 
@@ -72,7 +72,7 @@ def test_the_ids_of_a_worker_are_its_own(workers):
 
 
 @pytest.mark.gen_test
-async def test_a_socket_is_passed_on_with_all_that_it_has_to_read(workers, places, caplog):
+async def test_a_connection_is_passed_on_with_its_unread_bytes(workers, places, caplog):
     taken = []
     workers[2].receive(taken.append)
     client = pass_on(workers[0], 2, places)
@@ -88,7 +88,7 @@ async def test_a_socket_is_passed_on_with_all_that_it_has_to_read(workers, place
 
 
 @pytest.mark.gen_test
-async def test_a_worker_that_has_stopped_takes_nothing(workers, places):
+async def test_a_worker_that_has_stopped_receives_nothing(workers, places):
     before, after = [], []
     workers[1].receive(before.append)
     workers[1].stop()
@@ -104,7 +104,7 @@ async def test_a_worker_that_has_stopped_takes_nothing(workers, places):
 
 
 @pytest.mark.gen_test
-async def test_what_is_passed_to_a_worker_that_has_died_waits_for_the_next_one(workers, places):
+async def test_a_connection_that_is_passed_to_a_dead_worker_waits_for_its_replacement(workers, places):
     clients = []
     for _ in range(2 * RECEIVE_BATCH):
         clients.append(pass_on(workers[0], 1, places))
@@ -129,7 +129,7 @@ def fill(worker, number, places):
 
 
 @pytest.mark.gen_test
-async def test_who_finds_no_room_in_an_inbox_waits_for_it_and_keeps_a_place_meanwhile(
+async def test_a_connection_that_finds_no_room_in_an_inbox_waits_and_holds_its_place(
     workers, places, caplog, monkeypatch
 ):
     send, sent = Worker._send, []
@@ -153,7 +153,7 @@ async def test_who_finds_no_room_in_an_inbox_waits_for_it_and_keeps_a_place_mean
 
 
 @pytest.mark.gen_test
-async def test_who_waits_for_room_gives_way_to_a_newcomer(workers, places):
+async def test_a_connection_that_waits_for_room_is_evicted_by_a_new_one(workers, places):
     clients = fill(workers[0], 1, places)
     newcomers = [places.take(lambda: None) for _ in range(PLACES)]  # as many as there are
     assert [client.recv(1) for client in clients[-3:]] == [b"", b"", b""]
@@ -167,7 +167,7 @@ async def test_who_waits_for_room_gives_way_to_a_newcomer(workers, places):
 
 
 @pytest.mark.gen_test
-async def test_a_worker_that_stops_closes_those_who_wait_for_room(workers, places):
+async def test_a_worker_that_stops_closes_the_connections_that_wait_for_room(workers, places):
     clients = fill(workers[0], 1, places)
     workers[0].stop()
     assert [client.recv(1) for client in clients[-3:]] == [b"", b"", b""]
@@ -181,7 +181,7 @@ async def test_a_worker_that_stops_closes_those_who_wait_for_room(workers, place
 
 
 @pytest.mark.gen_test
-async def test_a_socket_that_the_system_does_not_pass_on_is_closed_and_the_next_one_is_passed(
+async def test_a_connection_that_the_system_does_not_pass_on_is_closed_and_the_next_one_is_passed(
     workers, places, caplog, monkeypatch
 ):
     send_fds, failures = socket.send_fds, [OSError(errno.ETOOMANYREFS, "Too many references: cannot splice")]
@@ -207,7 +207,7 @@ def _raise(failures):
 
 
 @pytest.mark.gen_test
-async def test_without_open_files_a_socket_is_lost_and_the_next_one_is_taken(workers, places):
+async def test_without_open_files_a_connection_is_lost_and_the_next_one_is_received(workers, places):
     taken = []
     client = pass_on(workers[0], 1, places)
     workers[1].receive(taken.append)

@@ -1,15 +1,9 @@
 """Requests of Engine.IO that several tests send."""
 
 import pytest
-from edge import (
-    SECRET,
-    UPGRADE_HEADERS,
-    edge_fixture,  # noqa: F401
-    impatient_fixture,  # noqa: F401
-    websocket_query,
-)
+from raw_client import SECRET, UPGRADE_HEADERS, websocket_query
 
-impatient = pytest.mark.usefixtures("impatient")
+short_timeouts = pytest.mark.usefixtures("short_timeouts")
 
 FOREIGN = "https://elsewhere.example"
 

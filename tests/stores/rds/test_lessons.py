@@ -4,8 +4,8 @@ import asyncio
 from functools import partial
 
 import pytest
-from edge import LONG, until
 from lesson_queries import are_too_slow, ask_for
+from waiting import LONG, until
 
 from lesson_server.errors import LessonNotFound, StoreUnavailable
 from lesson_server.stores.rds.lesson import Lesson

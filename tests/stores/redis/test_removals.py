@@ -4,8 +4,8 @@ import asyncio
 import logging
 
 import pytest
-from edge import until
 from presences import CLIENT, RECORDS, TEACHER, MasterDown, lesson_field, other, own_keys
+from waiting import until
 
 from lesson_server.errors import StoreRefused
 from lesson_server.stores.redis import removals
