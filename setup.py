@@ -59,7 +59,7 @@ setup(
     packages=find_packages(include=["lesson_server*", "statecharts*"]),
     package_data={"lesson_server": ["py.typed", "schema.sql"]},
     install_requires=[
-        "aiopg>=1.4,<1.5",  # lessons.py replaces one call in the error path of 1.4
+        "aiopg>=1.4,<1.5",  # aiopg_patches.py replaces one call in the error path of 1.4
         "mixpanel>=5.1,<6",
         "orjson>=3.10",
         "picows>=2.3.1,<2.4",  # websocket_protocol.py makes the protocol object of 2.3 by itself

@@ -11,12 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import socketio
-from clients import SUCCESS, client, join, refusal, until
+from clients import SUCCESS, client, join, refusal
 from commands import running
 from prometheus_client.parser import text_string_to_metric_families
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 from tornado.websocket import websocket_connect
 from valkeys import Valkeys
+from waiting import until
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.events.join_lesson import JOIN_LESSON

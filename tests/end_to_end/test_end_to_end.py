@@ -3,8 +3,9 @@
 import asyncio
 
 import pytest
-from clients import SUCCESS, TRANSPORTS, UNAVAILABLE, client, error, join, refusal, until
+from clients import SUCCESS, TRANSPORTS, UNAVAILABLE, client, error, join, refusal
 from joins import join_of
+from waiting import until
 
 # The stories
 

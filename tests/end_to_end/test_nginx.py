@@ -9,9 +9,10 @@ import subprocess
 import aiohttp
 import pytest
 import socketio
-from clients import SUCCESS, TRANSPORTS, join, until
+from clients import SUCCESS, TRANSPORTS, join
 from cluster import ROOT, free_port, wait_until
 from tornado.httpclient import AsyncHTTPClient
+from waiting import until
 
 from lesson_server.protocol import engine_socket, limits
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 import toy_chart
-from clients import SUCCESS, client, error, join, until
+from clients import SUCCESS, client, error, join
 from fakes import World, settle
 from toy_event import RAISE_HAND, REASONS, RaiseHand
+from waiting import until
 
 from lesson_server.events.registry import EVENTS
 from statecharts import export

@@ -7,6 +7,7 @@ import math
 import re
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,8 @@ from everyone import (
     present,
     serving,
     succeeds,
-    until,
 )
+from waiting import until
 
 from lesson_server import server as server_module
 from lesson_server.events import join_lesson
@@ -286,7 +287,7 @@ async def test_a_storm_of_joins_is_refused_politely_and_each_may_try_again(envir
         assert refused
         assert all(answer in (SUCCESS, {"status": "ERROR", "message": BUSY}) for answer in answers)
         for sio in refused:
-            await until(lambda sio=sio: succeeds(sio))
+            await until(partial(succeeds, sio))
         assert len(present(redis_client)) == len(people)
 
 

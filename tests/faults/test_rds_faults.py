@@ -19,8 +19,8 @@ from everyone import (
     present,
     serving,
     succeeds,
-    until,
 )
+from waiting import until
 
 from lesson_server.protocol import rooms
 

@@ -6,9 +6,10 @@ import signal
 from itertools import islice
 
 import pytest
-from clients import SUCCESS, UNAVAILABLE, client, join, until
+from clients import SUCCESS, UNAVAILABLE, client, join
 from redis.crc import key_slot
 from valkeys import Valkeys, eventually
+from waiting import until
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.stores.redis import nodes

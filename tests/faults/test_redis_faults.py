@@ -18,8 +18,8 @@ from everyone import (
     present,
     serving,
     succeeds,
-    until,
 )
+from waiting import until
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.stores.redis import records

@@ -43,10 +43,3 @@ async def refusal(server, auth):
         await sio.connect(server.url, transports=["websocket"], auth=auth)
     await sio.shutdown()
     return (await told)["message"]
-
-
-async def until(condition):
-    """Waits for what the server does by itself after a client has gone."""
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)

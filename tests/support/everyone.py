@@ -5,8 +5,8 @@ import contextlib
 from types import SimpleNamespace
 
 from clients import SUCCESS, client, join
-from cluster import PATIENCE
 from tornado.httpclient import AsyncHTTPClient
+from waiting import until
 
 from lesson_server.server import LessonServer
 from lesson_server.settings.sources import load
@@ -75,18 +75,6 @@ def has_no_trace_of(redis_client, who):
     """Whether nothing of a client that never got in stands in Redis."""
     claims = redis_client.keys(f"lesson_node_claims:{who}*") + redis_client.keys(f"lesson_node_claims*{{{who}}}")
     return not (redis_client.exists(who) or who in present(redis_client) or who in indexed(redis_client) or claims)
-
-
-async def until(condition, seconds=PATIENCE):
-    """Waits for what comes true by itself."""
-    async with asyncio.timeout(seconds):
-        while True:
-            result = condition()
-            if asyncio.iscoroutine(result):
-                result = await result
-            if result:
-                return
-            await asyncio.sleep(0.02)
 
 
 async def get(node, path):

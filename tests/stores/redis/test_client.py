@@ -5,13 +5,14 @@ import contextlib
 
 import pytest
 import redis
-from clients import SUCCESS, client, join, until
+from clients import SUCCESS, client, join
 from presences import new_presence
 from redis.asyncio import SSLConnection
 from redis.asyncio.cluster import ClusterNode
 from redis.crc import key_slot
 from tornado.httpclient import AsyncHTTPClient
 from valkeys import Valkeys, eventually
+from waiting import until
 
 from lesson_server.errors import StoreRefused, StoreUnavailable
 from lesson_server.settings.schema import SettingsError

@@ -4,8 +4,9 @@ import asyncio
 from itertools import chain
 
 import pytest
-from clients import SUCCESS, client, join, until
+from clients import SUCCESS, client, join
 from node_keys import CLIENT, RETENTION, commands_of, logged
+from waiting import until
 
 from lesson_server.errors import StoreRefused, StoreUnavailable
 from lesson_server.stores.redis import nodes

@@ -3,8 +3,8 @@
 import asyncio
 
 import pytest
-from clients import until
 from node_keys import CLIENT, TEACHER, commands_of, known, logged, own_keys, snapshot
+from waiting import until
 
 from lesson_server.errors import StoreRefused, StoreUnavailable
 from lesson_server.stores.redis import nodes
