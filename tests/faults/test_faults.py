@@ -33,7 +33,7 @@ from lesson_server import server as server_module
 from lesson_server.events import join_lesson
 from lesson_server.settings.schema import Settings
 from lesson_server.stores import availability
-from lesson_server.stores.redis import nodes, presence
+from lesson_server.stores.redis import nodes, removals
 
 pytestmark = pytest.mark.usefixtures("quick_nodes")
 
@@ -344,10 +344,10 @@ def test_every_time_of_the_matrix_is_what_its_constants_make_of_it():
     sections = {name: getattr(Settings(), name) for name in ("redis", "rds", "server")}
     constants = {
         **constants_of(nodes),
-        **{f"{module.__name__.rpartition('.')[2]}.{name}": value for module in (nodes, presence)
+        **{f"{module.__name__.rpartition('.')[2]}.{name}": value for module in (nodes, removals)
            for name, value in constants_of(module).items()},
         **{name: constants_of(module)[name] for module, name in (
-            (join_lesson, "DEADLINE"), (presence, "REMOVAL_PATIENCE"), (presence, "LATE_WRITE"),
+            (join_lesson, "DEADLINE"), (removals, "REMOVAL_PATIENCE"), (removals, "LATE_WRITE"),
             (availability, "PROBE_INTERVAL"), (availability, "PROBE_TIMEOUT"),
             (server_module, "PRESENCE_DEADLINE"), (server_module, "ANALYTICS_DEADLINE"))},
     }  # fmt: skip

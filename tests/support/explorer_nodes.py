@@ -194,22 +194,22 @@ def controlled() -> Iterator[LogHandler]:
         assert isinstance(loop, NodeLoop)
         return f"{loop.name}.{next(loop.ids)}"
 
-    logger = logging.getLogger("lesson_server")
-    handler = LogHandler()
-    logger.addHandler(handler)
-    propagate, logger.propagate = logger.propagate, False
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     # patch.object refuses what is not there, so a constant that is renamed is not silently left as it is.
     with (
         patch("lesson_server.stores.redis.claims.secrets.token_hex", token_hex),
         patch.object(removals, "RETRY_INTERVAL", 0),
         patch.object(removals, "UNINDEX_INTERVAL", 0),
         patch.object(removals, "LATE_WRITE", nodes.HEARTBEAT_INTERVAL),
-        patch.object(nodes, "RETRY_INTERVAL", 0),
+        patch.object(nodes, "CHECK_RETRY_INTERVAL", 0),
         patch.object(nodes, "LOST_AFTER", LOST_AFTER),
         patch.object(nodes, "CHECK_PERIOD", CHECK_PERIOD),
     ):
+        logger = logging.getLogger("lesson_server")
+        handler = LogHandler()
+        logger.addHandler(handler)
+        propagate, logger.propagate = logger.propagate, False
+        level = logger.level
+        logger.setLevel(logging.ERROR)
         try:
             yield handler
         finally:
