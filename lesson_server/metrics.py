@@ -5,7 +5,6 @@ the code defines: never an id, a token or an address.
 """
 
 import os
-from collections import Counter as Count
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 
@@ -77,18 +76,13 @@ class Metrics:
             "lesson_mixpanel_events", "Events for Mixpanel", ("outcome",), registry=self.registry
         )
 
-    def count_connections(self, connections: Iterable[StateOf], states: Iterable[StateOf]) -> None:
+    def count_connections(self, counts: Iterable[tuple[StateOf, int]]) -> None:
         """Set the number of connections of this process in each state.
 
         Called before an export, not at each change of a state, so that a change costs nothing.
-
-        Args:
-            connections: event, client and state of each connection.
-            states: all states; a state without a connection is exported as 0.
         """
-        count = Count(connections)
-        for state in states:
-            self.connections.labels(*state).set(count[state])
+        for state, count in counts:
+            self.connections.labels(*state).set(count)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

@@ -144,7 +144,7 @@ class LessonServer:
         self._counting = PeriodicCallback(self._count_connections, COUNT_INTERVAL * 1000)
 
     def _count_connections(self) -> None:
-        self._metrics.count_connections(self.gateway.states_of_connections(), self.gateway.all_states())
+        self._metrics.count_connections(self.gateway.count_states())
 
     def _metrics_text(self) -> bytes:
         self._count_connections()

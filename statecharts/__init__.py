@@ -8,6 +8,7 @@ has these constants:
 * ``INITIAL``: the state before the event. ``FINAL``: the states of a connection that has ended.
 * ``PATH``: the triggers that make up the event, in order.
 * ``PRESENT`` and ``SEATED``: the states in which Redis holds the client's presence, and the seat map of its lesson.
+* ``GUEST``: the states in which the event is complete for a guest.
 * ``TRANSITIONS``: the rows.
 
 Rules of the charts:
@@ -18,9 +19,9 @@ Rules of the charts:
   of arrows is in the page of the event, ``docs/events/``.
 * The steps of ``before`` run in order. A step that raises leaves the state unchanged, so every step that can fail is in
   ``before``.
-* ``abandon`` returns to ``INITIAL`` after a failed event; ``disconnect`` ends the connection. Each row says what the
-  state must clean up, including the failed step of the *next* state: a write that timed out may have been carried out.
-  Clean-up is idempotent.
+* ``abandon`` returns to ``INITIAL`` after a failed event; ``disconnect`` ends the connection, and ``remove`` closes it
+  from the server's side. Each row says what the state must clean up, including the failed step of the *next* state: a
+  write that timed out may have been carried out. Clean-up is idempotent.
 * ``restore`` writes again what Redis has lost. The state stays the same, because nothing has changed for the client.
 * Not drawn: an event that is sent a second time, which fires the rest of ``PATH`` from the current state.
 """

@@ -32,6 +32,7 @@ PATH_STYLE = {"color": "#0550ae", "fontcolor": "#0550ae", "penwidth": "2.5"}
 STYLES = {
     "abandon": {"color": "#bc7a2c", "fontcolor": "#8a4f0b", "style": "dashed"},
     "restore": {"color": "#57ab5a", "fontcolor": "#1a7f37"},
+    "remove": {"color": "#cf222e", "fontcolor": "#a40e26"},
     "disconnect": {"color": "#8c959f", "fontcolor": "#57606a"},
 }
 

@@ -7,6 +7,7 @@ has a region for each event that the client has sent, so an event that the clien
 import asyncio
 import functools
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -50,7 +51,7 @@ class Connection:
         machines: the machine of each chart, by the class of its region.
     """
 
-    __slots__ = ("_regions", "handshake", "lock", "machines", "services", "sid")
+    __slots__ = ("_regions", "connected_at", "handshake", "lock", "machines", "services", "sid")
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class Connection:
         machines: Mapping[type["Region"], ChartMachine],
     ) -> None:
         self.sid = sid
+        self.connected_at = time.monotonic()
         self.handshake = handshake
         self.services = services
         self.machines = machines
@@ -104,17 +106,21 @@ class Region:
 
     Attributes:
         state: the current state of the chart.
+        since: when the region entered this state, in seconds of ``time.monotonic``.
         history: the last transitions, oldest first, as ``trigger → state``.
         request: the parsed data of the event that runs now.
     """
 
     CHART: ClassVar[Chart]
 
-    __slots__ = ("connection", "history", "request", "state")
+    __slots__ = ("connection", "history", "machine", "request", "since", "state")
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self.machine = connection.machines[type(self)]
         self.state = self.CHART.INITIAL
+        self.since = connection.connected_at
+        self.machine.count(None, self.state)
         self.history: tuple[str, ...] = ()
         self.request: object = None
 
@@ -157,6 +163,16 @@ class Region:
         return self.state in self.CHART.PRESENT
 
     @property
+    def is_guest(self) -> bool:
+        """Whether the event is complete, and the client is a guest."""
+        return self.state in self.CHART.GUEST
+
+    @property
+    def person(self) -> str | None:
+        """The id that the client has proven in this region; None before, and for a guest."""
+        return None
+
+    @property
     def needs_seat_map(self) -> bool:
         """Whether Redis should hold the seat map of the lesson because of this region."""
         return False
@@ -176,7 +192,11 @@ class Region:
             Refusal: a step refused; the state is unchanged.
         """
         async with self.connection.lock:
-            moved = await self.connection.machines[type(self)].fire(self, trigger)
+            former = self.state
+            moved = await self.machine.fire(self, trigger)
+            if self.state != former:
+                self.machine.count(former, self.state)
+                self.since = time.monotonic()
             self.history = (*self.history[1 - HISTORY_LENGTH :], f"{trigger} → {self.state}")
             return moved
 
@@ -189,7 +209,7 @@ class Region:
             InvalidTransition: the connection ended in the middle of the event.
             Refusal: a step refused. The trigger ``abandon`` returns to the initial state.
         """
-        for trigger in self.connection.machines[type(self)].rest_of_path(self.state):
+        for trigger in self.machine.rest_of_path(self.state):
             await self.fire(trigger)
 
     async def attempt(self, trigger: str) -> bool:

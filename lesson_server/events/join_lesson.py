@@ -41,6 +41,11 @@ class Join(Region):
         self._session: dict[str, Any] = {}
 
     @property
+    def person(self) -> str | None:
+        """The subject of the access token, or the trusted ``user_id``."""
+        return None if self._identity is None else self._identity.subject
+
+    @property
     def needs_seat_map(self) -> bool:
         """Whether the lesson has seats, and the chart is in a state in which Redis holds the seat map."""
         return self.state in self.CHART.SEATED and self._seat_count > 0
@@ -122,6 +127,10 @@ class Join(Region):
     async def remove_presence(self) -> None:
         """Remove the presence of a connection that has ended."""
         await self.connection.services.presence.remove(self.connection.sid)
+
+    def close_connection(self) -> None:
+        """Close the connection from the server's side."""
+        self.connection.services.sockets.close_connection(self.connection.sid)
 
     def _record(self) -> Record:
         raise NotImplementedError

@@ -9,6 +9,7 @@ Source: transitions 0.9.3, ``transitions/extensions/asyncio.py``. Each override 
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -32,6 +33,7 @@ class Chart(Protocol):
     PATH: tuple[str, ...]
     SEATED: tuple[str, ...]
     PRESENT: tuple[str, ...]
+    GUEST: tuple[str, ...]
     TRANSITIONS: list[dict[str, object]]
 
 
@@ -77,6 +79,8 @@ class ChartMachine(AsyncMachine):
             initial=chart.INITIAL,
             auto_transitions=False,
         )
+        self.chart = chart
+        self.counts = Counter[str]()  # state → the models in this state, except in final states
         self._observe_step = observe_step
         # In a state with rows for several triggers of the path, the first trigger is fired.
         self._rest_of_path = {
@@ -89,6 +93,17 @@ class ChartMachine(AsyncMachine):
     def rest_of_path(self, state: str) -> tuple[str, ...]:
         """Return the triggers of the event that remain to be fired in ``state``; empty once the event is done."""
         return self._rest_of_path.get(state, ())
+
+    def is_resting(self, state: str) -> bool:
+        """Return whether a connection may stay in ``state``: the event is complete, or the connection has ended."""
+        return state not in self._rest_of_path or state in self.chart.GUEST
+
+    def count(self, former: str | None, state: str) -> None:
+        """Count a model that has moved from the state ``former`` (None: a new model) to ``state``."""
+        if former is not None:
+            self.counts[former] -= 1
+        if state not in self.chart.FINAL:
+            self.counts[state] += 1
 
     async def fire(self, model: Model, trigger: str) -> bool:
         """Run the row of the chart for ``trigger`` in the state of ``model``.

@@ -8,6 +8,7 @@ for ever.
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -54,6 +55,7 @@ class Gateway:
         self._machines = {
             cls: ChartMachine(cls.CHART, self._metrics.step_observer(event.name)) for event, _, cls in self._regions
         }
+        self._count_of = Counter[str]()  # kind of client → the number of connections
         # The running request of each region, with the future of its answer.
         self._running: dict[Region, tuple[object, asyncio.Future[Answer | None]]] = {}
         sio.on("connect", self.connect)
@@ -63,18 +65,20 @@ class Gateway:
 
     # Called by the metrics
 
-    def states_of_connections(self) -> Iterator[StateOf]:
-        """Yield event, client and state, for each connection and each event that its client may send."""
-        for connection in self.connections.values():
-            states = {type(region): region.state for region in connection}
-            for event, client, cls in self._regions:
-                if client == connection.handshake.client:
-                    yield event.name, client, states.get(cls, cls.CHART.INITIAL)
-
-    def all_states(self) -> Iterator[StateOf]:
-        """Yield event, client and state, for each state in which a connection can be."""
+    def count_states(self) -> Iterator[tuple[StateOf, int]]:
+        """Yield event, client and state, with the number of connections, for each state except the final ones."""
         for event, client, cls in self._regions:
-            yield from ((event.name, client, state) for state in cls.CHART.STATES if state not in cls.CHART.FINAL)
+            counts = self._machines[cls].counts
+            for state in cls.CHART.STATES:
+                if state not in cls.CHART.FINAL:
+                    # A connection whose client has not sent the event has no region yet.
+                    without_region = self._count_of[client] - counts.total() if state == cls.CHART.INITIAL else 0
+                    yield (event.name, client, state), counts[state] + without_region
+
+    @property
+    def guests(self) -> int:
+        """The number of guests, including participants whose join is about to be complete."""
+        return sum(self._machines[cls].counts[state] for _, _, cls in self._regions for state in cls.CHART.GUEST)
 
     # Handlers. None of them may raise TypeError: python-socketio would then call the handler with another signature.
 
@@ -90,6 +94,7 @@ class Gateway:
         except Refusal as refusal:
             raise ConnectionRefusedError(str(refusal)) from None
         self.connections[sid] = Connection(sid, handshake, self._services, self._machines)
+        self._count_of[handshake.client] += 1
 
     async def answer(self, event: Event, sid: str, *data: object) -> Answer | None:
         """Answer one event.
@@ -125,7 +130,29 @@ class Gateway:
         """End a connection and clean up, even if the client disconnected in the middle of an event."""
         connection = self.connections.pop(sid, None)
         if connection is not None:  # the handshake was accepted
-            await connection.end()
+            try:
+                await connection.end()
+            finally:
+                self._count_of[connection.handshake.client] -= 1
+
+    # Called by the roster
+
+    async def remove(self, lesson_id: str, client: str, person: str) -> None:
+        """Close every connection of a person in a lesson, and clean up.
+
+        Args:
+            lesson_id: the lesson.
+            client: the kind of client, ``teacher`` or ``participant``.
+            person: the person's ``user_id`` or ``client_id``.
+        """
+        regions = (
+            region
+            for connection in list(self.connections.values())
+            if (connection.handshake.lesson_id, connection.handshake.client) == (lesson_id, client)
+            for region in connection
+            if region.person == person
+        )
+        await asyncio.gather(*(region.attempt("remove") for region in regions))
 
     # Called by nodes.py
 

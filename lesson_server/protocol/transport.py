@@ -107,6 +107,16 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         """Subscribe to the other nodes now; the library would do so only for the first client."""
         self.manager.initialize()
 
+    def close_connection(self, sid: str) -> None:
+        """Send a client a Socket.IO disconnect, and end its Engine.IO socket; do nothing if the client is gone.
+
+        The ``disconnect`` handler runs later, in a task.
+        """
+        socket = self.eio.sockets.get(self.manager.eio_sid_from_sid(sid, NAMESPACE))
+        if socket is not None:
+            socket.send(StrictPacket(DISCONNECT).encode())
+            socket.end(self.reason.SERVER_DISCONNECT)
+
     def _engineio_server_class(self) -> type[Engine]:
         return Engine
 

@@ -18,6 +18,7 @@ PATH: tuple[str, ...] = ("validate_lesson", "take_seat", "register")
 
 SEATED: tuple[str, ...] = ("seated", "registered")
 PRESENT: tuple[str, ...] = ("registered",)
+GUEST: tuple[str, ...] = ()
 
 TRANSITIONS: list[dict[str, object]] = [
     # The join
@@ -60,6 +61,26 @@ TRANSITIONS: list[dict[str, object]] = [
         "source": "registered",
         "dest": "registered",
         "before": ["ensure_seat_map", "restore_presence"],
+    },
+    # Somebody was removed from the lesson, by the roster API
+    {"trigger": "remove", "source": "connected", "dest": "disconnected", "before": ["close_connection"]},
+    {
+        "trigger": "remove",
+        "source": "lesson_validated",
+        "dest": "disconnected",
+        "before": ["leave_room", "close_connection"],
+    },
+    {
+        "trigger": "remove",
+        "source": "seated",
+        "dest": "disconnected",
+        "before": ["leave_room", "undo_presence", "close_connection"],
+    },
+    {
+        "trigger": "remove",
+        "source": "registered",
+        "dest": "disconnected",
+        "before": ["leave_room", "remove_presence", "close_connection"],
     },
     # The end of the connection
     {"trigger": "disconnect", "source": "connected", "dest": "disconnected"},

@@ -157,10 +157,26 @@ async def test_the_connections_are_counted_by_event_client_and_state():
     await world.connect("a", PARTICIPANT)
     await world.connect("b", TEACHER)
     await world.join("b")
-    assert sorted(world.gateway.states_of_connections()) == [
-        ("join_lesson", "participant", "connected"),
-        ("join_lesson", "teacher", "registered"),
-    ]
-    states = list(world.gateway.all_states())
-    assert len(states) == len(set(states)) == 8
-    assert ("join_lesson", "teacher", "disconnected") not in states
+    counts = dict(world.gateway.count_states())
+    assert len(counts) == 8
+    assert ("join_lesson", "teacher", "disconnected") not in counts
+    assert {state: count for state, count in counts.items() if count} == {
+        ("join_lesson", "participant", "connected"): 1,
+        ("join_lesson", "teacher", "registered"): 1,
+    }
+    await world.disconnect("a")
+    await world.disconnect("b")
+    assert not any(dict(world.gateway.count_states()).values())
+
+
+@pytest.mark.gen_test
+async def test_guests_are_participants_who_stay_seated():
+    world = World()
+    await world.connect("guest", {"client": "participant", "lesson_id": "1"})
+    await world.join("guest")
+    for sid, auth in (("a", PARTICIPANT), ("b", TEACHER)):
+        await world.connect(sid, auth)
+        await world.join(sid)
+    assert world.gateway.guests == 1
+    await world.disconnect("guest")
+    assert world.gateway.guests == 0

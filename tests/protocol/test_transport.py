@@ -370,6 +370,18 @@ async def test_a_server_that_stops_waits_for_the_end_of_clients_that_have_just_g
 
 
 @pytest.mark.gen_test
+async def test_a_connection_that_the_server_closes_ends_as_a_socketio_disconnect(edge: Edge) -> None:
+    client = await edge.connected()
+    (sid,) = edge.application.connected
+    edge.sio.close_connection(sid)
+    assert await client.receive() == "41"
+    await until(lambda: edge.application.ended)
+    assert edge.application.ended == [(sid, edge.sio.reason.SERVER_DISCONNECT)]
+    edge.sio.close_connection(sid)  # is gone
+    edge.sio.close_connection("never-seen")
+
+
+@pytest.mark.gen_test
 async def test_a_handler_that_answers_nothing_still_acknowledges(edge: Edge) -> None:
     async def join_lesson(sid: str) -> None:
         return None

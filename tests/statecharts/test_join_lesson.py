@@ -79,6 +79,7 @@ def test_a_way_out_cleans_up_what_was_done_even_by_a_step_that_failed(chart):
         presence = {"remove_presence"} if state in chart.PRESENT else done & {"undo_presence"}
         end = row_of(chart, "disconnect", state)
         assert set(end.get("before", [])) == held - {"clear_session", "undo_presence"} | presence
+        assert row_of(chart, "remove", state)["before"] == [*end.get("before", []), "close_connection"]
 
 
 def test_only_a_participant_without_a_token_stays_seated():
@@ -89,3 +90,4 @@ def test_only_a_participant_without_a_token_stays_seated():
         if row.get("conditions")
     ]
     assert conditional == [(participant, "register", ["has_access_token"])]
+    assert (participant.GUEST, teacher.GUEST) == (("seated",), ())

@@ -110,6 +110,7 @@ class FakeSockets:
         self.handlers: dict[str, Callable[..., Awaitable[Any]]] = {}
         self.rooms: dict[str, set[str]] = {}
         self.sessions: dict[str, dict[str, Any]] = {}
+        self.closed: list[str] = []  # the sids whose connections the server has closed
         self._point = faults.point
 
     def on(self, event: str, handler: Callable[..., Awaitable[Any]]) -> None:
@@ -142,6 +143,9 @@ class FakeSockets:
         if sid not in self.sessions:
             raise KeyError("Session is disconnected")
         self.sessions[sid] = session
+
+    def close_connection(self, sid: str) -> None:
+        self.closed.append(sid)
 
 
 class FakeLessons:

@@ -16,6 +16,7 @@ PATH: tuple[str, ...] = ("raise_hand",)
 
 SEATED: tuple[str, ...] = ()
 PRESENT: tuple[str, ...] = ()
+GUEST: tuple[str, ...] = ()
 
 TRANSITIONS: list[dict[str, object]] = [
     {
