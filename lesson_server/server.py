@@ -29,6 +29,7 @@ from lesson_server.stores.redis.nodes import Node
 from lesson_server.stores.redis.presence import Presence
 from lesson_server.stores.redis.removals import Removals
 from lesson_server.stores.redis.seats import Seats
+from lesson_server.stores.redis.subscription import Subscription
 from lesson_server.tokens import TokenVerifier
 
 logger = logging.getLogger(__name__)
@@ -105,8 +106,11 @@ class LessonServer:
         self._removals = Removals(self._redis, claims)
         self._presence = Presence(self._redis, claims, self._removals)
         seats = Seats(self._redis, settings.presence.retention)
-        self._rooms = Rooms(self._redis)
-        self._readiness = Readiness({"RDS": self._lessons.ping, "Redis": self._redis.ping, "rooms": self._rooms.ping})
+        self._subscription = Subscription(self._redis)
+        self._rooms = Rooms(self._subscription)
+        self._readiness = Readiness(
+            {"RDS": self._lessons.ping, "Redis": self._redis.ping, "rooms": self._subscription.ping}
+        )
         self._protocol = ProtocolServer(
             self._rooms,
             routes(self._readiness, self._metrics_text),
@@ -138,7 +142,7 @@ class LessonServer:
             events,
         )
         self._node = Node(self._redis, self._presence, seats, self.gateway)
-        self._rooms.on_subscribed = self._node.check_all
+        self._subscription.on_subscribed = self._node.check_all
         self._sockets: list[socket.socket] = []
         # Periodic, because another worker may have to export the sum.
         self._counting = PeriodicCallback(self._count_connections, COUNT_INTERVAL * 1000)
@@ -169,6 +173,7 @@ class LessonServer:
         await self._node.start()
         self._sockets = sockets or open_port(self._settings)
         self._analytics.start()
+        self._subscription.start()
         self._protocol.start(self._sockets)
         if self._worker is not None:
             self._counting.start()
@@ -194,6 +199,7 @@ class LessonServer:
         await asyncio.to_thread(self._analytics.close, ANALYTICS_DEADLINE)
         await self._node.close()
         await self._rooms.close()
+        await self._subscription.close()
         await self._removals.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PRESENCE_DEADLINE):

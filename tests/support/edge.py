@@ -25,6 +25,7 @@ from lesson_server.protocol.server import ProtocolServer
 from lesson_server.protocol.transport import SocketServer
 from lesson_server.protocol.worker import Worker, make_inboxes
 from lesson_server.stores.redis.client import RedisStore
+from lesson_server.stores.redis.subscription import Subscription
 
 ACCEPTED = {"status": "SUCCESS", "data": {}}
 REFUSAL = "the fake application refuses"
@@ -88,13 +89,15 @@ class Edge(Clients):
         super().__init__(port)
         self._caplog = caplog
         self._redis = RedisStore(redis_url, "", 2.0, 2)
-        self.rooms = Rooms(self._redis)
+        self._subscription = Subscription(self._redis)
+        self.rooms = Rooms(self._subscription)
         pages = routes(Readiness({}), lambda: METRICS)
         self.server = ProtocolServer(
             self.rooms, pages, max_connections=max_connections, allowed_origins=allowed_origins, worker=worker
         )
         self.sio = self.server.sio
         self.application = FakeApplication(self.sio)
+        self._subscription.start()
         self.server.start([self.socket])
 
     @property
@@ -136,6 +139,7 @@ class Edge(Clients):
         await self.server.stop()
         await until(lambda: not self.sio.eio.sockets and not self.sio.eio._tasks)
         await self.rooms.close()
+        await self._subscription.close()
         await self._redis.close()
 
     def check(self) -> None:

@@ -10,6 +10,11 @@ NODE_COUNTS = "lesson_node_counts"
 ROOMS = "lesson_node_rooms"
 
 
+def echoes(name: str) -> str:
+    """Return the pub/sub channel on which a node publishes echoes for itself."""
+    return f"lesson_node_echoes_{name}"
+
+
 def seat_map(lesson_id: str) -> str:
     """Return the key of the seat map of a lesson: seat number → occupant, or an empty string."""
     return f"lesson_seat_{lesson_id}"
