@@ -137,6 +137,10 @@ class Gateway:
 
     # Called by the roster
 
+    def is_busy(self) -> bool:
+        """Return whether events are being answered."""
+        return bool(self._running)
+
     async def remove(self, lesson_id: str, client: str, person: str) -> None:
         """Close every connection of a person in a lesson, and clean up.
 
@@ -155,6 +159,10 @@ class Gateway:
         await asyncio.gather(*(region.attempt("remove") for region in regions))
 
     # Called by nodes.py
+
+    def figures(self) -> dict[str, int]:
+        """Return the numbers of connections and guests."""
+        return {"connections": len(self.connections), "guests": self.guests}
 
     def present(self) -> list[str]:
         """Return the sids of the connections whose presence Redis should hold."""

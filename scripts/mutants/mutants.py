@@ -173,14 +173,18 @@ def tests_of(defect: Defect, surveyed: Surveyed) -> dict[str, float]:
     def runs(lines: Sequence[int]) -> bool:
         return bool(defect.lines & set(lines)) if defect.lines else bool(lines)
 
-    own = {re.sub(r"^lesson_server/(.*/)?", r"tests/\1test_", module) for module in modules}
+    names = [re.sub(r"^lesson_server/(.*/)?", r"tests/\1test_", module.removesuffix(".py")) for module in modules]
+
+    def is_own(test: str) -> bool:
+        return test.startswith(tuple(f"{name}{end}" for name in names for end in (".py::", "_")))
+
     running = sorted(
-        (seconds > OWN or test.partition("::")[0] not in own, seconds, test)
+        (seconds > OWN or not is_own(test), seconds, test)
         for test, (seconds, lines) in surveyed.items()
         if any(runs(lines.get(module, ())) for module in modules)
     )
     chosen = zip(running, accumulate(seconds for _, seconds, _ in running), strict=True)
-    return {test: seconds for (_, seconds, test), total in chosen if total < BUDGET or test.partition("::")[0] in own}
+    return {test: seconds for (_, seconds, test), total in chosen if total < BUDGET or is_own(test)}
 
 
 def users_of(module: str) -> list[str]:

@@ -21,6 +21,7 @@ from waiting import until
 from lesson_server.protocol.engine_packets import RequestRefused
 from lesson_server.protocol.limits import MAX_HEADER_LINES, MAX_PARAMETERS, MAX_URL_SIZE
 from lesson_server.protocol.websocket import Websocket
+from lesson_server.protocol.websocket_handshake import check_request
 from lesson_server.protocol.websocket_protocol import WebsocketProtocol
 
 
@@ -175,3 +176,43 @@ async def test_a_defect_at_the_handshake_of_a_websocket_is_logged_and_not_sent(
     assert "for the log only" in caplog.text
     assert SECRET not in caplog.text
     caplog.clear()
+
+
+# Each check by itself
+
+
+def request_with(**changed: str | None) -> WSUpgradeRequest:
+    headers = {
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+        "Sec-WebSocket-Version": "13",
+    } | {name.replace("_", "-"): value for name, value in changed.items()}
+    request = WSUpgradeRequest.__new__(WSUpgradeRequest)
+    present = [(name, value) for name, value in headers.items() if value is not None]
+    request.headers = CIMultiDict[str](present)
+    return request
+
+
+def test_a_good_handshake_passes() -> None:
+    request = request_with()
+    check_request(request)
+    assert request.headers["Connection"] == "Upgrade"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"Connection": None},
+        {"Connection": "close"},
+        {"Sec_WebSocket_Key": None},
+        {"Sec_WebSocket_Key": "AAAA"},
+        {"Sec_WebSocket_Key": "AAAAAAAAAAA!AAAAAAAAAAA=="},  # without the check of each character, 16 bytes
+        {"Sec_WebSocket_Key": "not base64"},
+        {"Sec_WebSocket_Version": None},
+        {"Sec_WebSocket_Version": "8"},
+    ],
+    ids=str,
+)
+def test_a_header_that_is_missing_or_wrong_is_refused(changed: dict[str, str | None]) -> None:
+    with pytest.raises(RequestRefused):
+        check_request(request_with(**changed))

@@ -5,6 +5,7 @@ import contextlib
 from types import SimpleNamespace
 
 from clients import SUCCESS, client, join
+from presences import KEYS_OF_NODES
 from tornado.httpclient import AsyncHTTPClient
 from waiting import until
 
@@ -63,7 +64,7 @@ def is_whole(redis_client, people, *names):
 
 def indexes(redis_client):
     """The indexes of the nodes that hold somebody."""
-    return [key for key in redis_client.keys("lesson_node_*") if "claims" not in key and key != "lesson_node_counts"]
+    return [key for key in redis_client.keys("lesson_node_*") if "claims" not in key and key not in KEYS_OF_NODES]
 
 
 def indexed(redis_client):

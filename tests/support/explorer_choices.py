@@ -50,6 +50,10 @@ def touches_of(command: Command) -> Footprint:
     part = None
     if name in ("HSET", "HINCRBY", "HSETNX", "HGET", "HEXISTS"):
         part = frozenset(map(str, words[1::2] if name == "HSET" else words[1:2]))
+    elif name == "ZADD":
+        part = frozenset(map(str, words[2::2]))
+    elif name == "ZREM":
+        part = frozenset(map(str, words[1:]))
     return tuple(Touch(("key", key), name not in READS, part) for key in keys_of(command))
 
 

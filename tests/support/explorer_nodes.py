@@ -202,6 +202,7 @@ def controlled() -> Iterator[LogHandler]:
         patch.object(removals, "LATE_WRITE", nodes.HEARTBEAT_INTERVAL),
         patch.object(nodes, "CHECK_RETRY_INTERVAL", 0),
         patch.object(nodes, "LOST_AFTER", LOST_AFTER),
+        patch("lesson_server.stores.redis.nodes.time.time", lambda: 0.0),
         patch.object(nodes, "CHECK_PERIOD", CHECK_PERIOD),
     ):
         logger = logging.getLogger("lesson_server")

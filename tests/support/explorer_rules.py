@@ -14,6 +14,7 @@ from lesson_server.errors import StoreUnavailable
 from lesson_server.gateway.handlers import Answer
 from lesson_server.stores.redis.records import decode
 
+LESSONS = "lesson_node_lessons"
 CLAIMS = "lesson_node_claims:"  # how the keys of the claims begin
 SUCCESS: Answer = {"status": "SUCCESS", "data": {}}
 UNAVAILABLE: Answer = {"status": "ERROR", "message": str(StoreUnavailable("", ""))}
@@ -164,6 +165,8 @@ def _own_keys(world: World) -> Iterator[str]:
     known = set(world.redis.hkeys(presence.claims.nodes_key))
     if known != living.keys():
         yield f"the nodes are {sorted(living)}, and Redis knows {sorted(known)}"
+    if (named := set(world.redis.hkeys(presence.claims.figures_key))) != living.keys():
+        yield f"the nodes are {sorted(living)}, and Redis has the figures of {sorted(named)}"
     expected: dict[str, set[str]] = {}
     found: dict[str, set[str]] = {}
     claims: dict[str, str] = {}  # name of a claim → the sid of its record
@@ -171,7 +174,8 @@ def _own_keys(world: World) -> Iterator[str]:
         index_key = presence.claims.index_key(node_id)
         index: dict[Any, Any] = world.redis.hgetall(index_key)
         for number, text in index.items():
-            sid = claims[f"{node_id}:{number}"] = decode(text).sid
+            record = decode(text)
+            sid = claims[f"{node_id}:{number}:{record.role}"] = record.sid
             found.setdefault(index_key, set()).add(sid)
         for tab in world.tabs.values():
             if tab.node == member.name and is_live(world, tab):
@@ -186,8 +190,17 @@ def _own_keys(world: World) -> Iterator[str]:
                 if order:  # else it is what is known of an ended connection
                     name = json.loads(claim)[0]
                     found.setdefault(key, set()).add(claims.get(name, f"claim {name} of no index"))
-        elif key not in (presence.claims.nodes_key, *map(presence.claims.index_key, living)):
+        elif key not in (
+            presence.claims.nodes_key,
+            presence.claims.figures_key,
+            LESSONS,
+            *map(presence.claims.index_key, living),
+        ):
             yield f"{key} belongs to nobody"
+    listed = set(world.redis.zrange(LESSONS, 0, -1))
+    # A lesson that a check has listed while its last person left is removed by its next reader.
+    if missing := {tab.lesson_id for tab in world.tabs.values() if is_live(world, tab)} - listed:
+        yield f"the list of lessons lacks {sorted(missing)}"
     for key in sorted(expected.keys() | found.keys()):
         if expected.get(key, set()) != found.get(key, set()):
             yield f"{key} holds {sorted(found.get(key, ()))}, and should hold {sorted(expected.get(key, ()))}"

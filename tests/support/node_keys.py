@@ -2,7 +2,7 @@
 
 import asyncio
 
-from presences import new_presence
+from presences import KEYS_OF_NODES, new_presence
 
 from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.nodes import Node
@@ -54,6 +54,9 @@ class House:
 
     # The protocol nodes.Connections
 
+    def figures(self):
+        return {"connections": len(self.records), "guests": 0}
+
     def present(self):
         return list(self.records)
 
@@ -72,7 +75,7 @@ class House:
 
 def own_keys(redis_client):
     """What the server keeps for itself, but the counts of the nodes."""
-    return sorted(key for key in redis_client.keys("lesson_node*") if key != "lesson_node_counts")
+    return sorted(key for key in redis_client.keys("lesson_node*") if key not in KEYS_OF_NODES)
 
 
 def known(redis_client):

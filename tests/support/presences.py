@@ -14,6 +14,9 @@ RETENTION = 7 * 86_400
 
 DAY = 86_400
 
+# What nodes say of themselves, as long as they live.
+KEYS_OF_NODES = {"lesson_node_counts", "lesson_node_figures"}
+
 TEACHER = TeacherRecord("sid-t", "1", "ms-hill")
 
 CLIENT = ClientRecord("sid-p", "1", "p1", "student")
@@ -39,8 +42,8 @@ def lesson_field(redis_client, record):
 
 
 def own_keys(redis_client):
-    """The keys of the server's own, but the counts by which nodes are known."""
-    return [key for key in redis_client.keys("lesson_node*") if key != "lesson_node_counts"]
+    """The keys of the server's own, but what nodes say of themselves."""
+    return [key for key in redis_client.keys("lesson_node*") if key not in KEYS_OF_NODES]
 
 
 class MasterDown:

@@ -11,16 +11,18 @@ node can remove the records if this node dies; see nodes.py. The index is writte
 deleted from the index after the record has been removed.
 """
 
+import contextlib
 import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
-from lesson_server.errors import StoreRefused
+from lesson_server.errors import StoreRefused, StoreUnavailable
 from lesson_server.stores.redis import keys
+from lesson_server.stores.redis.lesson_list import LessonList
 from lesson_server.stores.redis.presence_scripts import CHECK, REMOVE, RESTORE, WRITE
 from lesson_server.stores.redis.records import DAY, Entry, Record, encode
 from lesson_server.stores.redis.store import Command, Store
@@ -95,6 +97,7 @@ class Claims:
     def __init__(self, store: Store, retention: int) -> None:
         self._store = store
         self._retention = retention
+        self._lessons = LessonList(store)
         self.incarnation = self.begin_incarnation()
 
     @property
@@ -110,6 +113,11 @@ class Claims:
     def index_key(self, node_id: str) -> str:
         """Return the key of a node's index."""
         return self._store.key(keys.node_index(node_id))
+
+    @property
+    def figures_key(self) -> str:
+        """The key of what the nodes say of themselves."""
+        return self._store.key(keys.NODE_FIGURES)
 
     def begin_incarnation(self) -> Incarnation:
         """Continue under a new node id.
@@ -153,6 +161,10 @@ class Claims:
             ],
         )
 
+    def listing(self, claims: Iterable[Claim]) -> Command:
+        """Return the command that lists the lessons of claims, of which there is at least one."""
+        return self._lessons.addition({claim.record.lesson_id for claim in claims})
+
     def checks(self, claim: Claim) -> list[Command]:
         """Return the commands that check a claim: one for each entry, and one for the index."""
         # Only the connection itself writes a missing record: a write from here could come after the connection ended.
@@ -172,26 +184,33 @@ class Claims:
             StoreUnavailable: Redis failed or was too slow; the claim may have been removed nevertheless.
         """
         commands = [
-            self._on(entry, REMOVE, claim_on(entry, node_id, number), _fate(entry, undo)) for entry in record.entries()
+            self._on(entry, REMOVE, claim_on(record, entry, node_id, number), _fate(entry, undo))
+            for entry in record.entries()
         ]
         try:
-            await self._store.execute(*commands)
+            is_gone, *_ = await self._store.execute(*commands)
         except StoreRefused as error:
             # A key of another type is not ours any more, and the script can't change it.
             logger.warning("a record can't be removed: %s", error.cause)
+            return
+        if is_gone:  # nobody of this kind is in the lesson any more
+            with contextlib.suppress(StoreUnavailable):  # the next reader removes the lesson from the list
+                await self._lessons.remove_empty([record.lesson_id])
 
     async def _write(self, claim: Claim, commands: list[Command]) -> list[Any]:
         """Execute commands that write a claim, after the commands with which other nodes find it if this node dies.
 
-        The latter add the claim to the index, and count the write, which registers the node if Redis did not know it.
+        The latter add the claim to the index, count the write, which registers the node if Redis did not know it, and
+        add the lesson to the list of lessons.
         """
         node_id = claim.incarnation.node_id
         claim.unanswered = True
-        counted, _, *answers = await self._store.execute(
+        counted, _, _, *answers = await self._store.execute(
             *commands,
             bookkeeping=(
                 ("HINCRBY", self.nodes_key, node_id, 1),
                 ("HSET", self.index_key(node_id), claim.number, encode(claim.record)),
+                self._lessons.addition([claim.record.lesson_id]),
             ),
         )
         claim.unanswered = False
@@ -200,7 +219,8 @@ class Claims:
         return answers
 
     def _script(self, script: str, claim: Claim, entry: Entry, *arguments: str | bytes | int) -> Command:
-        return self._on(entry, script, claim_on(entry, claim.incarnation.node_id, claim.number), *arguments)
+        name = claim_on(claim.record, entry, claim.incarnation.node_id, claim.number)
+        return self._on(entry, script, name, *arguments)
 
     def _on(self, entry: Entry, script: str, claim: bytes, *arguments: str | bytes | int) -> Command:
         key = self._store.key(entry.name)
@@ -208,12 +228,12 @@ class Claims:
         return ("EVAL", script, 2, key, claims_key, claim, entry.ttl or self._retention, *arguments)
 
     def _replaced(self, claim: Claim, entry: Entry) -> Iterator[bytes]:
-        return (claim_on(entry, old.incarnation.node_id, old.number) for old in claim.predecessors())
+        return (claim_on(claim.record, entry, old.incarnation.node_id, old.number) for old in claim.predecessors())
 
 
-def claim_on(entry: Entry, node_id: str, number: int) -> bytes:
+def claim_on(record: Record, entry: Entry, node_id: str, number: int) -> bytes:
     """Return a claim as stored in the sorted set of an entry: its name, then the fields that the entry shows for it."""
-    return orjson.dumps([f"{node_id}:{number}", *entry.fields])
+    return orjson.dumps([f"{node_id}:{number}:{record.role}", *entry.fields])
 
 
 def _fate(entry: Entry, undo: bool) -> str:

@@ -6,6 +6,10 @@ server's internal keys begin with ``lesson_node``.
 
 # node id → the count of the node's writes and heartbeats.
 NODE_COUNTS = "lesson_node_counts"
+# node id → its connections and guests, and when its last heartbeat was, as JSON.
+NODE_FIGURES = "lesson_node_figures"
+# The lessons in which somebody is, sorted.
+LESSONS = "lesson_node_lessons"
 # The pub/sub channel on which nodes publish what is emitted to rooms.
 ROOMS = "lesson_node_rooms"
 

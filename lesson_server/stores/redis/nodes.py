@@ -2,6 +2,7 @@
 
 ==========================  ========================================================================================
 ``lesson_node_counts``      node id → the count of the node's writes and heartbeats; below 0: the node is lost
+``lesson_node_figures``     node id → the numbers of its connections and guests, and the time of its last heartbeat
 ``lesson_node_{node_id}``   the node's index: claim number → record; see claims.py
 ==========================  ========================================================================================
 
@@ -21,9 +22,12 @@ The cost of a heartbeat does not grow with the number of connections.
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
+
+import orjson
 
 from lesson_server.errors import StoreRefused, StoreUnavailable
 from lesson_server.stores.redis.presence import Presence
@@ -50,6 +54,9 @@ INDEX_LIFE = 7 * 24 * 60 * 60
 
 class Connections(Protocol):
     """What a node needs from its connections."""
+
+    def figures(self) -> Mapping[str, int]:
+        """Return the numbers of ``connections`` and ``guests``."""
 
     def present(self) -> Sequence[str]:
         """Return the sids of the connections whose presence Redis should hold."""
@@ -111,7 +118,7 @@ class Node:
             async with asyncio.timeout(REMOVAL_PATIENCE):
                 (indexed,) = await self._store.execute(("HLEN", self._claims.index_key(node_id)))
                 if not indexed:
-                    await self._store.execute(("HDEL", self._claims.nodes_key, node_id))
+                    await self._unregister(node_id)
 
     def check_all(self) -> None:
         """Request a check of all records now, because Redis may have lost some without a heartbeat noticing."""
@@ -139,10 +146,12 @@ class Node:
         """
         incarnation = self._claims.incarnation
         acknowledged = incarnation.acknowledged
-        count, counts, _ = await self._store.execute(
+        figures = orjson.dumps({**self._connections.figures(), "heard_of": time.time()})
+        _, count, counts, _ = await self._store.execute(
             ("HINCRBY", self._claims.nodes_key, incarnation.node_id, 1),
             ("HGETALL", self._claims.nodes_key),
             ("EXPIRE", self._claims.index_key(incarnation.node_id), INDEX_LIFE),
+            bookkeeping=(("HSET", self._claims.figures_key, incarnation.node_id, figures),),
         )
         incarnation.acknowledged += 1
         if count <= acknowledged:
@@ -200,8 +209,13 @@ class Node:
         swept = 0
         while removed := await self._presence.removals.sweep(node_id):
             swept += removed
-        await self._store.execute(("HDEL", self._claims.nodes_key, node_id))
+        await self._unregister(node_id)
         return swept
+
+    async def _unregister(self, node_id: str) -> None:
+        await self._store.execute(
+            ("HDEL", self._claims.nodes_key, node_id), ("HDEL", self._claims.figures_key, node_id)
+        )
 
     # The records of this node
 

@@ -80,11 +80,13 @@ class Presence:
         The TTLs of correct records are renewed. If Redis did not answer for a record, the record counts as correct:
         another check follows each failure of Redis.
         """
-        held = ((sid, self._held.get(sid)) for sid in sids)
-        checks = {
-            sid: self.claims.checks(claim) for sid, claim in held if claim is not None and self._is_current(claim)
-        }
-        answers = iter(await self._store.execute(bookkeeping=tuple(chain.from_iterable(checks.values()))))
+        held = [(sid, claim) for sid in sids if (claim := self._held.get(sid)) and self._is_current(claim)]
+        if not held:
+            return list(sids)
+        checks = {sid: self.claims.checks(claim) for sid, claim in held}
+        listing = self.claims.listing(claim for _, claim in held)
+        _, *found = await self._store.execute(bookkeeping=(listing, *chain.from_iterable(checks.values())))
+        answers = iter(found)
         correct = {
             sid for sid, commands in checks.items() if all(map(_is_correct, list(islice(answers, len(commands)))))
         }

@@ -76,11 +76,11 @@ return 1
 # ARGV[3]: 'remove', or, for an entry that outlives its claims, 'keep' or 'undo'. 'keep' leaves the entry unchanged if
 # no other claim is left. Otherwise it keeps the fields of the removed claim as the claim of order 0, because the joins
 # of all other claims may still fail. 'undo' restores the entry to its state before the claim. A repeated 'undo' does
-# nothing, because the connection may have joined again, and ended, since.
+# nothing, because the connection may have joined again, and ended, since. Returns 1 if the entry's key is gone.
 REMOVE = f"""{SHOW}
 local removed = redis.call('ZREM', KEYS[2], ARGV[1])
 if removed == 0 and ARGV[3] == 'undo' then
-    return
+    return 0
 end
 local newest = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
 if newest[1] and tonumber(newest[2]) > 0 then
@@ -91,15 +91,15 @@ if newest[1] and tonumber(newest[2]) > 0 then
         redis.call('ZADD', KEYS[2], 0, cjson.encode(ended))
     end
     show(newest[1])
-    return
+    return 0
 end
 redis.call('DEL', KEYS[2])
 if ARGV[3] == 'keep' then
-    return
+    return 0
 end
 if newest[1] then
     show(newest[1])
-    return
+    return 0
 end
 local fields = cjson.decode(ARGV[1])
 if redis.call('HGET', KEYS[1], fields[2]) == fields[3] then
@@ -107,4 +107,5 @@ if redis.call('HGET', KEYS[1], fields[2]) == fields[3] then
         redis.call('HDEL', KEYS[1], fields[position])
     end
 end
+return 1 - redis.call('EXISTS', KEYS[1])
 """

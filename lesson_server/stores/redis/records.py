@@ -45,6 +45,7 @@ class TeacherRecord:
 
     KIND: ClassVar[str] = "teacher"
 
+    role: ClassVar[str] = "teacher"
     sid: str
     lesson_id: str
     user_id: str

@@ -176,11 +176,11 @@ def test_a_sweep_that_failed_is_begun_again(io_loop, a, b, redis_client, monkeyp
     sweeper = b.store if step == "execute" else b.presence.removals
     do, failed = getattr(sweeper, step), []
 
-    async def fails_once(*arguments):
+    async def fails_once(*arguments, **more):
         if not failed and (step == "sweep" or arguments[0][0] == "HSET"):
             failed.append(arguments)
             raise error
-        return await do(*arguments)
+        return await do(*arguments, **more)
 
     async def scenario():
         await a.join(CLIENT)

@@ -20,7 +20,8 @@ async def test_a_node_that_was_taken_for_lost_and_lives_writes_its_presence_agai
     await a.node.check_records()
     assert snapshot(redis_client) == before
     assert known(redis_client) == {a.node_id, b.node_id}
-    assert own_keys(redis_client) == sorted([f"lesson_node_{a.node_id}", *redis_client.keys("lesson_node_claims*")])
+    claims = redis_client.keys("lesson_node_claims*")
+    assert own_keys(redis_client) == sorted([f"lesson_node_{a.node_id}", "lesson_node_lessons", *claims])
 
 
 @pytest.mark.gen_test

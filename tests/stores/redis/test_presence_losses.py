@@ -154,7 +154,8 @@ def lose_all_but_the_index(redis_client, record):
 
 
 def lose_index(redis_client, record):
-    (index_key,) = (key for key in own_keys(redis_client) if "claims" not in key)
+    index_key, list_key = (key for key in sorted(own_keys(redis_client)) if "claims" not in key)
+    assert list_key == "lesson_node_lessons"
     redis_client.delete(index_key)
 
 
@@ -373,6 +374,14 @@ async def test_what_a_sweep_could_not_remove_stays_in_the_index(presence, elsewh
     assert own_keys(redis_client) == []
 
 
+@pytest.mark.gen_test
+async def test_a_check_lists_the_lesson_again(presence, redis_client):
+    await presence.write(CLIENT)
+    redis_client.delete("lesson_node_lessons")
+    assert await presence.check([CLIENT.sid]) == []
+    assert redis_client.zrange("lesson_node_lessons", 0, -1) == ["1"]
+
+
 @RECORDS
 @pytest.mark.parametrize("prefix", ["", "school:", "{school}:", "one{two}three"])
 def test_an_entry_and_its_claims_are_in_one_slot_of_a_cluster(io_loop, open_presence, monkeypatch, record, prefix):
@@ -402,5 +411,5 @@ def test_a_key_prefix_stands_before_every_key(io_loop, open_presence, redis_clie
     io_loop.run_sync(lambda: presence.write(record))
     assert io_loop.run_sync(lambda: presence.check([record.sid])) == []
     keys = list(redis_client.scan_iter())
-    assert len(keys) == 6  # two entries, the claims on each, the index, the counts
+    assert len(keys) == 7  # two entries, the claims on each, the index, the counts, the list of lessons
     assert all(key.startswith("school:") for key in keys)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 import pytest
+from fakes import store_down
 from presences import CLIENT, RECORDS, TEACHER, MasterDown, lesson_field, other, own_keys
 from waiting import until
 
@@ -226,6 +227,30 @@ async def test_a_defect_in_a_retry_of_a_removal_is_logged_and_the_removal_retrie
     monkeypatch.setattr(presence.claims, "remove", remove)
     await presence.removals.settled()
     assert lesson_field(redis_client, CLIENT) is None
+
+
+@pytest.mark.parametrize("defect_comes_first", [True, False])
+def test_of_the_failures_of_several_retries_a_defect_is_the_one_that_is_raised(
+    io_loop, presence, monkeypatch, defect_comes_first
+):
+    async def scenario():
+        sids = ["defect", "down"] if defect_comes_first else ["down", "defect"]
+        for sid in sids:
+            await presence.write(other(CLIENT, sid))
+        presence._store.fault = "unreachable"
+        monkeypatch.setattr(removals, "RETRY_INTERVAL", 60)
+        for sid in sids:
+            await presence.remove(sid)
+
+        async def fails(record, *_, undo):
+            raise RuntimeError if record.sid == "defect" else store_down()
+
+        monkeypatch.setattr(presence.claims, "remove", fails)
+        with pytest.raises(RuntimeError):
+            await presence.removals._retry_removals()
+        assert len(presence.removals._pending) == 2
+
+    io_loop.run_sync(scenario)
 
 
 @pytest.mark.gen_test

@@ -1,0 +1,269 @@
+"""Redis: who is in which lesson, read for people: the roster API and the console.
+
+A roster is read a part at a time. Between two parts the reader waits while the server is busy, so that it does not slow
+joins.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from lesson_server.stores.redis import keys
+from lesson_server.stores.redis.lesson_list import LessonList
+from lesson_server.stores.redis.store import Command, Store
+
+# Lessons, and people, that are read in one round trip: about a millisecond of Redis and of the event loop.
+LESSONS_AT_ONCE = 50
+PEOPLE_AT_ONCE = 250
+# Seconds that the next part of a roster waits at most for the server to be less busy, and between two looks.
+BUSY_PATIENCE = 0.025
+BUSY_INTERVAL = 0.001
+
+# Returns the number of seats that are taken. The fields of a seat map are seats; the value of a free seat is empty.
+COUNT_TAKEN = """
+local taken = 0
+for _, occupant in ipairs(redis.call('HVALS', KEYS[1])) do
+    if occupant ~= '' then taken = taken + 1 end
+end
+return taken
+"""
+
+# KEYS[1] is the hash of people in a lesson, id → sid. ARGV[1] is a cursor of HSCAN, ARGV[2] its COUNT; ARGV[3] and
+# ARGV[4] enclose an id in the key of its claims, which is in the slot of KEYS[1]. Returns the next cursor and, for each
+# person: the id, the sid, the newest claim and its order ('' if there is no claim).
+READ_PEOPLE = """
+local page = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
+local people = {}
+for position = 1, #page[2], 2 do
+    local id = page[2][position]
+    local newest = redis.call('ZREVRANGE', ARGV[3] .. id .. ARGV[4], 0, 0, 'WITHSCORES')
+    people[#people + 1] = id
+    people[#people + 1] = page[2][position + 1]
+    people[#people + 1] = newest[1] or ''
+    people[#people + 1] = newest[2] or ''
+end
+return {page[1], people}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LessonCounts:
+    """The numbers of people and seats in a lesson; ``taken`` of the ``seats`` are taken."""
+
+    lesson_id: str
+    teachers: int
+    participants: int
+    seats: int
+    taken: int
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """A person in a lesson, by the connection that joined last.
+
+    Attributes:
+        id: the ``user_id`` of a teacher, the ``client_id`` of a participant.
+        sid: the Socket.IO id of the connection.
+        role: the role in the access token; ``teacher`` for a teacher. None if another program has written the person.
+        node: the node of the connection; None as for ``role``.
+        since: when the connection joined, in seconds since 1970 by the clock of Redis; None as for ``role``.
+    """
+
+    id: str
+    sid: str
+    role: str | None
+    node: str | None
+    since: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LessonRoster:
+    """Everybody in a lesson, by id, and its seats: seat → ``client_id``, or an empty string."""
+
+    lesson_id: str
+    seats: dict[str, str]
+    teachers: list[Person]
+    participants: list[Person]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFigures:
+    """What a node has said of itself in its last heartbeat.
+
+    Attributes:
+        node: the node's id.
+        connections: the number of its connections.
+        guests: how many of them are guests.
+        heard_of: the time of the heartbeat, in seconds since 1970 by the clock of the node.
+    """
+
+    node: str
+    connections: int
+    guests: int
+    heard_of: float
+
+
+class Roster:
+    """Reads from Redis who is in which lesson.
+
+    Args:
+        store: the connection to Redis.
+        is_busy: returns whether the server is answering events.
+    """
+
+    def __init__(self, store: Store, is_busy: Callable[[], bool]) -> None:
+        self._store = store
+        self._is_busy = is_busy
+        self._lessons = LessonList(store)
+
+    async def lessons(self, after: str | None, limit: int) -> list[LessonCounts]:
+        """Return the lessons in which somebody is, in the order of their ids.
+
+        Args:
+            after: only lessons that follow this lesson id; None: from the first lesson on.
+            limit: the maximum number of lessons.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        found: list[LessonCounts] = []
+        async for part in self.all_lessons(after, min(limit, LESSONS_AT_ONCE)):
+            found += part
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
+    async def all_lessons(
+        self, after: str | None = None, at_once: int = LESSONS_AT_ONCE
+    ) -> AsyncIterator[list[LessonCounts]]:
+        """Yield the lessons in which somebody is, a part at a time.
+
+        Args:
+            after: as for :meth:`lessons`.
+            at_once: the maximum number of lessons in a part.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        while True:
+            await self._wait_while_busy()
+            lesson_ids = await self._lessons.page(after, at_once)
+            if not lesson_ids:
+                return
+            counts = await self._counts(lesson_ids)
+            empty = [lesson.lesson_id for lesson in counts if not lesson.teachers and not lesson.participants]
+            if empty:
+                await self._lessons.remove_empty(empty)
+            yield [lesson for lesson in counts if lesson.teachers or lesson.participants]
+            after = lesson_ids[-1]
+
+    async def lesson(self, lesson_id: str) -> LessonRoster | None:
+        """Return everybody in a lesson, and its seats; None if Redis knows nothing of the lesson.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        await self._wait_while_busy()
+        (seats,) = await self._store.execute(("HGETALL", self._store.key(keys.seat_map(lesson_id))))
+        teachers = await self._people(keys.teachers(lesson_id))
+        participants = await self._people(keys.students(lesson_id))
+        if not seats and not teachers and not participants:
+            return None
+        return LessonRoster(
+            lesson_id, {seat: seats[seat] for seat in sorted(seats, key=_seat_order)}, teachers, participants
+        )
+
+    async def is_there(self, key: str, person: str) -> bool:
+        """Return whether a person is in a lesson.
+
+        Args:
+            key: of the people of a kind in the lesson, from ``keys.py``.
+            person: the id of the person.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        (found,) = await self._store.execute(("HEXISTS", self._store.key(key), person))
+        return bool(found)
+
+    async def claims(self, key: str, person: str) -> list[tuple[str, str, int, str]]:
+        """Return the claims of a person's connections in a lesson: sid, node, number and role.
+
+        Args:
+            key: as for :meth:`is_there`.
+            person: as for :meth:`is_there`.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        claims_key = self._store.key(keys.claims(person, self._store.key(key)))
+        (claims,) = await self._store.execute(("ZRANGE", claims_key, 0, -1))
+        return [(sid, *parse_claim_name(name)) for name, _, sid in map(orjson.loads, claims)]
+
+    async def nodes(self) -> list[NodeFigures]:
+        """Return the nodes that are alive, by their ids.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        counts, figures = await self._store.execute(
+            ("HGETALL", self._store.key(keys.NODE_COUNTS)), ("HGETALL", self._store.key(keys.NODE_FIGURES))
+        )
+        return [
+            NodeFigures(node, **orjson.loads(figures[node]))
+            for node, count in sorted(counts.items())
+            if int(count) >= 0 and node in figures
+        ]
+
+    async def _counts(self, lesson_ids: Sequence[str]) -> list[LessonCounts]:
+        answers = iter(await self._store.execute(*(c for lesson_id in lesson_ids for c in self._count(lesson_id))))
+        return [LessonCounts(lesson_id, *(next(answers) for _ in range(4))) for lesson_id in lesson_ids]
+
+    def _count(self, lesson_id: str) -> Iterator[Command]:
+        yield ("HLEN", self._store.key(keys.teachers(lesson_id)))
+        yield ("HLEN", self._store.key(keys.students(lesson_id)))
+        seat_map = self._store.key(keys.seat_map(lesson_id))
+        yield ("HLEN", seat_map)
+        yield ("EVAL", COUNT_TAKEN, 1, seat_map)
+
+    async def _people(self, name: str) -> list[Person]:
+        key = self._store.key(name)
+        # The id of a person stands between these two parts of the key of the person's claims.
+        before, after = self._store.key(keys.claims("\n", key)).split("\n")
+        people: dict[str, Person] = {}  # HSCAN may return somebody twice
+        cursor = "0"
+        while True:
+            await self._wait_while_busy()
+            ((cursor, found),) = await self._store.execute(
+                ("EVAL", READ_PEOPLE, 1, key, cursor, PEOPLE_AT_ONCE, before, after)
+            )
+            for person, sid, claim, order in zip(found[::4], found[1::4], found[2::4], found[3::4], strict=True):
+                people[person] = _person(person, sid, claim, order)
+            if cursor == "0":
+                return [people[person] for person in sorted(people)]
+
+    async def _wait_while_busy(self) -> None:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + BUSY_PATIENCE
+        while self._is_busy() and clock() < deadline:  # noqa: ASYNC110 (an event would cost each join something)
+            await asyncio.sleep(BUSY_INTERVAL)
+
+
+def parse_claim_name(name: str) -> tuple[str, int, str]:
+    """Return the node, the number and the role in the name of a claim; see claims.py."""
+    node, number, role = name.split(":", 2)
+    return node, int(number), role
+
+
+def _person(person: str, sid: str, claim: str, order: str) -> Person:
+    if not claim:
+        return Person(person, sid, None, None, None)
+    name, _, sid, *_ = orjson.loads(claim)
+    node, _, role = parse_claim_name(name)
+    return Person(person, sid, role, node, float(order) / 1e6)
+
+
+def _seat_order(seat: str) -> tuple[int, str]:
+    return (int(seat), "") if seat.isdecimal() else (0, seat)
