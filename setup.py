@@ -57,7 +57,10 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["lesson_server*", "statecharts*"]),
-    package_data={"lesson_server": ["py.typed", "schema.sql"]},
+    package_data={
+        "lesson_server": ["py.typed", "schema.sql", "http/static/*", "http/templates/*"],
+        "statecharts": ["diagrams/*/*.svg"],
+    },
     install_requires=[
         "aiopg>=1.4,<1.5",  # aiopg_patches.py replaces one call in the error path of 1.4
         "mixpanel>=5.1,<6",
@@ -71,6 +74,7 @@ setup(
         "python-socketio>=5.18,<5.19",  # those parts says what to look at before the bounds move
         "redis[hiredis]>=8.0.1,<9",  # 8.0.0 breaks its pub/sub listener every 5 s
         "tornado>=6.6,<6.7",  # http_server.py
+        "typing-extensions>=4.12",
         "transitions>=0.9.3,<0.10",  # machine.py overrides how 0.9 runs callbacks
         "uvloop>=0.21; platform_system != 'Windows'",
     ],

@@ -7,13 +7,16 @@ in several attempts; *dropped*, if the queue was full or the server stopped firs
 
 import logging
 import random
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from threading import Condition, Thread
 from typing import Literal, Protocol
 
 from lesson_server.settings.schema import MixpanelSettings
+from lesson_server.status import Status
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +43,10 @@ class Analytics(Protocol):
             role: the role of the token.
         """
 
+    @property
+    def status(self) -> Status:
+        """How Mixpanel is doing."""
+
     def start(self) -> None:
         """Start to send; call this in the process that serves, because a thread does not survive a fork."""
 
@@ -56,6 +63,10 @@ class NoAnalytics:
 
     def reconnect(self, client_id: str, sid: str, lesson_id: str, role: str) -> None:
         pass
+
+    @property
+    def status(self) -> Status:
+        return Status("off")
 
     def start(self) -> None:
         pass
@@ -85,6 +96,10 @@ class MixpanelAnalytics:
         # Mixpanel recognizes a repeated event by its insert_id.
         insert_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"lesson-server:reconnect:{client_id}:{sid}"))
         self._mixpanel.track(client_id, "reconnect", {"lesson_id": lesson_id, "role": role, "$insert_id": insert_id})
+
+    @property
+    def status(self) -> Status:
+        return self._queue.status
 
     def start(self) -> None:
         self._queue.start()
@@ -122,6 +137,7 @@ class QueueingConsumer:
         self._waiting: deque[str] = deque()
         self._in_flight = 0  # events of the batch that the worker thread is sending
         self._closing = False
+        self.status = Status("up")
         # Used only by the worker thread.
         self._reachable = True
 
@@ -199,13 +215,15 @@ class QueueingConsumer:
             self._changed.wait_for(lambda: self._closing, seconds * random.uniform(0.5, 1))  # noqa: S311
 
     def _now_failing(self, error: Exception) -> None:
+        # Only the type of the error: its text may quote the answer, and the answer may quote the token.
+        kind = "its answer is an error" if error.__cause__ is None else type(error.__cause__).__name__
+        self.status = Status("down", time.time(), kind)
         if self._reachable:
             self._reachable = False
-            # Only the type of the error: its text may quote the answer, and the answer may quote the token.
-            kind = "its answer is an error" if error.__cause__ is None else type(error.__cause__).__name__
             logger.warning("events can't be sent to Mixpanel: %s", kind)
 
     def _now_reachable(self) -> None:
+        self.status = replace(self.status, status="up")
         if not self._reachable:
             self._reachable = True
             logger.warning("events are sent to Mixpanel again")

@@ -84,6 +84,28 @@ class Metrics:
         for state, count in counts:
             self.connections.labels(*state).set(count)
 
+    def outcomes(self) -> dict[StateOf, int]:
+        """Return how many events this process has answered, by event, client and outcome."""
+        (family,) = self.events.collect()
+        return {
+            (sample.labels["event"], sample.labels["client"], sample.labels["outcome"]): int(sample.value)
+            for sample in family.samples
+        }
+
+    def reconnect_count(self) -> int:
+        """Return how many participants have come back to this process."""
+        (family,) = self.reconnects.collect()
+        return int(family.samples[0].value)
+
+    def latencies(self, event: str) -> list[int]:
+        """Return how many of the event's acknowledgements took up to each of EVENT_BUCKETS, and without limit."""
+        (family,) = self.event_seconds.collect()
+        counts = [0] * (len(EVENT_BUCKETS) + 1)
+        buckets = (s for s in family.samples if s.name.endswith("_bucket") and s.labels["event"] == event)
+        for position, sample in enumerate(buckets):
+            counts[position % len(counts)] += int(sample.value)
+        return counts
+
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self._all_workers or self.registry)

@@ -16,18 +16,28 @@ from lesson_server.events.registry import EVENTS
 from lesson_server.events.services import Services
 from lesson_server.gateway.admission import Admission
 from lesson_server.gateway.handlers import Gateway
-from lesson_server.http.pages import Readiness, routes
+from lesson_server.gateway.removal import Removal
+from lesson_server.gateway.tracing import Tracing
+from lesson_server.http.access import Access, is_loopback
+from lesson_server.http.figures import Figures
+from lesson_server.http.pages import Readiness
+from lesson_server.http.routes import Admin, routes
+from lesson_server.http.watch import Watch
 from lesson_server.metrics import Metrics
 from lesson_server.protocol.rooms import Rooms
 from lesson_server.protocol.server import EXTRA_SOCKETS, ProtocolServer
 from lesson_server.protocol.worker import Worker
 from lesson_server.settings.schema import Settings
+from lesson_server.stores.rds.lesson_admin import list_lessons
 from lesson_server.stores.rds.lessons import Lessons
 from lesson_server.stores.redis.claims import Claims
 from lesson_server.stores.redis.client import RedisStore
+from lesson_server.stores.redis.console_sessions import ConsoleSessions
+from lesson_server.stores.redis.messages import Messages
 from lesson_server.stores.redis.nodes import Node
 from lesson_server.stores.redis.presence import Presence
 from lesson_server.stores.redis.removals import Removals
+from lesson_server.stores.redis.roster import Roster
 from lesson_server.stores.redis.seats import Seats
 from lesson_server.stores.redis.subscription import Subscription
 from lesson_server.tokens import TokenVerifier
@@ -78,12 +88,20 @@ class LessonServer:
         settings: with both stores and the key set.
         worker: this process among several workers; None for a single process.
         events: the events that clients may send.
+        is_embedded: whether the stores are those of the embedded set-up.
 
     Raises:
         SettingsError: the key does not fit the algorithm.
     """
 
-    def __init__(self, settings: Settings, worker: Worker | None = None, events: Sequence[Event] = EVENTS) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        worker: Worker | None = None,
+        events: Sequence[Event] = EVENTS,
+        *,
+        is_embedded: bool = False,
+    ) -> None:
         assert settings.rds.dsn is not None
         assert settings.redis.url is not None
         self._settings = settings
@@ -107,13 +125,13 @@ class LessonServer:
         self._presence = Presence(self._redis, claims, self._removals)
         seats = Seats(self._redis, settings.presence.retention)
         self._subscription = Subscription(self._redis)
+        messages = Messages(self._subscription)
         self._rooms = Rooms(self._subscription)
         self._readiness = Readiness(
             {"RDS": self._lessons.ping, "Redis": self._redis.ping, "rooms": self._subscription.ping}
         )
         self._protocol = ProtocolServer(
             self._rooms,
-            routes(self._readiness, self._metrics_text),
             max_connections=_max_connections(settings),
             allowed_origins=settings.server.allowed_origins,
             worker=worker,
@@ -142,6 +160,36 @@ class LessonServer:
             events,
         )
         self._node = Node(self._redis, self._presence, seats, self.gateway)
+        roster = Roster(self._redis, self.gateway.is_busy)
+        self._figures = Figures(
+            self.gateway,
+            self._metrics,
+            {
+                "RDS": lambda: self._lessons.status,
+                "Redis": lambda: self._redis.status,
+                "Mixpanel": lambda: self._analytics.status,
+            },
+            lambda: claims.incarnation.node_id,
+            messages,
+        )
+        self._watch = Watch(roster, self._figures, messages)
+        self._tracing = Tracing(self.gateway, messages)
+        token = settings.admin.token
+        admin = Admin(
+            access=Access(
+                None if token is None else token.get_secret_value(),
+                is_embedded and is_loopback(settings.server.host),
+                ConsoleSessions(self._redis),
+            ),
+            roster=roster,
+            removal=Removal(self.gateway, roster, claims, messages),
+            watch=self._watch,
+            tracing=self._tracing,
+            tokens=tokens,
+            list_lessons=self._list_lessons,
+            events=events,
+        )
+        self._protocol.add_pages(routes(self._readiness, self._metrics_text, admin))
         self._subscription.on_subscribed = self._node.check_all
         self._sockets: list[socket.socket] = []
         # Periodic, because another worker may have to export the sum.
@@ -149,6 +197,11 @@ class LessonServer:
 
     def _count_connections(self) -> None:
         self._metrics.count_connections(self.gateway.count_states())
+
+    async def _list_lessons(self) -> list[str]:
+        assert self._settings.rds.dsn is not None
+        lessons = await asyncio.to_thread(list_lessons, self._settings.rds.dsn.get_secret_value())
+        return [lesson_id for lesson_id, *_ in lessons]
 
     def _metrics_text(self) -> bytes:
         self._count_connections()
@@ -174,6 +227,7 @@ class LessonServer:
         self._sockets = sockets or open_port(self._settings)
         self._analytics.start()
         self._subscription.start()
+        self._figures.start()
         self._protocol.start(self._sockets)
         if self._worker is not None:
             self._counting.start()
@@ -198,6 +252,9 @@ class LessonServer:
                 await self._removals.settled()
         await asyncio.to_thread(self._analytics.close, ANALYTICS_DEADLINE)
         await self._node.close()
+        await self._watch.close()
+        await self._tracing.close()
+        await self._figures.close()
         await self._rooms.close()
         await self._subscription.close()
         await self._removals.close()

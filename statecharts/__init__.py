@@ -8,7 +8,8 @@ has these constants:
 * ``INITIAL``: the state before the event. ``FINAL``: the states of a connection that has ended.
 * ``PATH``: the triggers that make up the event, in order.
 * ``PRESENT`` and ``SEATED``: the states in which Redis holds the client's presence, and the seat map of its lesson.
-* ``GUEST``: the states in which the event is complete for a guest.
+* ``RESTING``: the states in which a connection may stay as long as it likes. ``GUEST``: those of them in which the
+  client is a guest.
 * ``TRANSITIONS``: the rows.
 
 Rules of the charts:

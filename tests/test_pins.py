@@ -67,6 +67,8 @@ def overrides() -> Iterator[tuple[FunctionType, FunctionType]]:
             for name, method in vars(cls).items():
                 theirs = next((vars(base)[name] for base in cls.__mro__[1:] if name in vars(base)), None)
                 foreign = isinstance(theirs, FunctionType) and not theirs.__module__.startswith("lesson_server")
+                if foreign and theirs.__name__ == "_unimplemented_method":
+                    continue  # Tornado's stand-in for get, post and so on, whose arguments come from the route
                 if foreign and isinstance(method, FunctionType) and not re.fullmatch(r"__\w+__|initialize", name):
                     yield method, theirs
 

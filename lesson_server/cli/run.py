@@ -48,7 +48,7 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
             stores.start(_say)
             _say(f"PostgreSQL: {stores.dsn}")
             _say(f"Redis: {stores.redis_url}")
-            _serve(_with_stores(settings, stores))
+            _serve(_with_stores(settings, stores), is_embedded=True)
 
 
 def _raise_file_limit() -> None:
@@ -57,20 +57,20 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _serve(settings: Settings) -> None:
+def _serve(settings: Settings, *, is_embedded: bool = False) -> None:
     if settings.server.workers == 1:
-        uvloop.run(_serve_until_signal(settings))
+        uvloop.run(_serve_until_signal(settings, is_embedded))
         return
     metrics = SharedFolder("lesson-server-metrics-", ".db")
     try:
-        status = _supervise(settings, metrics)
+        status = _supervise(settings, is_embedded, metrics)
     finally:
         metrics.leave()
     if status:
         raise SystemExit(status)  # the worker has printed the reason
 
 
-def _supervise(settings: Settings, metrics: SharedFolder) -> int:
+def _supervise(settings: Settings, is_embedded: bool, metrics: SharedFolder) -> int:
     """Run the workers as child processes.
 
     Returns:
@@ -88,7 +88,7 @@ def _supervise(settings: Settings, metrics: SharedFolder) -> int:
     def serve(number: int, ready: Callable[[], object], parent_gone: int) -> int:
         worker_start = _WorkerStart(Worker(number, inboxes), sockets, ready, parent_gone)
         try:
-            return status_of(lambda: uvloop.run(_serve_until_signal(settings, worker_start)))
+            return status_of(lambda: uvloop.run(_serve_until_signal(settings, is_embedded, worker_start)))
         finally:
             metrics.leave()  # the last process removes the folder, and the parent may have been killed
 
@@ -113,11 +113,12 @@ class _WorkerStart:
     parent_gone: int
 
 
-async def _serve_until_signal(settings: Settings, worker_start: _WorkerStart | None = None) -> None:
+async def _serve_until_signal(settings: Settings, is_embedded: bool, worker_start: _WorkerStart | None = None) -> None:
     """Serve until the first signal, then drain; a second signal stops the server at once.
 
     Args:
         settings: with the stores and the key.
+        is_embedded: whether the stores are those of the embedded set-up.
         worker_start: set for one of several workers; None for a single process.
     """
     from lesson_server.server import LessonServer
@@ -129,7 +130,7 @@ async def _serve_until_signal(settings: Settings, worker_start: _WorkerStart | N
     if worker_start is not None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a signal that arrived before is handled now
         loop.add_reader(worker_start.parent_gone, _stop_as_orphan, worker_start.parent_gone, signals)
-    server = LessonServer(settings, worker_start.worker if worker_start else None)
+    server = LessonServer(settings, worker_start.worker if worker_start else None, is_embedded=is_embedded)
     try:
         await server.start(worker_start.sockets if worker_start else None)
         _tune_garbage_collector()

@@ -33,6 +33,7 @@ class Chart(Protocol):
     PATH: tuple[str, ...]
     SEATED: tuple[str, ...]
     PRESENT: tuple[str, ...]
+    RESTING: tuple[str, ...]
     GUEST: tuple[str, ...]
     TRANSITIONS: list[dict[str, object]]
 
@@ -81,7 +82,7 @@ class ChartMachine(AsyncMachine):
         )
         self.chart = chart
         self.counts = Counter[str]()  # state → the models in this state, except in final states
-        self._observe_step = observe_step
+        self.observe_step = observe_step
         # In a state with rows for several triggers of the path, the first trigger is fired.
         self._rest_of_path = {
             row["source"]: chart.PATH[done:]
@@ -95,8 +96,8 @@ class ChartMachine(AsyncMachine):
         return self._rest_of_path.get(state, ())
 
     def is_resting(self, state: str) -> bool:
-        """Return whether a connection may stay in ``state``: the event is complete, or the connection has ended."""
-        return state not in self._rest_of_path or state in self.chart.GUEST
+        """Return whether a connection may stay in ``state`` as long as it likes."""
+        return state in self.chart.RESTING
 
     def count(self, former: str | None, state: str) -> None:
         """Count a model that has moved from the state ``former`` (None: a new model) to ``state``."""
@@ -130,7 +131,7 @@ class ChartMachine(AsyncMachine):
                 if result is not None:  # the step is a coroutine
                     await result
             finally:
-                self._observe_step(step, time.perf_counter() - started)
+                self.observe_step(step, time.perf_counter() - started)
 
     # The library turns CancelledError into False, which would break timeouts and shutdown.
 

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 Answer = dict[str, Any]
 
+# The outcome, in the metrics, of an event that has succeeded.
+SUCCESS = "success"
+
 
 class Dispatcher(Protocol):
     """The part of the Socket.IO server that registers handlers."""
@@ -74,6 +77,22 @@ class Gateway:
                     # A connection whose client has not sent the event has no region yet.
                     without_region = self._count_of[client] - counts.total() if state == cls.CHART.INITIAL else 0
                     yield (event.name, client, state), counts[state] + without_region
+
+    def states_of(self, connection: Connection) -> Iterator[tuple[StateOf, float, bool, bool]]:
+        """Yield the state of a connection for each event that its client may send.
+
+        Yields:
+            event, client and state; since when, in seconds of ``time.monotonic``; whether a connection may rest in this
+            state; and whether its client is a guest.
+        """
+        regions = {type(region): region for region in connection}
+        for event, client, cls in self._regions:
+            if client == connection.handshake.client:
+                region = regions.get(cls)
+                state = cls.CHART.INITIAL if region is None else region.state
+                since = connection.connected_at if region is None else region.since
+                is_resting = self._machines[cls].is_resting(state)
+                yield (event.name, client, state), since, is_resting, region is not None and region.is_guest
 
     @property
     def guests(self) -> int:
@@ -218,7 +237,7 @@ class Gateway:
             return None
         if refusal is not None:
             return self._refused(event, client, refusal)
-        self._count(event, client, "success")
+        self._count(event, client, SUCCESS)
         return {"status": "SUCCESS", "data": region.result()}
 
     def _refusal_of(self, event: Event, region: Region, error: Exception) -> Refusal:

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
@@ -54,20 +53,6 @@ class Readiness:
         except (StoreUnavailable, TimeoutError):
             return False
         return True
-
-
-def routes(readiness: Readiness, metrics: Callable[[], bytes]) -> list[Any]:
-    """Return the routes of the pages, for a Tornado application.
-
-    Args:
-        readiness: the readiness that /readyz reports.
-        metrics: returns the text of /metrics.
-    """
-    return [
-        (r"/healthz", HealthHandler),
-        (r"/readyz", ReadyHandler, {"readiness": readiness}),
-        (r"/metrics", MetricsHandler, {"text": metrics}),
-    ]
 
 
 class HealthHandler(PlainHandler):

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 # Bytes per read, and bytes buffered per connection: input that a client sends before it has the response.
 READ_CHUNK_SIZE = 2 * 1024
 READ_BUFFER_SIZE = MAX_MESSAGE_SIZE
-# The client address that Tornado gets; nothing uses it. The system has none for a client that has just disconnected.
+# The address of a client that has just disconnected.
 NO_ADDRESS = ("", 0)
 
 
@@ -95,7 +95,11 @@ class ClientServer(HTTPServer):
 
     def serve(self, connection: socket.socket, place: Place) -> None:
         """Serve HTTP on an accepted connection."""
-        self.handle_stream(ClientStream(connection, place), NO_ADDRESS)
+        try:
+            address = connection.getpeername()
+        except OSError:  # the client has just disconnected
+            address = NO_ADDRESS
+        self.handle_stream(ClientStream(connection, place), address)
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         return _BoundedRequest(super().start_request(server_conn, request_conn))

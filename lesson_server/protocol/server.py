@@ -45,7 +45,6 @@ class ProtocolServer:
 
     Args:
         rooms: the rooms across nodes.
-        pages: further HTTP routes.
         max_connections: clients that may be connected at the same time.
         allowed_origins: see :class:`~lesson_server.protocol.engine.Engine`.
         worker: this worker, if there are several; None for a single process.
@@ -54,7 +53,6 @@ class ProtocolServer:
     def __init__(
         self,
         rooms: Rooms,
-        pages: Sequence[Any] = (),
         *,
         max_connections: int,
         allowed_origins: tuple[str, ...] = (),
@@ -67,14 +65,17 @@ class ProtocolServer:
             worker=worker,
         )
         self.places = Places(max_connections + EXTRA_SOCKETS)
-        self._http = make_http_server(
-            Application(
-                [(r"/socket\.io/?", PollingHandler, {"engine": self.sio.eio}), *pages],
-                default_handler_class=NotFoundHandler,
-                log_function=lambda handler: None,  # an access log would contain client input from URLs
-            )
+        self._application = Application(
+            [(r"/socket\.io/?", PollingHandler, {"engine": self.sio.eio})],
+            default_handler_class=NotFoundHandler,
+            log_function=lambda handler: None,  # an access log would contain client input from URLs
         )
+        self._http = make_http_server(self._application)
         self._acceptor = Acceptor(self.places, self._serve_websocket, self._http.serve, worker)
+
+    def add_pages(self, routes: Sequence[Any]) -> None:
+        """Serve further HTTP routes."""
+        self._application.add_handlers(".*", list(routes))
 
     def start(self, sockets: list[socket.socket]) -> None:
         """Serve clients on the listening sockets."""

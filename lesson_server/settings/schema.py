@@ -163,6 +163,17 @@ class PresenceSettings(Section):
     retention: Annotated[Seconds, Field(ge=1, le=3_650 * 86_400)] = 7 * 86_400
 
 
+class AdminSettings(Section):
+    """Who may use the roster API and the console (contract, sections 10 and 11).
+
+    Attributes:
+        token: the token that requests carry. None: both are off, except in the embedded set-up, where both are open to
+            requests from this machine if the server listens on a loopback address.
+    """
+
+    token: OptionalSecret = None
+
+
 class Settings(Section):
     """All settings; :func:`lesson_server.settings.sources.load` makes the settings in force."""
 
@@ -172,6 +183,7 @@ class Settings(Section):
     auth: AuthSettings = AuthSettings()
     mixpanel: MixpanelSettings = MixpanelSettings()
     presence: PresenceSettings = PresenceSettings()
+    admin: AdminSettings = AdminSettings()
 
     def require_complete(self) -> None:
         """Check what only the command ``run`` needs.

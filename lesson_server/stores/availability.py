@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from lesson_server.errors import StoreUnavailable
+from lesson_server.status import Status
 from lesson_server.tasks import end
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Availability:
         self._probe = probe
         self._on_unavailable = on_unavailable
         self._cause = ""  # of the last failure
+        self._failed_at: float | None = None  # seconds since 1970
         self._unavailable = False
         self._probing: asyncio.Task[None] | None = None
         self._outage_logged = False
@@ -61,6 +63,11 @@ class Availability:
         """Return the error for a request that the store did not answer."""
         return StoreUnavailable(self.name, self._cause)
 
+    @property
+    def status(self) -> Status:
+        """Whether the store is available, and when a request failed last."""
+        return Status("down" if self._unavailable else "up", self._failed_at, self._cause or None)
+
     def failed(self, cause: str) -> None:
         """Note that a request failed, apparently because of the store.
 
@@ -68,6 +75,7 @@ class Availability:
             cause: one line for the log, without secrets.
         """
         self._cause = cause
+        self._failed_at = time.time()
         if self._probing is None:
             self._probing = asyncio.create_task(self._probe_until_it_answers())
 

@@ -18,6 +18,7 @@ PATH: tuple[str, ...] = ("validate_lesson", "take_seat", "register")
 
 SEATED: tuple[str, ...] = ("seated", "registered")
 PRESENT: tuple[str, ...] = ("registered",)
+RESTING: tuple[str, ...] = ("seated", "registered")
 GUEST: tuple[str, ...] = ("seated",)
 
 TRANSITIONS: list[dict[str, object]] = [

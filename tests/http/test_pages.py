@@ -14,7 +14,8 @@ from tornado.web import Application
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.http import pages
-from lesson_server.http.pages import Readiness, routes
+from lesson_server.http.pages import Readiness
+from lesson_server.http.routes import routes
 from lesson_server.protocol.http_server import NotFoundHandler
 
 SECRET = "eyJhbGciOiJIUzI1NiJ9.secret"

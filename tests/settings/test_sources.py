@@ -48,6 +48,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "mixpanel.token": "",
         "mixpanel.api_url": "https://api.mixpanel.com",
         "presence.retention": "604800",
+        "admin.token": "",
     }
 
 
@@ -174,7 +175,7 @@ def test_each_file_explains_every_setting_once(file: str) -> None:
         assert len(re.findall(rf"\bLESSON_{name.replace('.', '_').upper()}\b", text)) == 1, name
 
 
-@pytest.mark.parametrize("secret", ["rds.dsn", "redis.url", "auth.key", "mixpanel.token"])
+@pytest.mark.parametrize("secret", ["rds.dsn", "redis.url", "auth.key", "mixpanel.token", "admin.token"])
 def test_production_holds_no_secret(secret: str) -> None:
     section, _, key = secret.partition(".")
     assert key not in tomllib.loads((CONF / "production.toml").read_text("utf-8"))[section]

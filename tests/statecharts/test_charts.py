@@ -106,7 +106,8 @@ def test_an_event_that_failed_on_its_way_leads_back_to_the_beginning(chart):
 
 @every_chart
 def test_a_constant_names_states_of_the_chart_and_every_state_has_its_sentence(chart):
-    assert {chart.INITIAL, *chart.FINAL, *chart.PRESENT, *chart.SEATED, *chart.GUEST} <= chart.STATES.keys()
+    assert {chart.INITIAL, *chart.FINAL, *chart.PRESENT, *chart.SEATED, *chart.RESTING} <= chart.STATES.keys()
+    assert set(chart.GUEST) <= set(chart.RESTING)
     assert all(sentence.endswith(".") for sentence in chart.STATES.values())
 
 

@@ -91,3 +91,4 @@ def test_only_a_participant_without_a_token_stays_seated():
     ]
     assert conditional == [(participant, "register", ["has_access_token"])]
     assert (participant.GUEST, teacher.GUEST) == (("seated",), ())
+    assert (participant.RESTING, teacher.RESTING) == (("seated", "registered"), ("registered",))

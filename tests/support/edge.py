@@ -16,7 +16,8 @@ from tornado.testing import bind_unused_port
 from waiting import LONG, until
 
 from lesson_server.embedded.stores import EmbeddedStores
-from lesson_server.http.pages import Readiness, routes
+from lesson_server.http.pages import Readiness
+from lesson_server.http.routes import routes
 from lesson_server.protocol.engine_packets import SEPARATOR
 from lesson_server.protocol.engine_socket import EngineSocket
 from lesson_server.protocol.limits import HANDSHAKE_TIMEOUT
@@ -91,10 +92,10 @@ class Edge(Clients):
         self._redis = RedisStore(redis_url, "", 2.0, 2)
         self._subscription = Subscription(self._redis)
         self.rooms = Rooms(self._subscription)
-        pages = routes(Readiness({}), lambda: METRICS)
         self.server = ProtocolServer(
-            self.rooms, pages, max_connections=max_connections, allowed_origins=allowed_origins, worker=worker
+            self.rooms, max_connections=max_connections, allowed_origins=allowed_origins, worker=worker
         )
+        self.server.add_pages(routes(Readiness({}), lambda: METRICS))
         self.sio = self.server.sio
         self.application = FakeApplication(self.sio)
         self._subscription.start()

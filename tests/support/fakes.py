@@ -23,6 +23,7 @@ from lesson_server.events.services import Services
 from lesson_server.gateway.admission import Admission
 from lesson_server.gateway.handlers import Answer, Gateway
 from lesson_server.metrics import Metrics
+from lesson_server.status import Status
 from lesson_server.stores.rds.lesson import Lesson
 from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.records import Entry, Record
@@ -344,6 +345,10 @@ class FakeAnalytics:
 
     def reconnect(self, client_id: str, sid: str, lesson_id: str, role: str) -> None:
         self.reconnects.append((client_id, sid, lesson_id, role))
+
+    @property
+    def status(self) -> Status:
+        return Status("off")
 
     def start(self) -> None:
         """Nothing is sent."""

@@ -16,6 +16,7 @@ PATH: tuple[str, ...] = ("raise_hand",)
 
 SEATED: tuple[str, ...] = ()
 PRESENT: tuple[str, ...] = ()
+RESTING: tuple[str, ...] = ("hand_down", "hand_raised")
 GUEST: tuple[str, ...] = ()
 
 TRANSITIONS: list[dict[str, object]] = [

@@ -23,6 +23,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from lesson_server.errors import LessonNotFound
+from lesson_server.status import Status
 from lesson_server.stores.rds.connections import Rds, StatementFault, cause_of
 from lesson_server.stores.rds.lesson import Lesson, lesson_of
 from lesson_server.stores.rds.lesson_query import LessonQuery, is_about
@@ -100,6 +101,11 @@ class Lessons:
         if lesson is None:
             raise LessonNotFound(lesson_id)
         return lesson
+
+    @property
+    def status(self) -> Status:
+        """How RDS is doing."""
+        return self._rds.availability.status
 
     async def ping(self) -> None:
         """Check that RDS answers.

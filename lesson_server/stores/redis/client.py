@@ -17,6 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.settings.schema import SettingsError
+from lesson_server.status import Status
 from lesson_server.stores.redis.pipelines import Redis
 from lesson_server.stores.redis.shard import FAILURES, Part, Shard, Step
 from lesson_server.stores.redis.store import Command
@@ -144,6 +145,12 @@ class RedisStore:
         for shard, part in await self._split(step) if self._is_cluster else self._whole(step):
             shard.submit(part)
         return await done
+
+    @property
+    def status(self) -> Status:
+        """How Redis is doing: of the masters of a cluster, the one that is down, or that failed last."""
+        statuses = [shard.availability.status for shard in self._shards.values()]
+        return max(statuses, key=lambda status: (status.status == "down", status.failed_at or 0), default=Status("up"))
 
     async def ping(self) -> None:
         """Check that Redis answers.

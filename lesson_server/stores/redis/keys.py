@@ -12,6 +12,13 @@ NODE_FIGURES = "lesson_node_figures"
 LESSONS = "lesson_node_lessons"
 # The pub/sub channel on which nodes publish what is emitted to rooms.
 ROOMS = "lesson_node_rooms"
+# The pub/sub channel of the messages between nodes.
+MESSAGES = "lesson_node_messages"
+
+
+def console_session(digest: str) -> str:
+    """Return the key of a session of the console, whose value is empty."""
+    return f"lesson_node_console:{digest}"
 
 
 def echoes(name: str) -> str:

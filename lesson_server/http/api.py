@@ -1,0 +1,67 @@
+"""The base of handlers that answer in JSON."""
+
+import logging
+from typing import Any
+
+import orjson
+from tornado.web import HTTPError, RequestHandler
+
+from lesson_server.errors import StoreUnavailable
+from lesson_server.http.access import Access
+
+logger = logging.getLogger(__name__)
+
+SENTENCES = {
+    400: "the request is malformed",
+    401: "the request needs the admin token",
+    403: "the request comes from another origin",
+    404: "there is no such resource",
+    405: "the method is not allowed here",
+    429: "too many failed tries, try again in a minute",
+    500: "internal error",
+    503: "Redis is unavailable, try again",
+}
+
+
+class ApiHandler(RequestHandler):
+    """Answers in JSON, also with errors: ``{"error": "<one plain sentence>"}``."""
+
+    def initialize(self, access: Access, **_: Any) -> None:
+        self.access = access
+
+    async def prepare(self) -> None:
+        await self.access.require(self)
+
+    def set_default_headers(self) -> None:
+        self.set_header("Content-Type", "application/json")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Content-Type-Options", "nosniff")
+
+    def answer(self, data: object) -> None:
+        """Finish the response with data as JSON."""
+        self.finish(orjson.dumps(data))
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info", (None, None))[1]
+        if isinstance(error, StoreUnavailable):
+            status_code = 503
+            self.set_status(503)
+        if status_code == 401:
+            self.set_header("WWW-Authenticate", "Bearer")
+        if status_code == 429:
+            self.set_header("Retry-After", "60")
+        sentence = error.log_message if isinstance(error, HTTPError) and error.log_message else None
+        self.answer({"error": sentence or SENTENCES.get(status_code, "the request failed")})
+
+    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
+        # Tornado's own log line would contain the URL, and with the URL any client input.
+        if not isinstance(value, HTTPError | StoreUnavailable):
+            logger.error("%s request failed", self.request.method, exc_info=value)
+
+
+class ApiNotFoundHandler(ApiHandler):
+    """Answers any other path of the API."""
+
+    async def prepare(self) -> None:
+        await super().prepare()
+        raise HTTPError(404)

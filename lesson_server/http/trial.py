@@ -1,0 +1,117 @@
+"""Try a join: a page on which a newcomer sees the statechart of a join walk (contract, section 11).
+
+It is on in the embedded set-up only, for requests from this machine.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tornado.web import HTTPError
+
+from lesson_server.gateway.tracing import Tracing
+from lesson_server.http.access import Access
+from lesson_server.http.api import ApiHandler
+from lesson_server.http.page import HEADERS, PageHandler
+from lesson_server.http.stream import StreamHandler
+from lesson_server.stores.rds.lesson import LESSON_ID
+from lesson_server.tokens import TokenVerifier
+
+# The official client, where ``make try`` installs it.
+CLIENT = Path(sys.prefix) / "client/node_modules/socket.io-client/dist/socket.io.esm.min.js"
+# Lessons that the page offers.
+MAX_LESSONS = 100
+# Seconds for which the tokens of the page are valid.
+TOKEN_LIFE = 60 * 60
+# The role of a participant who tries a join.
+ROLE = "student"
+# Seconds between two signs of life of a trace.
+LIFE_INTERVAL = 1.0
+
+
+class TryRequest(BaseModel):
+    """Who wants to try a join, and of which lesson."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    client: str = Field(pattern="^(teacher|participant|guest)$")
+    lesson_id: str = Field(pattern=f"^{LESSON_ID.pattern}$")
+    name: str = ""
+
+
+class TrialPageHandler(PageHandler):
+    """The page."""
+
+    def initialize(  # type: ignore[override]
+        self, access: Access, charts: list[dict[str, Any]], list_lessons: Callable[[], Awaitable[list[str]]]
+    ) -> None:
+        super().initialize(access)
+        self.charts = charts
+        self.list_lessons = list_lessons
+
+    async def get(self) -> None:
+        lessons = await self.list_lessons()
+        self.show("try.html", charts=self.charts, client_available=CLIENT.is_file(), lessons=lessons[:MAX_LESSONS])
+
+
+class TrialClientHandler(PageHandler):
+    """The official Socket.IO client."""
+
+    def get(self) -> None:
+        if not CLIENT.is_file():
+            raise HTTPError(404)
+        for name, value in HEADERS.items():
+            self.set_header(name, value)
+        self.set_header("Content-Type", "text/javascript")
+        self.finish(CLIENT.read_bytes())
+
+
+class TrialTokenHandler(ApiHandler):
+    """Answers with the ``auth`` object of a handshake."""
+
+    def initialize(self, access: Access, tokens: TokenVerifier) -> None:  # type: ignore[override]
+        super().initialize(access)
+        self.tokens = tokens
+
+    def post(self) -> None:
+        try:
+            request = TryRequest.model_validate(orjson.loads(self.request.body))
+            auth = {"client": "participant", "lesson_id": request.lesson_id}
+            if request.client == "teacher":
+                auth |= {"client": "teacher", "access_token": self.tokens.mint(request.name, "teacher", TOKEN_LIFE)}
+            elif request.client == "participant":
+                auth["access_token"] = self.tokens.mint(request.name, ROLE, TOKEN_LIFE)
+        except (orjson.JSONDecodeError, ValidationError):
+            raise HTTPError(400, "the request needs a client, a lesson_id and a name") from None
+        except ValueError:
+            raise HTTPError(400, "the name has characters that an id can't have") from None
+        self.answer({"auth": auth})
+
+
+class TrialStepsHandler(StreamHandler):
+    """What happens on a connection, step by step."""
+
+    def initialize(self, access: Access, tracing: Tracing) -> None:  # type: ignore[override]
+        super().initialize(access)
+        self.tracing = tracing
+
+    async def get(self) -> None:
+        await self.serve(self._events(self.get_query_argument("sid")))
+
+    async def _events(self, sid: str) -> AsyncIterator[Any]:
+        events = self.tracing.events(sid)
+        upcoming = asyncio.ensure_future(anext(events))
+        try:
+            while True:
+                done, _ = await asyncio.wait({upcoming}, timeout=LIFE_INTERVAL)
+                if done:
+                    yield upcoming.result()
+                    upcoming = asyncio.ensure_future(anext(events))
+                else:
+                    yield None
+        finally:
+            upcoming.cancel()
