@@ -33,8 +33,10 @@ BENCH = [
 TEST = [
     *EMBEDDED,
     *SIMULATE,
+    "axe-playwright-python>=0.1.7,<0.2",  # brings axe-core
     "coverage>=7.10",  # 7.10 measures subprocesses
     "hypothesis>=6.100",
+    "playwright>=1.50",  # drives the Chromium of the machine; downloads none
     "pytest>=8,<10",  # pytest-tornado 0.8 is not tried with 10
     "pytest-tornado>=0.8.1",
     "pytest-xdist>=3.6",

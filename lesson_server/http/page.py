@@ -33,7 +33,7 @@ HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with "no-referrer", the origin of a form is null
     "X-Content-Type-Options": "nosniff",
 }
 LOGIN_PATH = "/console/login"

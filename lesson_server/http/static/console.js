@@ -38,7 +38,7 @@ function showOverview(data) {
   for (const [name, show] of Object.entries(sparklines)) show(data.rates[name], data.rates.seconds);
   showStates(section("states").querySelector(".tables"), data.charts);
   showStores(section("stores").querySelector("ul"), data.stores);
-  showRefusals(section("refusals"), data.refusals);
+  showRefusals(document.querySelector(".refusals"), data.refusals);
   showNodes(section("nodes"), data.nodes);
   showCounts();
 }

@@ -1,17 +1,15 @@
 /** The refusals of the last ten minutes by reason, the most frequent first. */
 
-import { makeCell, makeHeading, makeRow } from "./cells.js";
 import { html, setText } from "./dom.js";
 import { updateChildren } from "./keyed.js";
 import { formatCount } from "./numbers.js";
 
 /**
  * Show the refusals.
- * @param {Element} section
+ * @param {HTMLTableElement} table
  * @param {{event: string, client: string, outcome: string, count: number}[]} refusals
  */
-export function showRefusals(section, refusals) {
-  const table = section.querySelector("table");
+export function showRefusals(table, refusals) {
   const sorted = refusals.toSorted((one, other) => other.count - one.count);
   updateChildren(table.tBodies[0], sorted, {
     key: ({ event, client, outcome }) => `${event} ${client} ${outcome}`,
@@ -19,13 +17,14 @@ export function showRefusals(section, refusals) {
     update: (row, { count }) => setText(row.cells[2], formatCount(count)),
   });
   table.hidden = refusals.length === 0;
-  section.querySelector(".none").hidden = refusals.length > 0;
 }
 
 function createRow({ event, client, outcome }) {
-  return makeRow(
-    makeHeading("Reason", "", html("code", {}, outcome)),
-    makeCell("Event, client", "", html("code", {}, event), client ? `, ${client}` : ""),
-    makeCell("Count", "number"),
+  return html(
+    "tr",
+    {},
+    html("th", { scope: "row" }, html("code", {}, outcome)),
+    html("td", {}, html("small", {}, client ? `${event}, ${client}` : event)),
+    html("td", { class: "number" }),
   );
 }

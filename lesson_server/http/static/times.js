@@ -50,16 +50,17 @@ export function formatTime(time) {
 }
 
 /**
- * Write a duration with its two largest units.
+ * Write a duration with about two digits: its largest unit, and the next one while the first is below ten.
  * @param {number} seconds
  */
 export function formatDuration(seconds) {
   const index = UNITS.findIndex(([, length]) => seconds >= length);
   if (index < 0) return "0 s";
   const [unit, length] = UNITS[index];
+  const count = Math.floor(seconds / length);
   const [smallerUnit, smallerLength] = UNITS[index + 1] ?? [];
-  const rest = smallerUnit ? Math.floor((seconds % length) / smallerLength) : 0;
-  return `${Math.floor(seconds / length)} ${unit}${rest ? ` ${rest} ${smallerUnit}` : ""}`;
+  const rest = smallerUnit && count < 10 ? Math.floor((seconds % length) / smallerLength) : 0;
+  return `${count} ${unit}${rest ? ` ${rest} ${smallerUnit}` : ""}`;
 }
 
 /**

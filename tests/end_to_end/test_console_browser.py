@@ -1,0 +1,165 @@
+"""The console in a real browser, on one of two nodes, while the simulators join lessons on the other node.
+
+Chromium is Debian's package; without it these tests are skipped. With ``SCREENSHOTS=folder`` they leave pictures.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from clients import client, join
+from cluster import KEY, free_port
+from playwright.async_api import async_playwright, expect
+from waiting import until
+
+from lesson_server.server import LessonServer
+from lesson_server.settings.sources import load
+
+CHROMIUM = shutil.which("chromium")
+OPTIONS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCREENSHOTS = os.environ.get("SCREENSHOTS")
+TOKEN = "the admin token of the tests"
+WIDTHS = (360, 1440)
+SCHEMES = ("light", "dark")
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")
+
+
+class Browser:
+    """A browser, and what went wrong in its pages."""
+
+    def __init__(self, browser):
+        self._browser = browser
+        self.wrong = []
+
+    async def open(self, url, **options):
+        context = await self._browser.new_context(**options)
+        page = await context.new_page()
+        page.on("console", lambda message: self._note(message.type in ("error", "warning"), message.text))
+        page.on("pageerror", lambda error: self._note(True, str(error)))
+        page.on("request", lambda request: self._note(not request.url.startswith(url), f"request to {request.url}"))
+        return page
+
+    def _note(self, is_wrong, text):
+        if is_wrong:
+            self.wrong.append(text)
+
+
+@contextlib.asynccontextmanager
+async def browser():
+    """A browser in whose pages nothing went wrong."""
+    async with async_playwright() as playwright:
+        launched = await playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        opened = Browser(launched)
+        yield opened
+        await launched.close()
+        assert opened.wrong == []
+
+
+@contextlib.contextmanager
+def simulator(server, name, *arguments):
+    """A simulator whose clients stay in their lesson until the end of the ``with``."""
+    command = [sys.executable, SCRIPTS / f"simulate_{name}.py", "--url", server.url, "--key", KEY, "--hold", "60"]
+    process = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def log_in(page, url):
+    await page.goto(f"{url}/console")
+    await expect(page).to_have_url(f"{url}/console/login")
+    await page.get_by_label("Admin token").fill(TOKEN)
+    await page.get_by_role("button", name="Log in").click()
+    await expect(page).to_have_url(f"{url}/console")
+
+
+async def is_pleasant(page, name):
+    """Nothing that axe-core finds, and no sideways scrolling, at both widths and in both schemes."""
+    for width in WIDTHS:
+        for scheme in SCHEMES:
+            await page.set_viewport_size({"width": width, "height": 900})
+            await page.emulate_media(color_scheme=scheme)
+            await page.wait_for_timeout(100)  # for the layout of the screenshot only
+            if SCREENSHOTS:
+                await page.screenshot(path=Path(SCREENSHOTS) / f"{name}-{width}-{scheme}.png", full_page=True)
+            assert await page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0, (name, width)
+            found = await Axe().run(page)
+            assert found.violations_count == 0, (name, width, scheme, found.generate_report())
+
+
+def test_an_operator_sees_both_nodes_and_removes_somebody(io_loop, start_server, mint):
+    here, there = (start_server(LESSON_ADMIN_TOKEN=TOKEN) for _ in range(2))
+
+    async def story():
+        async with browser() as chromium:
+            page = await chromium.open(there.url)
+            await log_in(page, there.url)
+            await expect(page.get_by_text("Nobody has joined a lesson")).to_be_visible()
+            with (
+                simulator(here, "teacher", "--lesson", "1"),
+                simulator(here, "participants", "--lesson", "1", "--count", "9", "--guests", "2"),
+            ):
+                async with client(there, client="participant", lesson_id="1", access_token=mint("anna")) as anna:
+                    assert (await join(anna))["status"] == "SUCCESS"
+                    row = page.get_by_role("row").filter(has=page.get_by_role("link", name="1", exact=True))
+                    await expect(page.locator("[data-figure=participants]")).to_have_text("8")
+                    await expect(page.locator("[data-figure=teachers]")).to_have_text("1")
+                    await expect(page.locator("[data-figure=guests]")).to_have_text("2")
+                    await expect(page.locator("[data-figure=connections]")).to_have_text("11")
+                    await expect(page.locator("#nodes tbody tr")).to_have_count(2)
+                    await expect(page.locator("#stream-mark")).to_have_text("Live")
+                    await is_pleasant(page, "overview")
+                    await row.get_by_role("link").click()
+                    await expect(page.get_by_role("heading", name="Lesson 1")).to_be_visible()
+                    await expect(page.locator("#people tbody tr")).to_have_count(9)
+                    await is_pleasant(page, "lesson")
+                    person = page.locator("#people tbody tr").filter(has_text="anna")
+                    await person.get_by_role("button").click()
+                    dialog = page.get_by_role("dialog")
+                    await dialog.get_by_role("button", name="Cancel").click()
+                    await expect(person).to_be_visible()  # asked once, nobody is removed
+                    await person.get_by_role("button").click()
+                    await dialog.get_by_role("button", name="Remove anna").click()
+                    await expect(person).to_have_count(0)
+                    await until(lambda: not anna.connected)
+            await expect(page.get_by_text("Nobody is in this lesson")).to_be_visible()
+            await page.get_by_role("button", name="Log out").click()
+            await expect(page).to_have_url(f"{there.url}/console/login")
+            await is_pleasant(page, "login")
+
+    io_loop.run_sync(story, timeout=90)
+
+
+def test_a_lost_stream_is_marked_and_resumed(io_loop, environ):
+    async def story():
+        port = free_port()
+        settings = load(environ={**environ, "LESSON_ADMIN_TOKEN": TOKEN, "LESSON_SERVER_PORT": str(port)})
+        server = LessonServer(settings)
+        await server.start()
+        async with browser() as chromium:
+            page = await chromium.open(server.url)
+            await log_in(page, server.url)
+            mark = page.locator("#stream-mark")
+            await expect(mark).to_have_attribute("data-status", "live")
+            await server.stop()
+            await expect(mark).to_have_attribute("data-status", "lost", timeout=15_000)
+            assert chromium.wrong  # the browser itself reports the refused connections
+            server = LessonServer(settings)
+            await server.start()
+            await expect(mark).to_have_attribute("data-status", "live", timeout=15_000)
+            chromium.wrong.clear()
+        await server.stop()
+
+    io_loop.run_sync(story, timeout=90)
