@@ -57,9 +57,12 @@ def localised(nodes, port, directory):
     return text.replace("http {\n", f"http {{\n{temporary}", 1)
 
 
+TOKEN = "the admin token of the tests"
+
+
 @pytest.fixture
 def nodes(start_server):
-    return start_server(), start_server()
+    return start_server(LESSON_ADMIN_TOKEN=TOKEN), start_server(LESSON_ADMIN_TOKEN=TOKEN)
 
 
 @pytest.fixture
@@ -157,3 +160,21 @@ async def test_no_sid_is_logged(front, tmp_path):
         sid = sio.eio.sid
     await until(lambda: "/socket.io/" in (tmp_path / "access.log").read_text())
     assert sid not in (tmp_path / "access.log").read_text()
+
+
+@pytest.mark.gen_test
+async def test_the_console_and_the_roster_are_for_the_schools_own_network(front):
+    ask = AsyncHTTPClient().fetch
+    answer = await ask(f"{front}/api/overview", headers={"Authorization": f"Bearer {TOKEN}"})
+    assert answer.code == 200
+    form = await ask(
+        f"{front}/console/login",
+        method="POST",
+        body=f"token={TOKEN.replace(' ', '+')}",
+        headers={"Origin": front},
+        follow_redirects=False,
+        raise_error=False,
+    )
+    assert form.code == 303
+    assert "HttpOnly" in form.headers["Set-Cookie"]
+    assert "deny all;" in CONF
