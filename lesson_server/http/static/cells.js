@@ -1,4 +1,7 @@
-/** Cells of tables. Each has its role written out, and its column's name: on a narrow screen a row is a block, not a row. */
+/**
+ * Cells of tables. Each has its role written out, and its column's name: on a narrow screen CSS makes blocks of them,
+ * which would take their roles away.
+ */
 
 import { html } from "./dom.js";
 

@@ -1,4 +1,4 @@
-/** The drawing of a statechart, as Graphviz made it for the docs, put into the page so that the page can mark parts of it. */
+/** The drawing of a statechart, as Graphviz made it for the docs, inline in the page, so that parts can be marked. */
 
 import { setText } from "./dom.js";
 
@@ -94,7 +94,7 @@ export async function loadChart(figure) {
   return new Chart(drawing, event, client);
 }
 
-/** Where the drawing is wider than its place, begin with the states in the middle, not with the transitions beside them. */
+/** Where the drawing is wider than its place, show the states in the middle first, not the transitions beside them. */
 function showStates(place, drawing) {
   const state = drawing.querySelector("g.node").getBoundingClientRect();
   const visible = place.getBoundingClientRect();

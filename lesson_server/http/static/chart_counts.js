@@ -33,8 +33,18 @@ function addLabel(group) {
   const box = group.querySelector("path").getBBox();
   const edge = box.x + box.width;
   const right = edge + MARK_OVERHANG; // of the mark
-  const count = svg("text", { class: "chart-count", x: edge - COUNT_INSET, y: box.y + COUNT_BASELINE, "text-anchor": "end" });
-  const back = svg("rect", { class: "stuck-back", y: box.y - MARK_HEIGHT / 2, height: MARK_HEIGHT, rx: MARK_HEIGHT / 2 });
+  const count = svg("text", {
+    class: "chart-count",
+    x: edge - COUNT_INSET,
+    y: box.y + COUNT_BASELINE,
+    "text-anchor": "end",
+  });
+  const back = svg("rect", {
+    class: "stuck-back",
+    y: box.y - MARK_HEIGHT / 2,
+    height: MARK_HEIGHT,
+    rx: MARK_HEIGHT / 2,
+  });
   const text = svg("text", { class: "stuck-text", x: right - MARK_PADDING, y: box.y + 3.5, "text-anchor": "end" });
   const mark = svg("g", { class: "stuck-mark" }, back, text);
   group.append(count, mark);

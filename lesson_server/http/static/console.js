@@ -39,7 +39,7 @@ function showOverview(data) {
   showStates(section("states").querySelector(".tables"), data.charts);
   showStores(section("stores").querySelector("ul"), data.stores);
   showRefusals(document.querySelector(".refusals"), data.refusals);
-  showNodes(section("nodes"), data.nodes);
+  showNodes(section("nodes"), data.nodes, data.at);
   showCounts();
 }
 

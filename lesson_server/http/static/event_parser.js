@@ -1,4 +1,4 @@
-/** The format of server-sent events: lines of "field: value", an empty line after each event, comments that begin with ":". */
+/** The format of server-sent events: lines of "field: value", an empty line after each event; ":" begins a comment. */
 
 /** Turns the chunks of a text/event-stream into events. */
 export class EventParser {

@@ -33,7 +33,7 @@ function remove(element) {
   if (index >= 0) neighbour?.querySelectorAll(FOCUSABLE)[index]?.focus({ preventScroll: true });
 }
 
-/** Put the children in order; the one that the reader is at is not moved, because moving it loses focus and selection. */
+/** Put the children in order. The one that the reader uses is not moved: moving it would lose focus and selection. */
 function arrange(parent, children) {
   const pinned = children.find((child) => isInUse(child));
   let next = parent.firstElementChild;

@@ -41,7 +41,7 @@ export function lessonsView(section, onChoose) {
     if (section.getBoundingClientRect().top < 0) section.scrollIntoView();
   });
   const searchNow = () => {
-    const text = form.search.value.trim();
+    const text = form.elements.search.value.trim();
     // Back leads out of a search, not through each of its letters.
     if (text !== search) choose({ search: text, page: "1" }, search === "");
   };
@@ -58,7 +58,7 @@ export function lessonsView(section, onChoose) {
      */
     showChoices(choices) {
       search = choices.search;
-      if (form.search.value.trim() !== search) form.search.value = search;
+      if (form.elements.search.value.trim() !== search) form.elements.search.value = search;
       showSorting(choices.sort, choices.order);
       table.ariaBusy = "true";
     },
@@ -68,7 +68,11 @@ export function lessonsView(section, onChoose) {
      * @param {object} data of the event `lessons`
      */
     show({ total, page, pages, lessons }) {
-      updateChildren(table.tBodies[0], lessons, { key: (lesson) => lesson.lesson_id, create: createRow, update: updateRow });
+      updateChildren(table.tBodies[0], lessons, {
+        key: (lesson) => lesson.lesson_id,
+        create: createRow,
+        update: updateRow,
+      });
       table.parentElement.style.setProperty("--rows", String(lessons.length));
       showPage(page, pages);
       setText(summary, formatAmount(total, "lesson"));

@@ -4,24 +4,32 @@ import { makeCell, makeHeading, makeRow, setBar } from "./cells.js";
 import { html, setText } from "./dom.js";
 import { updateChildren } from "./keyed.js";
 import { formatAmount, formatCount, formatMilliseconds, formatShare } from "./numbers.js";
-import { secondsSince, setAge } from "./times.js";
+import { setAge } from "./times.js";
 
-// A node sends a heartbeat every second. Seconds without one after which it is told to be silent: three may be late.
+// A node sends a heartbeat every second. Seconds without one after which it is called silent: three may be late.
 const SILENT = 4;
-// Share of one core above which a node is told to be busy: its event loop has one core, and joins begin to wait.
+// Share of one core above which a node is called busy: its event loop has one core, and joins begin to wait.
 const BUSY = 0.9;
 
-/** @param {{heard_of: string}} node */
-export const isSilent = (node) => secondsSince(node.heard_of) > SILENT;
+/**
+ * Return whether a node has been silent for too long, by the server's clock alone.
+ * @param {{heard_of: string}} node
+ * @param {string} at when the server looked
+ */
+export const isSilent = (node, at) => (Date.parse(at) - Date.parse(node.heard_of)) / 1000 > SILENT;
 
 /**
  * Show the nodes.
  * @param {Element} section
  * @param {{node: string, connections: number, heard_of: string, started: string, cpu: number, lag: number}[]} nodes
+ * @param {string} at when the server looked
  */
-export function showNodes(section, nodes) {
-  const rows = section.querySelector("tbody");
-  updateChildren(rows, nodes, { key: ({ node }) => node, create: createRow, update: updateRow });
+export function showNodes(section, nodes, at) {
+  updateChildren(section.querySelector("tbody"), nodes, {
+    key: ({ node }) => node,
+    create: createRow,
+    update: (row, node) => updateRow(row, node, at),
+  });
   setText(section.querySelector(".panel-summary"), formatAmount(nodes.length, "node"));
 }
 
@@ -36,7 +44,7 @@ function createRow({ node }) {
   );
 }
 
-function updateRow(row, node) {
+function updateRow(row, node, at) {
   const [, connections, cpu, lag, heard, started] = row.cells;
   setText(connections, formatCount(node.connections));
   setText(cpu.lastChild, formatShare(node.cpu));
@@ -44,6 +52,6 @@ function updateRow(row, node) {
   cpu.classList.toggle("is-warning", node.cpu >= BUSY);
   setText(lag, formatMilliseconds(node.lag * 1000));
   setAge(heard.firstChild, node.heard_of);
-  heard.classList.toggle("is-warning", isSilent(node));
+  heard.classList.toggle("is-warning", isSilent(node, at));
   setAge(started.firstChild, node.started);
 }

@@ -22,7 +22,10 @@ import { makeTime, setAge, setTime } from "./times.js";
  * @returns {Person[]}
  */
 export function peopleOf({ teachers, participants, seats }) {
-  const seatsOf = Map.groupBy(Object.keys(seats), (number) => seats[number]);
+  const seatsOf = new Map();
+  for (const [number, occupant] of Object.entries(seats)) {
+    if (occupant) seatsOf.set(occupant, [...(seatsOf.get(occupant) ?? []), number]);
+  }
   return [
     ...teachers.map((teacher) => ({ ...teacher, kind: "teachers", id: teacher.user_id, role: "teacher", seats: [] })),
     ...participants.map((participant) => ({
@@ -54,7 +57,7 @@ function createRow({ id, kind }) {
     makeHeading("Name", "identifier", id),
     makeCell("Role", "role"),
     makeCell("Seat", "number seat-of"),
-    makeCell("Since", "since", makeTime(), html("span", { class: "age" })),
+    makeCell("Since", "since", makeTime(), " ", html("span", { class: "age" })),
     makeCell("Node", "identifier node", html("code")),
     makeCell("Sid", "identifier sid", html("code")),
     makeCell("Action", "action", button),

@@ -7,7 +7,7 @@ import { isSilent } from "./nodes.js";
 import { formatAmount } from "./numbers.js";
 import { formatDuration, formatTime, secondsSince } from "./times.js";
 
-// Milliseconds after which a problem that comes again is announced again: one that comes and goes would talk without end.
+// Milliseconds without a problem after which it is announced again; otherwise one that comes and goes would chatter.
 const FORGOTTEN = 60_000;
 
 /**
@@ -37,7 +37,12 @@ export function problemsView(section) {
 }
 
 function create({ link, level }) {
-  return html("li", { class: `problem problem-${level}` }, html("a", { href: link }), html("span", { class: "detail" }));
+  return html(
+    "li",
+    { class: `problem problem-${level}` },
+    html("a", { href: link }),
+    html("span", { class: "detail" }),
+  );
 }
 
 function update(item, { title, detail }) {
@@ -51,9 +56,9 @@ function update(item, { title, detail }) {
  * @param {Map<string, import("./chart.js").Chart>} drawings by event and client, as far as they are loaded
  * @returns {Problem[]}
  */
-export function findProblems({ stores, nodes, charts }, drawings) {
+export function findProblems({ at, stores, nodes, charts }, drawings) {
   const down = stores.filter(({ status }) => status === "down").map(storeDown);
-  const silent = nodes.filter(isSilent).map(nodeSilent);
+  const silent = nodes.filter((node) => isSilent(node, at)).map(nodeSilent);
   const stuck = charts.flatMap(({ event, client, states }) =>
     states
       .filter((state) => state.is_stuck)
@@ -64,11 +69,18 @@ export function findProblems({ stores, nodes, charts }, drawings) {
 
 function storeDown({ name, failed_at: failedAt, cause }) {
   const since = failedAt ? ` Last failed at ${formatTime(failedAt)}.` : "";
-  return { key: `store ${name}`, level: "bad", title: `${name} is down`, detail: `${cause ?? "No cause known"}.${since}`, link: "#stores" };
+  return {
+    key: `store ${name}`,
+    level: "bad",
+    title: `${name} is down`,
+    detail: `${cause ?? "No cause known"}.${since}`,
+    link: "#stores",
+  };
 }
 
 function nodeSilent({ node, heard_of: heardOf, connections }) {
-  const detail = `Not heard of for ${formatDuration(secondsSince(heardOf))}. It held ${formatAmount(connections, "connection")}.`;
+  const silence = formatDuration(secondsSince(heardOf));
+  const detail = `Not heard of for ${silence}. It held ${formatAmount(connections, "connection")}.`;
   return { key: `node ${node}`, level: "bad", title: `Node ${node} is silent`, detail, link: "#nodes" };
 }
 

@@ -10,7 +10,7 @@ import { formatCount } from "./numbers.js";
  * @param {{event: string, client: string, outcome: string, count: number}[]} refusals
  */
 export function showRefusals(table, refusals) {
-  const sorted = refusals.toSorted((one, other) => other.count - one.count);
+  const sorted = [...refusals].sort((one, other) => other.count - one.count);
   updateChildren(table.tBodies[0], sorted, {
     key: ({ event, client, outcome }) => `${event} ${client} ${outcome}`,
     create: createRow,

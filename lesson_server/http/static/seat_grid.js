@@ -53,7 +53,8 @@ export class SeatGrid {
    */
   show(seats) {
     const numbers = Object.keys(seats); // integer-like keys of an object are in ascending order
-    const isOther = numbers.length !== this.#numbers.length || numbers.some((number, at) => number !== this.#numbers[at]);
+    const isOther =
+      numbers.length !== this.#numbers.length || numbers.some((number, at) => number !== this.#numbers[at]);
     if (isOther) this.#make(numbers);
     for (const number of numbers) showOccupant(this.#cells.get(number), seats[number]);
     this.#read(this.#readCell);
@@ -84,7 +85,14 @@ export class SeatGrid {
     const rows = [];
     for (let first = 0; first < cells.length; first += columns) {
       const label = html("span", { role: "rowheader", class: "seat-row-label" }, this.#numbers[first]);
-      rows.push(html("div", { role: "row", class: "seat-row" }, ...(this.#isRoomy ? [] : [label]), ...cells.slice(first, first + columns)));
+      rows.push(
+        html(
+          "div",
+          { role: "row", class: "seat-row" },
+          ...(this.#isRoomy ? [] : [label]),
+          ...cells.slice(first, first + columns),
+        ),
+      );
     }
     this.grid.classList.toggle("is-compact", !this.#isRoomy);
     this.grid.style.setProperty("--columns", String(columns));

@@ -6,7 +6,7 @@ const DIRECTIONS = { asc: "ascending", desc: "descending" };
 
 /**
  * Make the headers of a table sort it.
- * @param {HTMLTableElement} table its header buttons have data-sort, and data-first: the order that the first press gives
+ * @param {HTMLTableElement} table its header buttons have data-sort, and data-first: the order after the first press
  * @param {(sort: string, order: string) => void} onChoose
  * @returns {(sort: string, order: string) => void} shows what the rows are sorted by
  */

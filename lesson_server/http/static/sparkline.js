@@ -24,7 +24,13 @@ export function sparkline(tile, format, isFilled) {
   const area = svg("path", { class: "sparkline-area" });
   const line = svg("path", { class: "sparkline-line" });
   const cursor = svg("path", { class: "sparkline-cursor" });
-  const drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" }, area, line, cursor);
+  const drawing = svg(
+    "svg",
+    { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" },
+    area,
+    line,
+    cursor,
+  );
   picture.append(drawing);
 
   let points = [];
@@ -32,7 +38,7 @@ export function sparkline(tile, format, isFilled) {
   let pointed = null; // the index of the point under the pointer
 
   const showNote = () => {
-    const index = pointed ?? points.findLastIndex((point) => point !== null);
+    const index = pointed ?? lastKnown(points);
     const age = (points.length - 1 - index) * seconds;
     if (index < 0) setText(note, "no join in 10 minutes");
     else if (pointed === null) setText(note, age > 0 ? `${formatDuration(age)} ago` : "now");
@@ -67,6 +73,12 @@ export function sparkline(tile, format, isFilled) {
     setAttribute(drawing, "aria-label", `${label} in the last ${span}: ${summary}`);
     showNote();
   };
+}
+
+function lastKnown(points) {
+  let index = points.length - 1;
+  while (index >= 0 && points[index] === null) index -= 1;
+  return index;
 }
 
 const x = (index, length) => Math.round((index / Math.max(1, length - 1)) * WIDTH * 10) / 10;

@@ -39,9 +39,7 @@ function updateTable(table, { charts }) {
 }
 
 function createRow({ name, states }) {
-  const cells = states.map(() =>
-    html("td", { class: "number" }, html("span"), " ", makeStuckMark()),
-  );
+  const cells = states.map(() => html("td", { class: "number" }, html("span"), " ", makeStuckMark()));
   return html("tr", {}, html("th", { scope: "row" }, html("code", {}, name)), ...cells);
 }
 

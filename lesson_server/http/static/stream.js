@@ -1,9 +1,9 @@
 /**
  * The event stream of a page: opened, watched, and opened again by itself.
  *
- * Read with fetch, not with EventSource: EventSource hides the comment lines, which prove that a silent stream lives; it
- * does not notice a dead TCP connection; and it gives up for good at any status but 200, as a proxy sends it during a
- * restart of the server.
+ * Read with fetch, not with EventSource: EventSource hides the comment lines, which show that a silent stream is alive;
+ * it does not notice a dead TCP connection; and it gives up for good at a status such as 502, which a proxy sends while
+ * the server restarts.
  */
 
 import { EventParser } from "./event_parser.js";

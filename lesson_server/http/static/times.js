@@ -19,6 +19,7 @@ const RECENT = 3;
 
 // Milliseconds that the server's clock is ahead of the reader's.
 let ahead = 0;
+let areAgesRunning = true;
 
 /**
  * Compare the clocks: without this a reader whose clock is wrong would see wrong ages.
@@ -97,7 +98,16 @@ export function setAge(element, iso) {
   setText(element, iso === null ? "" : formatAge(secondsSince(iso)));
 }
 
+/**
+ * Let the ages grow, or let them stand: without news from the server nobody knows that nothing has happened since.
+ * @param {boolean} isRunning
+ */
+export function runAges(isRunning) {
+  areAgesRunning = isRunning;
+}
+
 function renewAges() {
+  if (!areAgesRunning) return;
   for (const element of document.querySelectorAll("[data-since]")) {
     setText(element, formatAge(secondsSince(element.dataset.since)));
   }

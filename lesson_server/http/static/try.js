@@ -104,7 +104,8 @@ function addToLog(item) {
 }
 
 function showAnswer(answer) {
-  if (!log.hasChildNodes()) addToLog(html("li", {}, "The server reported no step. A connection that has joined makes none."));
+  if (!log.hasChildNodes())
+    addToLog(html("li", {}, "The server reported no step. A connection that has joined makes none."));
   answerPart.hidden = false;
   setText(answerPart.querySelector("pre"), JSON.stringify(answer, null, 2));
   answerPart.classList.toggle("is-error", answer.status !== "SUCCESS");
