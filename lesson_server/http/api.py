@@ -23,6 +23,19 @@ SENTENCES = {
 }
 
 
+class ApiError(HTTPError):
+    """An error with a sentence of its own.
+
+    Args:
+        status: the status code.
+        sentence: one plain sentence without any client input.
+    """
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(status)
+        self.sentence = sentence
+
+
 class ApiHandler(RequestHandler):
     """Answers in JSON, also with errors: ``{"error": "<one plain sentence>"}``."""
 
@@ -50,8 +63,20 @@ class ApiHandler(RequestHandler):
             self.set_header("WWW-Authenticate", "Bearer")
         if status_code == 429:
             self.set_header("Retry-After", "60")
-        sentence = error.log_message if isinstance(error, HTTPError) and error.log_message else None
+        if status_code == 405:
+            self.set_header("Allow", ", ".join(self._methods()))
+        # The message of an HTTPError of Tornado would contain client input.
+        sentence = error.sentence if isinstance(error, ApiError) else None
         self.answer({"error": sentence or SENTENCES.get(status_code, "the request failed")})
+
+    def decode_argument(self, value: bytes, name: str | None = None) -> str:
+        # A part of the path that is not UTF-8 names nothing that there is: 404. Tornado would answer 400, and would do
+        # so before it is known whether the request has access.
+        return value.decode("utf-8", "replace") if name is None else super().decode_argument(value, name)
+
+    def _methods(self) -> list[str]:
+        unimplemented = RequestHandler._unimplemented_method
+        return [name for name in self.SUPPORTED_METHODS if getattr(type(self), name.lower()) is not unimplemented]
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         # Tornado's own log line would contain the URL, and with the URL any client input.
