@@ -10,11 +10,12 @@ import pytest
 from fakes import store_down
 from roster_api import TOKEN, ask, failure, read
 from tornado.httpclient import AsyncHTTPClient
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 from tornado.web import create_signed_value
 
 from lesson_server.http import access
 from lesson_server.http.access import MAX_FAILURES
-from lesson_server.stores.redis.console_sessions import ConsoleSessions
+from lesson_server.stores.redis.console_sessions import SESSION_LIFE, ConsoleSessions
 
 OVERVIEW = "/api/overview"
 OFF = (404, "there is no such resource")
@@ -300,24 +301,25 @@ async def test_the_tries_of_a_login_count_too(server, clock):
     assert (answer.code, answer.headers.get("Set-Cookie")) == (429, None)
 
 
-class Request:
-    def __init__(self, remote_ip, forwarded=None):
-        self.remote_ip = remote_ip
-        self.headers = {} if forwarded is None else {"X-Forwarded-For": forwarded}
+def address_of(remote_ip, **headers):
+    head = RequestStartLine("GET", "/", "HTTP/1.1")
+    request = HTTPServerRequest(start_line=head, headers=HTTPHeaders({"Host": "localhost", **headers}))
+    request.remote_ip = remote_ip
+    return access.address_of(request)
 
 
 def test_only_a_proxy_on_this_machine_may_name_the_address():
-    assert access.address_of(Request("192.0.2.1", "10.0.0.1")) == "192.0.2.1"
-    assert access.address_of(Request("127.0.0.1", "10.0.0.1")) == "10.0.0.1"
-    assert access.address_of(Request("::1", "10.0.0.2, 10.0.0.1")) == "10.0.0.1"
-    assert access.address_of(Request("127.0.0.1")) == "127.0.0.1"
-    assert access.address_of(Request("", "10.0.0.1")) == ""
+    assert address_of("192.0.2.1", **{"X-Forwarded-For": "10.0.0.1"}) == "192.0.2.1"
+    assert address_of("127.0.0.1", **{"X-Forwarded-For": "10.0.0.1"}) == "10.0.0.1"
+    assert address_of("::1", **{"X-Forwarded-For": "10.0.0.2, 10.0.0.1"}) == "10.0.0.1"
+    assert address_of("127.0.0.1") == "127.0.0.1"
+    assert address_of("", **{"X-Forwarded-For": "10.0.0.1"}) == ""
 
 
 def test_the_addresses_of_one_ipv6_network_are_one():
     """A host has all addresses of a /64 to itself."""
     first, second, other = (
-        access.address_of(Request(address)) for address in ("2001:db8:0:1::1", "2001:db8:0:1:f::2", "2001:db8:0:2::1")
+        address_of(address) for address in ("2001:db8:0:1::1", "2001:db8:0:1:f::2", "2001:db8:0:2::1")
     )
     assert first == second != other
 
@@ -356,7 +358,7 @@ async def test_a_login_begins_a_session_in_a_cookie_that_no_script_and_no_other_
     answer = await login(server, TOKEN)
     cookie = http.cookies.SimpleCookie(answer.headers["Set-Cookie"])["lesson_console"]
     assert (cookie["httponly"], cookie["samesite"], cookie["path"]) == (True, "Strict", "/")
-    assert (cookie["max-age"], cookie["secure"]) == (str(access.SESSION_LIFE), "")
+    assert (cookie["max-age"], cookie["secure"]) == (str(SESSION_LIFE), "")
     assert TOKEN not in answer.headers["Set-Cookie"]
     await read(server, OVERVIEW, token=None, headers={"Cookie": f"lesson_console={cookie.value}"})
     behind_tls = await login(server, TOKEN, **{"X-Forwarded-Proto": "https"})
@@ -419,10 +421,10 @@ async def test_a_forged_cookie_is_refused(server, redis_client):
 async def test_a_session_ends_after_its_life(server, redis_client, monkeypatch):
     cookie = await session(server)
     (key,) = redis_client.keys("lesson_node_console:*")
-    assert 0 < redis_client.ttl(key) <= access.SESSION_LIFE
+    assert 0 < redis_client.ttl(key) <= SESSION_LIFE
     now = time.time()
     with monkeypatch.context() as patch:
-        patch.setattr(time, "time", lambda: now + access.SESSION_LIFE + 1)
+        patch.setattr(time, "time", lambda: now + SESSION_LIFE + 1)
         assert await failure(server, OVERVIEW, token=None, headers=cookie) == UNAUTHORIZED
     await read(server, OVERVIEW, token=None, headers=cookie)
     redis_client.delete(key)

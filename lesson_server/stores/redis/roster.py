@@ -7,6 +7,7 @@ joins.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import orjson
 
@@ -105,6 +106,14 @@ class NodeFigures:
     heard_of: float
 
 
+class ClaimName(NamedTuple):
+    """The name of a connection's claim; see claims.py."""
+
+    node: str
+    number: int
+    role: str
+
+
 class Roster:
     """Reads from Redis who is in which lesson.
 
@@ -175,32 +184,27 @@ class Roster:
             lesson_id, {seat: seats[seat] for seat in sorted(seats, key=_seat_order)}, teachers, participants
         )
 
-    async def is_there(self, key: str, person: str) -> bool:
-        """Return whether a person is in a lesson.
+    async def connections(self, key: str, person: str) -> dict[str, ClaimName | None]:
+        """Return the connections that hold a person in a lesson, by sid.
 
         Args:
             key: of the people of a kind in the lesson, from ``keys.py``.
             person: the id of the person.
 
-        Raises:
-            StoreUnavailable: Redis failed or was too slow.
-        """
-        (found,) = await self._store.execute(("HEXISTS", self._store.key(key), person))
-        return bool(found)
-
-    async def claims(self, key: str, person: str) -> list[tuple[str, str, int, str]]:
-        """Return the claims of a person's connections in a lesson: sid, node, number and role.
-
-        Args:
-            key: as for :meth:`is_there`.
-            person: as for :meth:`is_there`.
+        Returns:
+            sid → the name of the connection's claim, the newest last; None: the sid stands in Redis without a claim,
+            because another program has written it.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow.
         """
-        claims_key = self._store.key(keys.claims(person, self._store.key(key)))
-        (claims,) = await self._store.execute(("ZRANGE", claims_key, 0, -1))
-        return [(sid, *parse_claim_name(name)) for name, _, sid in map(orjson.loads, claims)]
+        full_key = self._store.key(key)
+        shown, claims = await self._store.execute(
+            ("HGET", full_key, person), ("ZRANGE", self._store.key(keys.claims(person, full_key)), 0, -1)
+        )
+        if shown is None:
+            return {}
+        return {shown: None} | {sid: parse_claim_name(name) for name, _, sid in map(orjson.loads, claims)}
 
     async def nodes(self) -> list[NodeFigures]:
         """Return the nodes that are alive, by their ids.
@@ -251,18 +255,18 @@ class Roster:
             await asyncio.sleep(BUSY_INTERVAL)
 
 
-def parse_claim_name(name: str) -> tuple[str, int, str]:
-    """Return the node, the number and the role in the name of a claim; see claims.py."""
+def parse_claim_name(name: str) -> ClaimName:
+    """Return the parts of the name of a claim."""
     node, number, role = name.split(":", 2)
-    return node, int(number), role
+    return ClaimName(node, int(number), role)
 
 
 def _person(person: str, sid: str, claim: str, order: str) -> Person:
     if not claim:
         return Person(person, sid, None, None, None)
     name, _, sid, *_ = orjson.loads(claim)
-    node, _, role = parse_claim_name(name)
-    return Person(person, sid, role, node, float(order) / 1e6)
+    made = parse_claim_name(name)
+    return Person(person, sid, made.role, made.node, float(order) / 1e6)
 
 
 def _seat_order(seat: str) -> tuple[int, str]:
