@@ -4,8 +4,9 @@ import asyncio
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from lesson_server.gateway.removal import Removal
@@ -22,6 +23,7 @@ MAX_LIMIT = 500
 PEOPLE_AT_ONCE = 1_000
 
 Status = Literal["up", "down"]
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
 class Error(TypedDict):
@@ -35,7 +37,7 @@ class NodeStatus(TypedDict):
 
     node: str
     connections: int
-    heard_of: str
+    heard_of: Time
 
 
 class Overview(TypedDict):
@@ -72,7 +74,7 @@ class Teacher(TypedDict):
     user_id: str
     sid: str
     node: str | None
-    since: str | None
+    since: Time | None
 
 
 class Participant(TypedDict):
@@ -82,7 +84,7 @@ class Participant(TypedDict):
     role: str | None
     sid: str
     node: str | None
-    since: str | None
+    since: Time | None
 
 
 class LessonDetail(TypedDict):
