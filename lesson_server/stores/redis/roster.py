@@ -7,10 +7,11 @@ joins.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
+from lesson_server.errors import StoreRefused
 from lesson_server.stores.redis import keys
 from lesson_server.stores.redis.lesson_list import LessonList
 from lesson_server.stores.redis.store import Command, Store
@@ -216,13 +217,15 @@ class Roster:
             ("HGETALL", self._store.key(keys.NODE_COUNTS)), ("HGETALL", self._store.key(keys.NODE_FIGURES))
         )
         return [
-            NodeFigures(node, **orjson.loads(figures[node]))
+            _node_figures(node, orjson.loads(figures[node]))
             for node, count in sorted(counts.items())
             if int(count) >= 0 and node in figures
         ]
 
     async def _counts(self, lesson_ids: Sequence[str]) -> list[LessonCounts]:
-        answers = iter(await self._store.execute(*(c for lesson_id in lesson_ids for c in self._count(lesson_id))))
+        commands = tuple(command for lesson_id in lesson_ids for command in self._count(lesson_id))
+        # As bookkeeping, so that a key of another type, which another program has written, hides no other lesson.
+        answers = map(_number, await self._store.execute(bookkeeping=commands))
         return [LessonCounts(lesson_id, *(next(answers) for _ in range(4))) for lesson_id in lesson_ids]
 
     def _count(self, lesson_id: str) -> Iterator[Command]:
@@ -253,6 +256,19 @@ class Roster:
         deadline = clock() + BUSY_PATIENCE
         while self._is_busy() and clock() < deadline:  # noqa: ASYNC110 (an event would cost each join something)
             await asyncio.sleep(BUSY_INTERVAL)
+
+
+def _number(answer: int | Exception) -> int:
+    if isinstance(answer, StoreRefused):
+        return 0
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _node_figures(node: str, said: dict[str, Any]) -> NodeFigures:
+    # A node of a newer version may say more.
+    return NodeFigures(node, said["connections"], said["guests"], said["heard_of"])
 
 
 def parse_claim_name(name: str) -> ClaimName:
