@@ -1,6 +1,7 @@
 """The base of handlers that answer in JSON."""
 
 import logging
+import socket
 from typing import Any
 
 import orjson
@@ -10,6 +11,11 @@ from lesson_server.errors import StoreUnavailable
 from lesson_server.http.access import Access
 
 logger = logging.getLogger(__name__)
+
+# Bytes of a response for which the send buffer of a connection is large enough, and a buffer for larger responses. The
+# acceptor makes the buffers small, because clients get acknowledgements: a megabyte would take 0.3 s.
+SMALL_RESPONSE = 16 * 1024
+LARGE_SEND_BUFFER = 512 * 1024
 
 SENTENCES = {
     400: "the request is malformed",
@@ -52,7 +58,15 @@ class ApiHandler(RequestHandler):
 
     def answer(self, data: object) -> None:
         """Finish the response with data as JSON."""
-        self.finish(orjson.dumps(data))
+        body = orjson.dumps(data)
+        if len(body) > SMALL_RESPONSE:
+            self._enlarge_send_buffer()
+        self.finish(body)
+
+    def _enlarge_send_buffer(self) -> None:
+        stream = self.request.connection.stream  # type: ignore[union-attr]
+        if stream.socket is not None:  # the client may have disconnected
+            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LARGE_SEND_BUFFER)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None))[1]

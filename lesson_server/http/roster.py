@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -98,7 +99,12 @@ class LessonDetail(TypedDict):
 
 def rfc3339(seconds: float) -> str:
     """Return a time in UTC, given in seconds since 1970."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return _rfc3339(int(seconds))
+
+
+@lru_cache(maxsize=4096)  # many people join in the same seconds
+def _rfc3339(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[:-6] + "Z"
 
 
 def since(person: Person) -> str | None:

@@ -5,7 +5,7 @@ joins.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,17 +34,18 @@ return taken
 
 # KEYS[1] is the hash of people in a lesson, id → sid. ARGV[1] is a cursor of HSCAN, ARGV[2] its COUNT; ARGV[3] and
 # ARGV[4] enclose an id in the key of its claims, which is in the slot of KEYS[1]. Returns the next cursor and, for each
-# person: the id, the sid, the newest claim and its order ('' if there is no claim).
+# person: the id, the newest claim, which contains the sid, and its order; or the id, the sid, and '' without a claim.
 READ_PEOPLE = """
-local page = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
-local people = {}
-for position = 1, #page[2], 2 do
-    local id = page[2][position]
-    local newest = redis.call('ZREVRANGE', ARGV[3] .. id .. ARGV[4], 0, 0, 'WITHSCORES')
-    people[#people + 1] = id
-    people[#people + 1] = page[2][position + 1]
-    people[#people + 1] = newest[1] or ''
-    people[#people + 1] = newest[2] or ''
+local call, before, after = redis.call, ARGV[3], ARGV[4]
+local page = call('HSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
+local entries, people, size = page[2], {}, 0
+for position = 1, #entries, 2 do
+    local id = entries[position]
+    local newest = call('ZREVRANGE', before .. id .. after, '0', '0', 'WITHSCORES')
+    people[size + 1] = id
+    people[size + 2] = newest[1] or entries[position + 1]
+    people[size + 3] = newest[2] or ''
+    size = size + 3
 end
 return {page[1], people}
 """
@@ -61,8 +62,7 @@ class LessonCounts:
     taken: int
 
 
-@dataclass(frozen=True, slots=True)
-class Person:
+class Person(NamedTuple):
     """A person in a lesson, by the connection that joined last.
 
     Attributes:
@@ -181,9 +181,7 @@ class Roster:
         participants = await self._people(keys.students(lesson_id))
         if not seats and not teachers and not participants:
             return None
-        return LessonRoster(
-            lesson_id, {seat: seats[seat] for seat in sorted(seats, key=_seat_order)}, teachers, participants
-        )
+        return LessonRoster(lesson_id, {seat: seats[seat] for seat in _in_order(seats)}, teachers, participants)
 
     async def connections(self, key: str, person: str) -> dict[str, ClaimName | None]:
         """Return the connections that hold a person in a lesson, by sid.
@@ -246,10 +244,11 @@ class Roster:
             ((cursor, found),) = await self._store.execute(
                 ("EVAL", READ_PEOPLE, 1, key, cursor, PEOPLE_AT_ONCE, before, after)
             )
-            for person, sid, claim, order in zip(found[::4], found[1::4], found[2::4], found[3::4], strict=True):
-                people[person] = _person(person, sid, claim, order)
+            for person, claim, order in zip(found[::3], found[1::3], found[2::3], strict=True):
+                people[person] = _person(person, claim, order)
             if cursor == "0":
-                return [people[person] for person in sorted(people)]
+                break
+        return [people[person] for person in sorted(people)]
 
     async def _wait_while_busy(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -277,13 +276,16 @@ def parse_claim_name(name: str) -> ClaimName:
     return ClaimName(node, int(number), role)
 
 
-def _person(person: str, sid: str, claim: str, order: str) -> Person:
-    if not claim:
-        return Person(person, sid, None, None, None)
+def _person(person: str, claim: str, order: str) -> Person:
+    if not order:  # the claim is the sid
+        return Person(person, claim, None, None, None)
     name, _, sid, *_ = orjson.loads(claim)
-    made = parse_claim_name(name)
-    return Person(person, sid, made.role, made.node, float(order) / 1e6)
+    node, _, role = name.split(":", 2)
+    return Person(person, sid, role, node, float(order) / 1e6)
 
 
-def _seat_order(seat: str) -> tuple[int, str]:
-    return (int(seat), "") if seat.isdecimal() else (0, seat)
+def _in_order(seats: Iterable[str]) -> list[str]:
+    try:
+        return sorted(seats, key=int)
+    except ValueError:  # another program has written a field that is no number: it comes first
+        return sorted(seats, key=lambda seat: (int(seat), "") if seat.isdecimal() else (-1, seat))
