@@ -174,6 +174,7 @@ class LessonServer:
         )
         self._watch = Watch(roster, self._figures, messages)
         self._tracing = Tracing(self.gateway, messages)
+        self._removal = Removal(self.gateway, roster, claims, messages)
         token = settings.admin.token
         admin = Admin(
             access=Access(
@@ -182,7 +183,7 @@ class LessonServer:
                 ConsoleSessions(self._redis),
             ),
             roster=roster,
-            removal=Removal(self.gateway, roster, claims, messages),
+            removal=self._removal,
             watch=self._watch,
             tracing=self._tracing,
             tokens=tokens,
@@ -252,6 +253,7 @@ class LessonServer:
                 await self._removals.settled()
         await asyncio.to_thread(self._analytics.close, ANALYTICS_DEADLINE)
         await self._node.close()
+        await self._removal.close()
         await self._watch.close()
         await self._tracing.close()
         await self._figures.close()

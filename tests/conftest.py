@@ -111,11 +111,11 @@ def environ(stores: EmbeddedStores) -> dict[str, str]:
 
 @pytest.fixture
 def start_server(io_loop: IOLoop, environ: dict[str, str]) -> Iterator[Callable[..., LessonServer]]:
-    """Starts servers in this process; keyword arguments are further environment variables, or the events."""
+    """Starts servers in this process; keyword arguments are further environment variables, or those of the server."""
     servers = []
 
-    def start_server(events: Sequence[Event] = EVENTS, **more: str) -> LessonServer:
-        server = LessonServer(load(environ={**environ, **more}), events=events)
+    def start_server(events: Sequence[Event] = EVENTS, *, is_embedded: bool = False, **more: str) -> LessonServer:
+        server = LessonServer(load(environ={**environ, **more}), events=events, is_embedded=is_embedded)
         io_loop.run_sync(server.start)
         servers.append(server)
         return server

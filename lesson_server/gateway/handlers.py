@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -160,18 +160,20 @@ class Gateway:
         """Return whether events are being answered."""
         return bool(self._running)
 
-    async def remove(self, lesson_id: str, client: str, person: str) -> None:
+    async def remove(self, lesson_id: str, client: str, person: str, sids: Collection[str] | None = None) -> None:
         """Close every connection of a person in a lesson, and clean up.
 
         Args:
             lesson_id: the lesson.
             client: the kind of client, ``teacher`` or ``participant``.
             person: the person's ``user_id`` or ``client_id``.
+            sids: the connections to which this is limited; None: all of the person's.
         """
         regions = (
             region
-            for connection in list(self.connections.values())
-            if (connection.handshake.lesson_id, connection.handshake.client) == (lesson_id, client)
+            for sid, connection in list(self.connections.items())
+            if (sids is None or sid in sids)
+            and (connection.handshake.lesson_id, connection.handshake.client) == (lesson_id, client)
             for region in connection
             if region.person == person
         )

@@ -30,6 +30,8 @@ MAX_FAILURES = 10
 FAILURE_WINDOW = 60.0
 # Addresses whose failed tries are remembered; the oldest is forgotten first.
 MAX_ADDRESSES = 10_000
+# Bits of an IPv6 address that name the network of a host.
+IPV6_NETWORK = 64
 SAFE_METHODS = ("GET", "HEAD")
 
 
@@ -96,7 +98,8 @@ class Access:
         credentials = request.headers.get("Authorization")
         if credentials is not None:
             scheme, _, token = credentials.partition(" ")
-            if scheme.lower() != "bearer" or not self._is_token(request, token.strip()):
+            # Tornado decodes headers as Latin-1, which gives back the bytes that the client sent.
+            if scheme.lower() != "bearer" or not self._is_token(request, token.strip().encode("latin-1")):
                 raise Unauthorized
             return
         if not await self.has_session(handler):
@@ -113,7 +116,7 @@ class Access:
             HTTPError: 429: too many failed tries.
             StoreUnavailable: Redis failed or was too slow.
         """
-        if self._token is None or not self._is_token(handler.request, token):
+        if self._token is None or not self._is_token(handler.request, token.encode()):
             return False
         value = create_signed_value(self._cookie_key, COOKIE, await self._sessions.begin())
         handler.set_cookie(
@@ -151,16 +154,20 @@ class Access:
 
     def _session_of(self, handler: RequestHandler) -> str | None:
         value = decode_signed_value(
-            self._cookie_key, COOKIE, handler.get_cookie(COOKIE), max_age_days=SESSION_LIFE / 86_400
+            self._cookie_key,
+            COOKIE,
+            handler.get_cookie(COOKIE),
+            max_age_days=SESSION_LIFE / 86_400,
+            min_version=2,  # version 1 is signed with SHA-1
         )
         return None if value is None else value.decode()
 
-    def _is_token(self, request: HTTPServerRequest, token: str) -> bool:
+    def _is_token(self, request: HTTPServerRequest, token: bytes) -> bool:
         assert self._token is not None
         address = address_of(request)
         if self._failures.are_too_many(address):
             raise TooManyFailures
-        if hmac.compare_digest(token.encode(), self._token):
+        if hmac.compare_digest(token, self._token):
             return True
         self._failures.add(address)
         return False
@@ -190,7 +197,7 @@ class FailedTries:
 
 def is_from_this_machine(request: HTTPServerRequest) -> bool:
     """Return whether a request is addressed to a loopback address, and comes from no page of another origin."""
-    return is_loopback(urlsplit(f"//{request.headers.get('Host', '')}").hostname or "") and not _is_foreign(request)
+    return is_loopback(_host_name(request.headers.get("Host", ""))) and not _is_foreign(request)
 
 
 def is_loopback(host: str) -> bool:
@@ -216,11 +223,33 @@ def require_same_origin(request: HTTPServerRequest) -> None:
 def _is_foreign(request: HTTPServerRequest) -> bool:
     # The scheme is not compared: behind a proxy that ends TLS, the server sees another one than the browser.
     origin = request.headers.get("Origin")
-    return origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("Host", "").lower()
+    if origin is None:
+        return False
+    host = origin.partition("://")[2].lower()  # empty for "null"
+    return not host or host != request.headers.get("Host", "").lower()
+
+
+def _host_name(host: str) -> str:
+    """Return the name or address in a header ``Host``; an empty text if the header is malformed."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # such as [zz]
+        return ""
 
 
 def address_of(request: HTTPServerRequest) -> str:
-    """Return the address of a client; behind a proxy on this machine, the address that the proxy has added."""
+    """Return the address whose failed tries are counted.
+
+    Behind a proxy on this machine, it is the address that the proxy has added. Of an IPv6 address it is the network,
+    because a host may use every address of a /64.
+    """
     address = request.remote_ip or ""
     forwarded = request.headers.get("X-Forwarded-For", "")
-    return forwarded.rpartition(",")[2].strip() if forwarded and is_loopback(address) else address
+    if forwarded and is_loopback(address):
+        address = forwarded.rpartition(",")[2].strip()
+    try:
+        if ipaddress.ip_address(address).version == 6:
+            return str(ipaddress.ip_network((address, IPV6_NETWORK), strict=False))
+    except ValueError:  # not an address: the proxy has added a name, or a port
+        pass
+    return address

@@ -11,6 +11,13 @@ from lesson_server.http.roster import DEFAULT_LIMIT, MAX_LIMIT, Error, LessonDet
 from lesson_server.stores.rds.lesson import LESSON_ID
 
 REFS = "#/components/schemas/{model}"
+# The name of the way to prove access.
+SECURITY = "adminToken"
+# Headers of errors: status → name, schema.
+HEADERS = {
+    401: ("WWW-Authenticate", {"type": "string", "const": "Bearer"}),
+    429: ("Retry-After", {"type": "string", "pattern": "^[0-9]+$"}),
+}
 # The errors that any request may get.
 COMMON_ERRORS = (401, 404, 429, 503)
 
@@ -27,12 +34,23 @@ def document() -> dict[str, Any]:
         reference = {"$ref": REFS.format(model=type_.__name__)}
         return {"description": description, "content": {"application/json": {"schema": reference}}}
 
+    def failure(code: int) -> dict[str, Any]:
+        answer = response(_capitalized(SENTENCES[code]), Error)
+        if code in HEADERS:
+            name, schema = HEADERS[code]
+            answer["headers"] = {name: {"required": True, "schema": schema}}
+        return answer
+
     def operation(
-        summary: str, answers: dict[int, dict[str, Any]], parameters: tuple[dict[str, Any], ...] = (), *errors: int
+        name: str,
+        summary: str,
+        answers: dict[int, dict[str, Any]],
+        parameters: tuple[dict[str, Any], ...] = (),
+        *errors: int,
     ) -> dict[str, Any]:
-        codes = sorted({*COMMON_ERRORS, *errors})
-        failures = {code: response(_capitalized(SENTENCES[code]), Error) for code in codes}
+        failures = {code: failure(code) for code in sorted({*COMMON_ERRORS, *errors})}
         return {
+            "operationId": name,
             "summary": summary,
             "parameters": list(parameters),
             "responses": {str(code): answer for code, answer in sorted((answers | failures).items())},
@@ -49,13 +67,16 @@ def document() -> dict[str, Any]:
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/"}],
-        "security": [{"admin token": []}],
+        "security": [{SECURITY: []}],
         "paths": {
             "/api/overview": {
-                "get": operation("The numbers over all lessons", {200: response("The numbers.", Overview)})
+                "get": operation(
+                    "getOverview", "The numbers over all lessons", {200: response("The numbers.", Overview)}
+                )
             },
             "/api/lessons": {
                 "get": operation(
+                    "listLessons",
                     "The lessons in which somebody is, by lesson_id",
                     {200: response("A page of lessons.", LessonPage)},
                     (
@@ -75,22 +96,31 @@ def document() -> dict[str, Any]:
             },
             "/api/lessons/{lesson_id}": {
                 "get": operation(
-                    "Everybody in a lesson, and its seats", {200: response("The lesson.", LessonDetail)}, (lesson_id,)
+                    "getLesson",
+                    "Everybody in a lesson, and its seats",
+                    {200: response("The lesson.", LessonDetail)},
+                    (lesson_id,),
                 )
             },
             "/api/lessons/{lesson_id}/participants/{client_id}": {
                 "delete": operation(
-                    "Remove a participant", removed, (lesson_id, _path("client_id", "The participant.")), 403
+                    "removeParticipant",
+                    "Remove a participant",
+                    removed,
+                    (lesson_id, _path("client_id", "The participant.")),
+                    403,
                 )
             },
             "/api/lessons/{lesson_id}/teachers/{user_id}": {
-                "delete": operation("Remove a teacher", removed, (lesson_id, _path("user_id", "The teacher.")), 403)
+                "delete": operation(
+                    "removeTeacher", "Remove a teacher", removed, (lesson_id, _path("user_id", "The teacher.")), 403
+                )
             },
         },
         "components": {
             "schemas": schemas,
             "securitySchemes": {
-                "admin token": {
+                SECURITY: {
                     "type": "http",
                     "scheme": "bearer",
                     "description": "The setting admin.token. Not needed in the embedded set-up, from the same machine.",

@@ -4,14 +4,15 @@ import asyncio
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Annotated, Any, Literal
 
-from tornado.web import HTTPError
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from lesson_server.gateway.removal import Removal
 from lesson_server.http.access import Access
-from lesson_server.http.api import ApiHandler
+from lesson_server.http.api import ApiError, ApiHandler
 from lesson_server.http.pages import Readiness
 from lesson_server.stores.rds.lesson import LESSON_ID
 from lesson_server.stores.redis.roster import LessonCounts, Person, Roster
@@ -23,6 +24,7 @@ MAX_LIMIT = 500
 PEOPLE_AT_ONCE = 1_000
 
 Status = Literal["up", "down"]
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
 class Error(TypedDict):
@@ -36,7 +38,7 @@ class NodeStatus(TypedDict):
 
     node: str
     connections: int
-    heard_of: str
+    heard_of: Time
 
 
 class Overview(TypedDict):
@@ -73,7 +75,7 @@ class Teacher(TypedDict):
     user_id: str
     sid: str
     node: str | None
-    since: str | None
+    since: Time | None
 
 
 class Participant(TypedDict):
@@ -83,7 +85,7 @@ class Participant(TypedDict):
     role: str | None
     sid: str
     node: str | None
-    since: str | None
+    since: Time | None
 
 
 class LessonDetail(TypedDict):
@@ -97,7 +99,12 @@ class LessonDetail(TypedDict):
 
 def rfc3339(seconds: float) -> str:
     """Return a time in UTC, given in seconds since 1970."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return _rfc3339(int(seconds))
+
+
+@lru_cache(maxsize=4096)  # many people join in the same seconds
+def _rfc3339(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[:-6] + "Z"
 
 
 def since(person: Person) -> str | None:
@@ -177,9 +184,9 @@ class LessonsHandler(RosterHandler):
 
     async def get(self) -> None:
         limit = self._limit()
-        after = self.get_query_argument("cursor", None)
+        after = self.get_query_argument("cursor", None, strip=False)
         if after is not None and LESSON_ID.fullmatch(after) is None:
-            raise HTTPError(400, "cursor should be one that a page has returned")
+            raise ApiError(400, "cursor should be one that a page has returned")
         lessons = await self.roster.lessons(after, limit + 1)
         page: LessonPage = {
             "lessons": list(map(summary, lessons[:limit])),
@@ -188,9 +195,9 @@ class LessonsHandler(RosterHandler):
         self.answer(page)
 
     def _limit(self) -> int:
-        text = self.get_query_argument("limit", str(DEFAULT_LIMIT))
+        text = self.get_query_argument("limit", str(DEFAULT_LIMIT), strip=False)
         if re.fullmatch(r"[0-9]{1,3}", text) is None or not 1 <= int(text) <= MAX_LIMIT:
-            raise HTTPError(400, f"limit should be a number from 1 to {MAX_LIMIT}")
+            raise ApiError(400, f"limit should be a number from 1 to {MAX_LIMIT}")
         return int(text)
 
 
@@ -200,7 +207,7 @@ class LessonHandler(RosterHandler):
     async def get(self, lesson_id: str) -> None:
         found = await self.roster.lesson(lesson_id) if LESSON_ID.fullmatch(lesson_id) else None
         if found is None:
-            raise HTTPError(404, "nobody is in this lesson")
+            raise ApiError(404, "nobody is in this lesson")
         lesson: LessonDetail = {
             "lesson_id": lesson_id,
             "seats": found.seats,
@@ -216,7 +223,8 @@ class PersonHandler(RosterHandler):
     CLIENTS = {"teachers": "teacher", "participants": "participant"}  # noqa: RUF012 (never changed)
 
     async def delete(self, lesson_id: str, kind: str, person: str) -> None:
-        if not await self.removal.remove(lesson_id, self.CLIENTS[kind], person):
-            raise HTTPError(404, "nobody of this id is in this lesson")
+        known = LESSON_ID.fullmatch(lesson_id) is not None
+        if not known or not await self.removal.remove(lesson_id, self.CLIENTS[kind], person):
+            raise ApiError(404, "nobody of this id is in this lesson")
         self.set_status(204)
         self.finish()

@@ -8,6 +8,7 @@ from itertools import islice
 import pytest
 from clients import SUCCESS, UNAVAILABLE, client, join
 from redis.crc import key_slot
+from roster_api import TOKEN, ask, read
 from valkeys import Valkeys, eventually
 from waiting import until
 
@@ -173,3 +174,40 @@ def test_the_rooms_need_no_certain_master(io_loop, cluster):
         cluster.valkeys._running.pop(cluster.ports[dead]).wait()
 
     io_loop.run_sync(story, timeout=60)
+
+
+@pytest.fixture
+def admin_nodes(io_loop, start_server, cluster):
+    nodes = [start_server(LESSON_REDIS_URL=cluster.url, LESSON_ADMIN_TOKEN=TOKEN) for _ in range(2)]
+    for node in nodes:
+        io_loop.run_sync(node._subscription.ping)
+    return nodes
+
+
+def test_the_roster_reads_all_masters_and_a_person_is_removed_on_whichever(io_loop, cluster, admin_nodes, sql, mint):
+    here, there = admin_nodes
+    lessons = sorted(lesson_on(cluster, sql, master) for master in range(3))
+
+    async def story():
+        async with contextlib.AsyncExitStack() as stack:
+            ends = []
+            for lesson_id in lessons:
+                for sio in await stack.enter_async_context(participants(there, mint, lesson_id, ["p1", "p2"])):
+                    sio.on("disconnect", ends.append)
+                    assert await join(sio) == SUCCESS
+            counts = [
+                {"lesson_id": lesson_id, "teachers": 0, "participants": 2, "seats": 3, "taken": 0}
+                for lesson_id in lessons
+            ]
+            assert await read(here, "/api/lessons") == {"lessons": counts, "cursor": None}
+            removed = []
+            for lesson_id in lessons:
+                people = (await read(here, f"/api/lessons/{lesson_id}"))["participants"]
+                assert [(one["client_id"], one["role"]) for one in people] == [("p1", "student"), ("p2", "student")]
+                assert (await ask(here, f"/api/lessons/{lesson_id}/participants/p1", "DELETE")).code == 204
+                removed.append(lesson_id)
+                await until(lambda: len(ends) == len(removed))
+                assert list(cluster.hgetall(f"lesson_student_{lesson_id}")) == ["p2"]
+            assert (await read(there, "/api/overview"))["participants"] == 3
+
+    io_loop.run_sync(story, timeout=30)

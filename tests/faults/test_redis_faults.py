@@ -2,6 +2,7 @@
 
 import asyncio
 
+import orjson
 import pytest
 from clients import SUCCESS, UNAVAILABLE, client, join
 from cluster import PATIENCE, Valkey
@@ -19,6 +20,7 @@ from everyone import (
     serving,
     succeeds,
 )
+from roster_api import TOKEN, ask, failure
 from waiting import until
 
 from lesson_server.errors import StoreUnavailable
@@ -214,3 +216,33 @@ async def test_a_failed_join_that_redis_carries_out_after_all_leaves_no_ghost(se
         await execute(*commands, bookkeeping=bookkeeping)
         assert present(redis_client)["joining"] == people.joining.get_sid()
         await until(lambda: is_whole(redis_client, people, "registered", "teacher"), 5)
+
+
+# The roster
+
+
+@pytest.fixture
+def admin_server(fragile, start_server):
+    return start_server(**fragile, LESSON_ADMIN_TOKEN=TOKEN, LESSON_REDIS_TIMEOUT="0.5")
+
+
+@pytest.mark.parametrize("fault", ["down", "hung"])
+@pytest.mark.gen_test
+async def test_while_redis_does_not_answer_the_roster_says_so(admin_server, redis_proxy, redis_client, mint, fault):
+    async with client(admin_server, client="participant", lesson_id="1", access_token=mint()) as sio:
+        assert await join(sio) == SUCCESS
+        FAULTS[fault](redis_proxy)
+        unavailable = (503, "Redis is unavailable, try again")
+        for method, path in (
+            *(("GET", f"/api/{path}") for path in ("overview", "lessons", "lessons/1")),
+            ("DELETE", "/api/lessons/1/participants/p1"),
+        ):
+            assert await failure(admin_server, path, method) == unavailable
+        redis_proxy.restore()
+        await until(lambda: is_listed(admin_server))
+        assert redis_client.hget("lesson_student_1", "p1") == sio.get_sid()
+
+
+async def is_listed(server):
+    answer = await ask(server, "/api/lessons")
+    return answer.code == 200 and orjson.loads(answer.body)["lessons"]

@@ -5,11 +5,13 @@ joins.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import orjson
 
+from lesson_server.errors import StoreRefused
 from lesson_server.stores.redis import keys
 from lesson_server.stores.redis.lesson_list import LessonList
 from lesson_server.stores.redis.store import Command, Store
@@ -32,17 +34,18 @@ return taken
 
 # KEYS[1] is the hash of people in a lesson, id → sid. ARGV[1] is a cursor of HSCAN, ARGV[2] its COUNT; ARGV[3] and
 # ARGV[4] enclose an id in the key of its claims, which is in the slot of KEYS[1]. Returns the next cursor and, for each
-# person: the id, the sid, the newest claim and its order ('' if there is no claim).
+# person: the id, the newest claim, which contains the sid, and its order; or the id, the sid, and '' without a claim.
 READ_PEOPLE = """
-local page = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
-local people = {}
-for position = 1, #page[2], 2 do
-    local id = page[2][position]
-    local newest = redis.call('ZREVRANGE', ARGV[3] .. id .. ARGV[4], 0, 0, 'WITHSCORES')
-    people[#people + 1] = id
-    people[#people + 1] = page[2][position + 1]
-    people[#people + 1] = newest[1] or ''
-    people[#people + 1] = newest[2] or ''
+local call, before, after = redis.call, ARGV[3], ARGV[4]
+local page = call('HSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
+local entries, people, size = page[2], {}, 0
+for position = 1, #entries, 2 do
+    local id = entries[position]
+    local newest = call('ZREVRANGE', before .. id .. after, '0', '0', 'WITHSCORES')
+    people[size + 1] = id
+    people[size + 2] = newest[1] or entries[position + 1]
+    people[size + 3] = newest[2] or ''
+    size = size + 3
 end
 return {page[1], people}
 """
@@ -59,8 +62,7 @@ class LessonCounts:
     taken: int
 
 
-@dataclass(frozen=True, slots=True)
-class Person:
+class Person(NamedTuple):
     """A person in a lesson, by the connection that joined last.
 
     Attributes:
@@ -103,6 +105,14 @@ class NodeFigures:
     connections: int
     guests: int
     heard_of: float
+
+
+class ClaimName(NamedTuple):
+    """The name of a connection's claim; see claims.py."""
+
+    node: str
+    number: int
+    role: str
 
 
 class Roster:
@@ -171,36 +181,29 @@ class Roster:
         participants = await self._people(keys.students(lesson_id))
         if not seats and not teachers and not participants:
             return None
-        return LessonRoster(
-            lesson_id, {seat: seats[seat] for seat in sorted(seats, key=_seat_order)}, teachers, participants
-        )
+        return LessonRoster(lesson_id, {seat: seats[seat] for seat in _in_order(seats)}, teachers, participants)
 
-    async def is_there(self, key: str, person: str) -> bool:
-        """Return whether a person is in a lesson.
+    async def connections(self, key: str, person: str) -> dict[str, ClaimName | None]:
+        """Return the connections that hold a person in a lesson, by sid.
 
         Args:
             key: of the people of a kind in the lesson, from ``keys.py``.
             person: the id of the person.
 
-        Raises:
-            StoreUnavailable: Redis failed or was too slow.
-        """
-        (found,) = await self._store.execute(("HEXISTS", self._store.key(key), person))
-        return bool(found)
-
-    async def claims(self, key: str, person: str) -> list[tuple[str, str, int, str]]:
-        """Return the claims of a person's connections in a lesson: sid, node, number and role.
-
-        Args:
-            key: as for :meth:`is_there`.
-            person: as for :meth:`is_there`.
+        Returns:
+            sid → the name of the connection's claim, the newest last; None: the sid stands in Redis without a claim,
+            because another program has written it.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow.
         """
-        claims_key = self._store.key(keys.claims(person, self._store.key(key)))
-        (claims,) = await self._store.execute(("ZRANGE", claims_key, 0, -1))
-        return [(sid, *parse_claim_name(name)) for name, _, sid in map(orjson.loads, claims)]
+        full_key = self._store.key(key)
+        shown, claims = await self._store.execute(
+            ("HGET", full_key, person), ("ZRANGE", self._store.key(keys.claims(person, full_key)), 0, -1)
+        )
+        if shown is None:
+            return {}
+        return {shown: None} | {sid: parse_claim_name(name) for name, _, sid in map(orjson.loads, claims)}
 
     async def nodes(self) -> list[NodeFigures]:
         """Return the nodes that are alive, by their ids.
@@ -212,13 +215,15 @@ class Roster:
             ("HGETALL", self._store.key(keys.NODE_COUNTS)), ("HGETALL", self._store.key(keys.NODE_FIGURES))
         )
         return [
-            NodeFigures(node, **orjson.loads(figures[node]))
+            _node_figures(node, orjson.loads(figures[node]))
             for node, count in sorted(counts.items())
             if int(count) >= 0 and node in figures
         ]
 
     async def _counts(self, lesson_ids: Sequence[str]) -> list[LessonCounts]:
-        answers = iter(await self._store.execute(*(c for lesson_id in lesson_ids for c in self._count(lesson_id))))
+        commands = tuple(command for lesson_id in lesson_ids for command in self._count(lesson_id))
+        # As bookkeeping, so that a key of another type, which another program has written, hides no other lesson.
+        answers = map(_number, await self._store.execute(bookkeeping=commands))
         return [LessonCounts(lesson_id, *(next(answers) for _ in range(4))) for lesson_id in lesson_ids]
 
     def _count(self, lesson_id: str) -> Iterator[Command]:
@@ -239,10 +244,11 @@ class Roster:
             ((cursor, found),) = await self._store.execute(
                 ("EVAL", READ_PEOPLE, 1, key, cursor, PEOPLE_AT_ONCE, before, after)
             )
-            for person, sid, claim, order in zip(found[::4], found[1::4], found[2::4], found[3::4], strict=True):
-                people[person] = _person(person, sid, claim, order)
+            for person, claim, order in zip(found[::3], found[1::3], found[2::3], strict=True):
+                people[person] = _person(person, claim, order)
             if cursor == "0":
-                return [people[person] for person in sorted(people)]
+                break
+        return [people[person] for person in sorted(people)]
 
     async def _wait_while_busy(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -251,19 +257,35 @@ class Roster:
             await asyncio.sleep(BUSY_INTERVAL)
 
 
-def parse_claim_name(name: str) -> tuple[str, int, str]:
-    """Return the node, the number and the role in the name of a claim; see claims.py."""
+def _number(answer: int | Exception) -> int:
+    if isinstance(answer, StoreRefused):
+        return 0
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _node_figures(node: str, said: dict[str, Any]) -> NodeFigures:
+    # A node of a newer version may say more.
+    return NodeFigures(node, said["connections"], said["guests"], said["heard_of"])
+
+
+def parse_claim_name(name: str) -> ClaimName:
+    """Return the parts of the name of a claim."""
     node, number, role = name.split(":", 2)
-    return node, int(number), role
+    return ClaimName(node, int(number), role)
 
 
-def _person(person: str, sid: str, claim: str, order: str) -> Person:
-    if not claim:
-        return Person(person, sid, None, None, None)
+def _person(person: str, claim: str, order: str) -> Person:
+    if not order:  # the claim is the sid
+        return Person(person, claim, None, None, None)
     name, _, sid, *_ = orjson.loads(claim)
-    node, _, role = parse_claim_name(name)
+    node, _, role = name.split(":", 2)
     return Person(person, sid, role, node, float(order) / 1e6)
 
 
-def _seat_order(seat: str) -> tuple[int, str]:
-    return (int(seat), "") if seat.isdecimal() else (0, seat)
+def _in_order(seats: Iterable[str]) -> list[str]:
+    try:
+        return sorted(seats, key=int)
+    except ValueError:  # another program has written a field that is no number: it comes first
+        return sorted(seats, key=lambda seat: (int(seat), "") if seat.isdecimal() else (-1, seat))
