@@ -59,7 +59,7 @@ class PageHandler(RequestHandler):
 
     def show(self, template: str, **values: object) -> None:
         """Finish the response with a page."""
-        self.finish(self.loader.load(template).generate(**values))
+        self.finish(self.loader.load(template).generate(try_is_on=self.access.is_open, **values))
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         if isinstance(kwargs.get("exc_info", (None, None))[1], StoreUnavailable):

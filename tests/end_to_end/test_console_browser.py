@@ -17,6 +17,7 @@ from cluster import KEY, free_port
 from playwright.async_api import async_playwright, expect
 from waiting import until
 
+from lesson_server.http import trial
 from lesson_server.server import LessonServer
 from lesson_server.settings.sources import load
 
@@ -25,7 +26,9 @@ OPTIONS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "scripts"
+CLIENT = ROOT / "tests/js/node_modules/socket.io-client/dist/socket.io.esm.min.js"
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
 TOKEN = "the admin token of the tests"
 WIDTHS = (360, 1440)
@@ -138,6 +141,35 @@ def test_an_operator_sees_both_nodes_and_removes_somebody(io_loop, start_server,
             await page.get_by_role("button", name="Log out").click()
             await expect(page).to_have_url(f"{there.url}/console/login")
             await is_pleasant(page, "login")
+
+    io_loop.run_sync(story, timeout=90)
+
+
+@pytest.mark.skipif(not CLIENT.is_file(), reason="needs npm, which installs the package socket.io-client")
+def test_a_newcomer_sees_the_chart_of_a_join_walk(io_loop, environ, monkeypatch):
+    monkeypatch.setattr(trial, "CLIENT", CLIENT)
+    server = LessonServer(load(environ=environ), is_embedded=True)
+
+    async def story():
+        await server.start()
+        async with browser() as chromium:
+            page = await chromium.open(server.url)
+            await page.goto(server.url)
+            await page.get_by_role("link", name="Try a join").first.click()
+            await page.get_by_label("Name").fill("anna")
+            await page.get_by_role("button", name="Join", exact=True).click()
+            await expect(page.get_by_text('"SUCCESS"')).to_be_visible(timeout=20_000)
+            for step in ("check_lesson_exists", "ensure_seat_map", "set_client_presence"):
+                await expect(
+                    page.get_by_role("cell", name=step).or_(page.locator("li", has_text=step)).first
+                ).to_be_visible()
+            await is_pleasant(page, "try")
+            await page.get_by_role("button", name="Disconnect").click()
+            await until(lambda: not server.gateway.connections)
+            await page.get_by_label("Lesson", exact=True).fill("no-such-lesson")
+            await page.get_by_role("button", name="Join", exact=True).click()
+            await expect(page.get_by_text("lesson no-such-lesson not found").first).to_be_visible(timeout=20_000)
+        await server.stop()
 
     io_loop.run_sync(story, timeout=90)
 

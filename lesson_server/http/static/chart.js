@@ -7,14 +7,14 @@ const EDGE = /^(\w+)(?::\w+)?->(\w+)(?::\w+)?$/;
 // The pseudostate from which the initial state is entered.
 const START = "start";
 // Transitions that are not on the path of the event. statecharts/export.py draws them in other colours.
-const OFF_PATH = ["abandon", "restore", "disconnect"];
+const OFF_PATH = ["abandon", "restore", "remove", "disconnect"];
 
 /**
  * @typedef {object} Transition
  * @property {string} source
  * @property {string} target
  * @property {string} trigger
- * @property {"path"|"abandon"|"restore"|"disconnect"} kind
+ * @property {"path"|"abandon"|"restore"|"remove"|"disconnect"} kind
  * @property {{name: string, text: SVGTextElement}[]} steps in their order
  * @property {SVGGElement} group
  */
