@@ -95,4 +95,4 @@ def test_schemathesis_finds_no_answer_that_the_document_does_not_describe(io_loo
 
     done = io_loop.run_sync(people, timeout=70)
     assert done.returncode == 0, done.stdout
-    assert re.search(r"5 selected / 5 total|5/5", done.stdout), done.stdout
+    assert "Tested: 5" in done.stdout, done.stdout
