@@ -16,7 +16,7 @@ from fakes import BreakableStore
 from hypothesis import HealthCheck, Phase, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
-from presences import KEYS_OF_NODES, new_presence
+from presences import SHARED_KEYS, new_presence
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.stores.redis import claims as claims_module
@@ -302,10 +302,7 @@ class Nodes(RuleBasedStateMachine):
             assert self.known[who] in (None, sid is not None)
 
     def indexes(self):
-        return {key for key in self.redis.scan_iter("lesson_node_*") if "claims" not in key} - {
-            *KEYS_OF_NODES,
-            "lesson_node_lessons",
-        }
+        return {key for key in self.redis.scan_iter("lesson_node_*") if "claims" not in key} - SHARED_KEYS
 
     def nobody_else_is_known(self):
         node_ids = {member.presence.claims.incarnation.node_id for member in self.members}

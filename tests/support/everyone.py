@@ -5,7 +5,7 @@ import contextlib
 from types import SimpleNamespace
 
 from clients import SUCCESS, client, join
-from presences import KEYS_OF_NODES
+from presences import SHARED_KEYS
 from tornado.httpclient import AsyncHTTPClient
 from waiting import until
 
@@ -64,7 +64,7 @@ def is_whole(redis_client, people, *names):
 
 def indexes(redis_client):
     """The indexes of the nodes that hold somebody."""
-    return [key for key in redis_client.keys("lesson_node_*") if "claims" not in key and key not in KEYS_OF_NODES]
+    return [key for key in redis_client.keys("lesson_node_*") if "claims" not in key and key not in SHARED_KEYS]
 
 
 def indexed(redis_client):

@@ -17,6 +17,9 @@ DAY = 86_400
 # What nodes say of themselves, as long as they live.
 KEYS_OF_NODES = {"lesson_node_counts", "lesson_node_figures"}
 
+# The server's own keys that are neither of one node nor of one entry.
+SHARED_KEYS = {*KEYS_OF_NODES, "lesson_node_lessons"}
+
 TEACHER = TeacherRecord("sid-t", "1", "ms-hill")
 
 CLIENT = ClientRecord("sid-p", "1", "p1", "student")
