@@ -26,6 +26,8 @@ WATCH, FIGURES = "watch", "figures"
 # Seconds between two samples, and the number of samples that are kept: ten minutes.
 SAMPLE_INTERVAL = 5
 SAMPLES = 120
+# A timer may fire this many seconds early: uvloop rounds to milliseconds. Such a sample belongs to the moment meant.
+TIMER_TOLERANCE = 0.05
 # Seconds between two publications of a node, and for which it publishes after a message of a console.
 PUBLISH_INTERVAL = 1.0
 WATCH_LIFE = 12.0
@@ -95,17 +97,18 @@ class Figures:
     async def _take_samples(self) -> None:
         while True:
             self.take_sample()
-            await asyncio.sleep(SAMPLE_INTERVAL - time.time() % SAMPLE_INTERVAL)
+            await asyncio.sleep((self._samples[-1].number + 1) * SAMPLE_INTERVAL - time.time())
 
     def take_sample(self) -> None:
         """Keep the counters of this moment."""
-        self._samples.append(
-            Sample(
-                int(time.time() // SAMPLE_INTERVAL),
-                self._metrics.outcomes(),
-                self._metrics.latencies(JOIN_LESSON.name),
-                self._metrics.reconnect_count(),
-            )
+        self._samples.append(self._sample())
+
+    def _sample(self) -> Sample:
+        return Sample(
+            int((time.time() + TIMER_TOLERANCE) // SAMPLE_INTERVAL),
+            self._metrics.outcomes(),
+            self._metrics.latencies(JOIN_LESSON.name),
+            self._metrics.reconnect_count(),
         )
 
     async def _watch(self, _: dict[str, Any]) -> None:
@@ -160,7 +163,8 @@ class Figures:
         samples = list(self._samples)
         if not samples:
             return {"numbers": [], "joins": [], "latencies": [], "outcomes": [], "reconnects": 0}
-        oldest, newest = samples[0], samples[-1]
+        # Sums are of this moment, not of the last sample.
+        oldest, now = samples[0], self._sample()
         steps = list(pairwise(samples))
         return {
             "numbers": [later.number for _, later in steps],
@@ -171,10 +175,10 @@ class Figures:
             ],
             "outcomes": [
                 [*labels, count - oldest.outcomes.get(labels, 0)]
-                for labels, count in newest.outcomes.items()
+                for labels, count in now.outcomes.items()
                 if count > oldest.outcomes.get(labels, 0)
             ],
-            "reconnects": newest.reconnects - oldest.reconnects,
+            "reconnects": now.reconnects - oldest.reconnects,
         }
 
 
