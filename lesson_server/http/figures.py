@@ -5,7 +5,7 @@ being *watched*: for :data:`WATCH_LIFE` seconds after a message of a console. Wh
 """
 
 import asyncio
-import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -20,6 +20,8 @@ from lesson_server.metrics import Metrics, StateOf
 from lesson_server.status import Status
 from lesson_server.stores.redis.messages import Messages
 from lesson_server.tasks import end
+
+logger = logging.getLogger(__name__)
 
 # The kinds of messages: a console asks the nodes for their figures, and a node tells them.
 WATCH, FIGURES = "watch", "figures"
@@ -124,8 +126,12 @@ class Figures:
             passed = time.monotonic() - wall
             cpu = (time.process_time() - used) / passed if passed > PUBLISH_INTERVAL / 2 else 0.0
             used, wall = time.process_time(), time.monotonic()
-            with contextlib.suppress(StoreUnavailable):  # logged; the consoles see that the node is silent
+            try:
                 await self._messages.publish(FIGURES, **await self.read(), cpu=cpu, lag=lag)
+            except StoreUnavailable:
+                pass  # logged; the consoles see that the node is silent
+            except Exception:
+                logger.exception("the figures of this node could not be published")
             before = time.monotonic()
             await asyncio.sleep(PUBLISH_INTERVAL)
             lag = max(time.monotonic() - before - PUBLISH_INTERVAL, 0.0)
