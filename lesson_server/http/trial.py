@@ -3,9 +3,8 @@
 It is on in the embedded set-up only, for requests from this machine.
 """
 
-import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,6 @@ MAX_LESSONS = 100
 TOKEN_LIFE = 60 * 60
 # The role of a participant who tries a join.
 ROLE = "student"
-# Seconds between two signs of life of a trace.
-LIFE_INTERVAL = 1.0
 
 
 class TryRequest(BaseModel):
@@ -100,18 +97,4 @@ class TrialStepsHandler(StreamHandler):
         self.tracing = tracing
 
     async def get(self) -> None:
-        await self.serve(self._events(self.get_query_argument("sid")))
-
-    async def _events(self, sid: str) -> AsyncIterator[Any]:
-        events = self.tracing.events(sid)
-        upcoming = asyncio.ensure_future(anext(events))
-        try:
-            while True:
-                done, _ = await asyncio.wait({upcoming}, timeout=LIFE_INTERVAL)
-                if done:
-                    yield upcoming.result()
-                    upcoming = asyncio.ensure_future(anext(events))
-                else:
-                    yield None
-        finally:
-            upcoming.cancel()
+        await self.serve(self.tracing.events(self.get_query_argument("sid")))
