@@ -19,8 +19,8 @@ from lesson_server.gateway.handlers import Gateway
 from lesson_server.stores.redis.messages import Messages
 from lesson_server.tasks import end
 
-# The kinds of messages: the request for a trace of a connection, and what happens there.
-TRACE, TRACED = "trace", "traced"
+# The kinds of messages: the request for a trace of a connection, what happens there, and that nobody reads any more.
+TRACE, TRACED, LEAVE_TRACE = "trace", "traced", "leave_trace"
 # The names of the events that only the nodes see: the answer to a repeated request, and the end of the trace.
 CONTINUES, ENDED = "continues", "ended"
 # Seconds between two requests for a trace, and after which either node ends a trace if it has not heard of the other.
@@ -106,6 +106,7 @@ class Tracing:
         self._asked_at: dict[str, float] = {}  # as for _tasks: when another node has asked for the trace
         self._taps: dict[Connection, Tap] = {}
         messages.on(TRACE, self._begin)
+        messages.on(LEAVE_TRACE, self._leave)
         messages.on(TRACED, self._receive)
 
     async def close(self) -> None:
@@ -141,6 +142,8 @@ class Tracing:
                 yield event
         finally:
             del self._traces[trace]
+            with contextlib.suppress(StoreUnavailable):
+                await self._messages.publish(LEAVE_TRACE, trace=trace)
 
     async def _receive(self, message: dict[str, Any]) -> None:
         queue = self._traces.get(message["trace"])
@@ -155,8 +158,16 @@ class Tracing:
         if trace not in self._tasks:
             if connection is None:
                 return
-            self._tasks[trace] = asyncio.create_task(self._report(connection, trace))
+            task = self._tasks[trace] = asyncio.create_task(self._report(connection, trace))
+            task.add_done_callback(lambda _: self._forget(trace))
         self._asked_at[trace] = time.monotonic()
+
+    async def _leave(self, message: dict[str, Any]) -> None:
+        if message["trace"] in self._tasks:
+            self._tasks[message["trace"]].cancel()
+
+    def _forget(self, trace: str) -> None:
+        del self._tasks[trace], self._asked_at[trace]
 
     async def _report(self, connection: Connection, trace: str) -> None:
         queue: asyncio.Queue[Event] = asyncio.Queue()
@@ -184,7 +195,6 @@ class Tracing:
             if not tap.queues:
                 tap.remove()
                 del self._taps[connection]
-            del self._asked_at[trace], self._tasks[trace]
 
     def _has_ended(self, connection: Connection) -> bool:
         return connection.sid not in self._gateway.connections and all(region.has_ended for region in connection)

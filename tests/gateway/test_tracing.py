@@ -5,6 +5,7 @@ import contextlib
 
 import pytest
 from buses import Bus
+from clock import Clock
 from fakes import World, settle, store_down
 from handshakes import GUEST, PARTICIPANT, TEACHER
 from waiting import until
@@ -12,7 +13,7 @@ from waiting import until
 from lesson_server.errors import StoreUnavailable
 from lesson_server.events.machine import ChartMachine
 from lesson_server.gateway import tracing as tracing_module
-from lesson_server.gateway.tracing import TRACE, Tracing
+from lesson_server.gateway.tracing import CONTINUES, Tracing
 from statecharts.join_lesson import participant as chart
 
 STEPS = {row["trigger"]: row["before"] for row in chart.TRANSITIONS if row["trigger"] in chart.PATH}
@@ -52,10 +53,12 @@ class Viewer:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def clock(monkeypatch):
+    """What is left of intervals is short; how old a request is, the test decides."""
+    clock = Clock()
     monkeypatch.setattr(tracing_module, "LIFE_INTERVAL", 0.01)
-    monkeypatch.setattr(tracing_module, "REQUEST_INTERVAL", 0.02)
-    monkeypatch.setattr(tracing_module, "TRACE_LIFE", 0.3)
+    monkeypatch.setattr(tracing_module, "time", clock)
+    return clock
 
 
 @pytest.fixture
@@ -277,38 +280,59 @@ async def test_nothing_is_left_on_either_node_when_the_viewer_has_gone(bus):
 
 
 @pytest.mark.gen_test
-async def test_a_viewer_who_stays_is_told_also_after_a_while(bus, monkeypatch):
-    node = Node(bus)
-    await node.world.connect("sid", PARTICIPANT)
-    viewer = Viewer(node.tracing, "sid")
+async def test_a_viewer_who_stays_is_told_also_after_a_while(bus, clock):
+    here, there = Node(bus), Node(bus)
+    await here.world.connect("sid", PARTICIPANT)
+    viewer = Viewer(there.tracing, "sid")
     await viewer.ready()
-    requests = bus.kinds().count(TRACE)
-    await until(lambda: bus.kinds().count(TRACE) > requests + 30)  # twice the life of a trace
-    await node.world.join("sid")
+
+    def answers():
+        return [message.get("name") for message in bus.published].count(CONTINUES)
+
+    for number in range(10):
+        clock.now += tracing_module.TRACE_LIFE / 3
+        await until(lambda number=number: answers() > number)
+        await settle()
+    await here.world.join("sid")
     await until(lambda: "registered" in viewer.told())
-    assert ("ready", {}) not in viewer.events
+    assert {event[0] for event in viewer.events if event is not None} == {"step", "state"}
     await viewer.leave()
-    await nothing_is_left(node)
+    await nothing_is_left(here, there)
 
 
 @pytest.mark.gen_test
-async def test_a_trace_of_nobody_ends(bus):
+async def test_a_trace_ends_when_the_node_of_its_viewer_has_died(bus, clock):
+    here, there = Node(bus), Node(bus)
+    await here.world.connect("sid", PARTICIPANT)
+    viewer = Viewer(there.tracing, "sid")
+    await viewer.ready()
+    bus.nodes.clear()
+    await viewer.leave()
+    assert here.tracing._tasks
+    clock.now += tracing_module.TRACE_LIFE
+    await nothing_is_left(here, there)
+
+
+@pytest.mark.gen_test
+async def test_a_trace_of_nobody_ends(bus, clock):
     node = Node(bus)
     viewer = Viewer(node.tracing, "nobody")
+    await until(lambda: None in viewer.events)  # the signs of life
+    clock.now += tracing_module.TRACE_LIFE
     await asyncio.wait([viewer.task])
-    assert None in viewer.events  # the signs of life
     assert set(viewer.events) == {None}
     await nothing_is_left(node)
 
 
 @pytest.mark.gen_test
-async def test_a_trace_ends_when_the_node_of_the_connection_has_died(bus):
+async def test_a_trace_ends_when_the_node_of_the_connection_has_died(bus, clock):
     here, there = Node(bus), Node(bus)
     await here.world.connect("sid", PARTICIPANT)
     viewer = Viewer(there.tracing, "sid")
     await viewer.ready()
     bus.nodes.remove(here.tracing._messages)
     await here.tracing.close()
+    clock.now += tracing_module.TRACE_LIFE
     await asyncio.wait([viewer.task])
     await nothing_is_left(here, there)
 
@@ -320,18 +344,19 @@ async def test_without_redis_there_is_no_trace(bus):
     bus.is_down = True
     with pytest.raises(StoreUnavailable):
         await anext(node.tracing.events("sid"))
-    assert bus.refused == 1
+    assert bus.refused
     await nothing_is_left(node)
 
 
 @pytest.mark.gen_test
-async def test_an_outage_ends_a_trace_and_the_connection_goes_on_without_a_queue(bus):
+async def test_an_outage_ends_a_trace_and_the_connection_goes_on_without_a_queue(bus, clock):
     node = Node(bus)
     await node.world.connect("sid", PARTICIPANT)
     viewer = Viewer(node.tracing, "sid")
     await viewer.ready()
     bus.is_down = True
     assert (await node.world.join("sid"))["status"] == "SUCCESS"
+    clock.now += tracing_module.REQUEST_INTERVAL
     await asyncio.wait([viewer.task])
     assert isinstance(viewer.task.exception(), StoreUnavailable)
     assert bus.refused
