@@ -33,7 +33,7 @@ HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with no-referrer, browsers send "Origin: null" with the forms of the login
     "X-Content-Type-Options": "nosniff",
 }
 LOGIN_PATH = "/console/login"
@@ -62,11 +62,13 @@ class PageHandler(RequestHandler):
         self.finish(self.loader.load(template).generate(**values))
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        if isinstance(kwargs.get("exc_info", (None, None))[1], StoreUnavailable):
+        error = kwargs.get("exc_info", (None, None))[1]
+        if isinstance(error, StoreUnavailable):
             status_code = 503
             self.set_status(503)
+        sentence = error.log_message if isinstance(error, HTTPError) and error.log_message else None
         self.set_header("Content-Type", "text/plain; charset=UTF-8")
-        self.finish(f"{status_code}: {SENTENCES.get(status_code, 'the request failed')}\n")
+        self.finish(f"{status_code}: {sentence or SENTENCES.get(status_code, 'the request failed')}\n")
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         # Tornado's own log line would contain the URL, and with the URL any client input.

@@ -34,6 +34,13 @@ class EventStream:
                     return name, data
         raise EOFError
 
+    async def event(self) -> tuple[str, Any]:
+        """The next event that is no comment line."""
+        while True:
+            name, data = await self.next()
+            if name is not None:
+                return name, data
+
     async def until(self, name: str, condition: Callable[[Any], object] = lambda data: True) -> Any:
         """The data of the next event of that name for which a condition holds."""
         async with asyncio.timeout(LONG):
