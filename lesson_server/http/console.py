@@ -117,6 +117,11 @@ class ChartHandler(PageHandler):
 class AssetHandler(StaticFileHandler):
     """Scripts, styles and pictures of the console. They are not secret: the login page needs some."""
 
+    # As for pages: the headers also with errors, and no URL in the log.
+    set_default_headers = PageHandler.set_default_headers
+    write_error = PageHandler.write_error
+    log_exception = PageHandler.log_exception
+
     def initialize(self, path: str, access: Access) -> None:  # type: ignore[override]
         super().initialize(path)
         self._access = access
