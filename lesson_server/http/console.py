@@ -183,6 +183,8 @@ class EventsHandler(StreamHandler):
 
     async def _may_go_on(self) -> bool:
         """Return whether the session has not ended; while Redis, which has the sessions, is down, it goes on."""
+        if "Authorization" in self.request.headers:
+            return True  # a token, checked at the beginning, does not end
         try:
             return await self.access.has_session(self)
         except StoreUnavailable:

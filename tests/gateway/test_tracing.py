@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+from functools import partial
+from typing import Any
 
 import pytest
 from buses import Bus
@@ -16,7 +18,7 @@ from lesson_server.gateway import tracing as tracing_module
 from lesson_server.gateway.tracing import CONTINUES, Tracing
 from statecharts.join_lesson import participant as chart
 
-STEPS = {row["trigger"]: row["before"] for row in chart.TRANSITIONS if row["trigger"] in chart.PATH}
+STEPS: Any = {row["trigger"]: row["before"] for row in chart.TRANSITIONS if row["trigger"] in chart.PATH}
 
 
 class Node:
@@ -237,7 +239,7 @@ async def test_two_viewers_of_a_connection_are_told_the_same(bus):
     await viewers[0].leave()
     await node.world.join("sid")
     for viewer in viewers[1:]:
-        await until(lambda viewer=viewer: "registered" in viewer.told())
+        await until(partial(lambda viewer: "registered" in viewer.told(), viewer))
         assert len(viewer.told()) == sum(map(len, STEPS.values())) + 3
         await viewer.leave()
     await nothing_is_left(node)
@@ -291,7 +293,7 @@ async def test_a_viewer_who_stays_is_told_also_after_a_while(bus, clock):
 
     for number in range(10):
         clock.now += tracing_module.TRACE_LIFE / 3
-        await until(lambda number=number: answers() > number)
+        await until(partial(lambda number: answers() > number, number))
         await settle()
     await here.world.join("sid")
     await until(lambda: "registered" in viewer.told())

@@ -251,7 +251,7 @@ async def test_a_timer_that_fires_early_takes_one_sample_an_interval(clock, monk
 
     node = Node()
     clock.now = 1_003.0
-    monkeypatch.setattr(figures_module.asyncio, "sleep", wake_early)
+    monkeypatch.setattr(asyncio, "sleep", wake_early)
     node.figures.start()
     while len(delays) < 10:
         await sleep(0)

@@ -172,7 +172,7 @@ async def test_a_node_that_falls_silent_vanishes():
     with here.watch.looking():
         await until(lambda: len(here.watch.overview()["nodes"]) == 2)
         await there.own.close()
-        bus.nodes.remove(there.own._messages)
+        bus.nodes.remove(there.own._messages)  # type: ignore[arg-type]
         await until(lambda: [node["node"] for node in here.watch.overview()["nodes"]] == ["node-1"])
     await here.close()
 
