@@ -176,7 +176,7 @@ async def test_a_computer_that_is_switched_off_is_noticed(url, source, server):
     async with event_stream(url, BEARER):
         await until(lambda: source.readers == 1)
         (handler,) = StreamHandler.streams
-        of_socket = handler.request.connection.stream.socket  # type: ignore[union-attr, attr-defined]
+        of_socket = handler.request.connection.stream.socket  # type: ignore[attr-defined]
         assert of_socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == stream_module.USER_TIMEOUT == 10_000
 
 
