@@ -4,13 +4,21 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo run test fast check mutants bench explore clean help
+.PHONY: demo run try client test fast check mutants bench explore clean help
 
-demo: $(VENV)/run.installed  ## one teacher and thirty participants join a lesson, on real embedded stores
+demo: $(VENV)/run.installed client  ## one teacher and thirty participants join a lesson, on real embedded stores
 	$(BIN)/python scripts/demo.py
 
-run: $(VENV)/run.installed  ## the server, until Ctrl-C
+run: $(VENV)/run.installed client  ## the server, until Ctrl-C
 	$(BIN)/lesson-server run
+
+try: $(VENV)/client/node_modules/socket.io-client  ## the Socket.IO client for the page /try of make run; needs npm
+
+client: | $(BIN)/python
+	@if command -v npm > /dev/null; then $(MAKE) --no-print-directory try || true; fi
+
+$(VENV)/client/node_modules/socket.io-client: | $(BIN)/python
+	npm install --prefix $(VENV)/client --no-package-lock --no-audit --no-fund socket.io-client@4.8.1
 
 test: $(VENV)/dev.installed  ## all tests, with coverage; ARGS="tests/stores -k presence": some, without
 	PATH="$(abspath $(BIN)):$$PATH" scripts/test $(ARGS)

@@ -237,6 +237,7 @@ def main() -> int:
             console.print(f"\n[bold red]The demo has failed: {escape(str(error) or repr(error))}")
             return 1
     console.print(f"\n[bold green]All is well, in {time.monotonic() - started:.1f} s.")
+    console.print("To see lessons live: make run, then http://127.0.0.1:8080/console")
     return 0
 
 

@@ -93,7 +93,7 @@ def _supervise(settings: Settings, is_embedded: bool, metrics: SharedFolder) -> 
             metrics.leave()  # the last process removes the folder, and the parent may have been killed
 
     supervisor = Supervisor(settings.server.workers, serve, mark_process_dead)
-    return supervisor.run(lambda: _say(f"lesson-server listening on {url_of(settings, sockets)}"))
+    return supervisor.run(lambda: _say_url(settings, url_of(settings, sockets), is_embedded))
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ async def _serve_until_signal(settings: Settings, is_embedded: bool, worker_star
         await server.start(worker_start.sockets if worker_start else None)
         _tune_garbage_collector()
         if worker_start is None:
-            _say(f"lesson-server listening on {server.url}")
+            _say_url(settings, server.url, is_embedded)
         else:
             worker_start.ready()
         await signals.get()
@@ -174,6 +174,14 @@ def _with_stores(settings: Settings, stores: EmbeddedStores) -> Settings:
             "auth": settings.auth.model_copy(update={"key": settings.auth.key or SecretStr(stores.key)}),
         }
     )
+
+
+def _say_url(settings: Settings, url: str, is_embedded: bool) -> None:
+    from lesson_server.http.access import is_loopback
+
+    _say(f"lesson-server listening on {url}")
+    if settings.admin.token is not None or (is_embedded and is_loopback(settings.server.host)):
+        _say(f"console: {url}/console")
 
 
 def _say(line: str) -> None:

@@ -117,6 +117,11 @@ class ChartHandler(PageHandler):
 class AssetHandler(StaticFileHandler):
     """Scripts, styles and pictures of the console. They are not secret: the login page needs some."""
 
+    # As for pages: the headers also with errors, and no URL in the log.
+    set_default_headers = PageHandler.set_default_headers
+    write_error = PageHandler.write_error
+    log_exception = PageHandler.log_exception
+
     def initialize(self, path: str, access: Access) -> None:  # type: ignore[override]
         super().initialize(path)
         self._access = access
@@ -178,6 +183,8 @@ class EventsHandler(StreamHandler):
 
     async def _may_go_on(self) -> bool:
         """Return whether the session has not ended; while Redis, which has the sessions, is down, it goes on."""
+        if "Authorization" in self.request.headers:
+            return True  # a token, checked at the beginning, does not end
         try:
             return await self.access.has_session(self)
         except StoreUnavailable:

@@ -5,7 +5,7 @@ being *watched*: for :data:`WATCH_LIFE` seconds after a message of a console. Wh
 """
 
 import asyncio
-import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -21,11 +21,15 @@ from lesson_server.status import Status
 from lesson_server.stores.redis.messages import Messages
 from lesson_server.tasks import end
 
+logger = logging.getLogger(__name__)
+
 # The kinds of messages: a console asks the nodes for their figures, and a node tells them.
 WATCH, FIGURES = "watch", "figures"
 # Seconds between two samples, and the number of samples that are kept: ten minutes.
 SAMPLE_INTERVAL = 5
 SAMPLES = 120
+# A timer may fire this many seconds early: uvloop rounds to milliseconds. Such a sample belongs to the moment meant.
+TIMER_TOLERANCE = 0.05
 # Seconds between two publications of a node, and for which it publishes after a message of a console.
 PUBLISH_INTERVAL = 1.0
 WATCH_LIFE = 12.0
@@ -95,17 +99,18 @@ class Figures:
     async def _take_samples(self) -> None:
         while True:
             self.take_sample()
-            await asyncio.sleep(SAMPLE_INTERVAL - time.time() % SAMPLE_INTERVAL)
+            await asyncio.sleep((self._samples[-1].number + 1) * SAMPLE_INTERVAL - time.time())
 
     def take_sample(self) -> None:
         """Keep the counters of this moment."""
-        self._samples.append(
-            Sample(
-                int(time.time() // SAMPLE_INTERVAL),
-                self._metrics.outcomes(),
-                self._metrics.latencies(JOIN_LESSON.name),
-                self._metrics.reconnect_count(),
-            )
+        self._samples.append(self._sample())
+
+    def _sample(self) -> Sample:
+        return Sample(
+            int((time.time() + TIMER_TOLERANCE) // SAMPLE_INTERVAL),
+            self._metrics.outcomes(),
+            self._metrics.latencies(JOIN_LESSON.name),
+            self._metrics.reconnect_count(),
         )
 
     async def _watch(self, _: dict[str, Any]) -> None:
@@ -121,8 +126,12 @@ class Figures:
             passed = time.monotonic() - wall
             cpu = (time.process_time() - used) / passed if passed > PUBLISH_INTERVAL / 2 else 0.0
             used, wall = time.process_time(), time.monotonic()
-            with contextlib.suppress(StoreUnavailable):  # logged; the consoles see that the node is silent
+            try:
                 await self._messages.publish(FIGURES, **await self.read(), cpu=cpu, lag=lag)
+            except StoreUnavailable:
+                pass  # logged; the consoles see that the node is silent
+            except Exception:
+                logger.exception("the figures of this node could not be published")
             before = time.monotonic()
             await asyncio.sleep(PUBLISH_INTERVAL)
             lag = max(time.monotonic() - before - PUBLISH_INTERVAL, 0.0)
@@ -160,7 +169,8 @@ class Figures:
         samples = list(self._samples)
         if not samples:
             return {"numbers": [], "joins": [], "latencies": [], "outcomes": [], "reconnects": 0}
-        oldest, newest = samples[0], samples[-1]
+        # Sums are of this moment, not of the last sample.
+        oldest, now = samples[0], self._sample()
         steps = list(pairwise(samples))
         return {
             "numbers": [later.number for _, later in steps],
@@ -171,10 +181,10 @@ class Figures:
             ],
             "outcomes": [
                 [*labels, count - oldest.outcomes.get(labels, 0)]
-                for labels, count in newest.outcomes.items()
+                for labels, count in now.outcomes.items()
                 if count > oldest.outcomes.get(labels, 0)
             ],
-            "reconnects": newest.reconnects - oldest.reconnects,
+            "reconnects": now.reconnects - oldest.reconnects,
         }
 
 

@@ -10,7 +10,7 @@ from tornado.web import HTTPError, RequestHandler
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.http.access import Access, Unauthorized
-from lesson_server.http.api import SENTENCES
+from lesson_server.http.api import SENTENCES, ApiError
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "same-origin",  # with "no-referrer", the origin of a form is null
+    "Referrer-Policy": "same-origin",  # with no-referrer, browsers send "Origin: null" with the forms of the login
     "X-Content-Type-Options": "nosniff",
 }
 LOGIN_PATH = "/console/login"
@@ -62,11 +62,14 @@ class PageHandler(RequestHandler):
         self.finish(self.loader.load(template).generate(try_is_on=self.access.is_open, **values))
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        if isinstance(kwargs.get("exc_info", (None, None))[1], StoreUnavailable):
+        error = kwargs.get("exc_info", (None, None))[1]
+        if isinstance(error, StoreUnavailable):
             status_code = 503
             self.set_status(503)
+        # The message of an HTTPError of Tornado would contain client input.
+        sentence = error.sentence if isinstance(error, ApiError) else None
         self.set_header("Content-Type", "text/plain; charset=UTF-8")
-        self.finish(f"{status_code}: {SENTENCES.get(status_code, 'the request failed')}\n")
+        self.finish(f"{status_code}: {sentence or SENTENCES.get(status_code, 'the request failed')}\n")
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         # Tornado's own log line would contain the URL, and with the URL any client input.

@@ -1,25 +1,32 @@
 """Server-sent events."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
 from tornado.iostream import StreamClosedError
-from tornado.web import HTTPError
 
+from lesson_server.http.api import ApiError
 from lesson_server.http.page import PageHandler
 
-# Streams that one process serves at the same time.
-MAX_STREAMS = 100
+# Streams that one process serves at the same time: half of the places that are left beside the clients (EXTRA_SOCKETS in
+# protocol/server.py), because a stream keeps its place, and probes need places too.
+MAX_STREAMS = 32
 # Milliseconds after which a browser connects again.
 RETRY = 1_000
+# Milliseconds after which a connection is closed whose client acknowledges nothing: a computer that was switched off.
+# Otherwise the kernel would try for a quarter of an hour, and the nodes would publish for nobody.
+USER_TIMEOUT = 10_000
 
 
 class StreamHandler(PageHandler):
     """Answers with a stream of events, until the browser goes away or :meth:`events` ends."""
 
     streams: set["StreamHandler"] = set()  # noqa: RUF012 (shared by design: the limit is for the process)
+
+    _task: asyncio.Task[None] | None = None
 
     async def prepare(self) -> None:
         await self.access.require(self)
@@ -37,11 +44,14 @@ class StreamHandler(PageHandler):
             only_changes: whether an event that is equal to the last one of its name is left out.
         """
         if len(self.streams) >= MAX_STREAMS:
-            raise HTTPError(503)
+            raise ApiError(503, "too many pages are open, try again")
         self.streams.add(self)
+        self._task = asyncio.current_task()
         sent: dict[str, bytes] = {}
         stream = self.request.connection.stream  # type: ignore[union-attr]
         stream.place.keep()  # otherwise a new connection could evict the stream
+        if hasattr(socket, "TCP_USER_TIMEOUT") and not stream.closed():  # Linux
+            stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
         try:
             self.write(f"retry: {RETRY}\n\n")
             async for event in events:
@@ -58,4 +68,9 @@ class StreamHandler(PageHandler):
             pass
         finally:
             self.streams.discard(self)
+            self._task = None
             await events.aclose()  # type: ignore[attr-defined]
+
+    def on_connection_close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()

@@ -3,9 +3,8 @@
 It is on in the embedded set-up only, for requests from this machine.
 """
 
-import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tornado.web import HTTPError
 
 from lesson_server.gateway.tracing import Tracing
 from lesson_server.http.access import Access
-from lesson_server.http.api import ApiHandler
+from lesson_server.http.api import ApiError, ApiHandler
 from lesson_server.http.page import HEADERS, PageHandler
 from lesson_server.http.stream import StreamHandler
 from lesson_server.stores.rds.lesson import LESSON_ID
@@ -29,8 +28,6 @@ MAX_LESSONS = 100
 TOKEN_LIFE = 60 * 60
 # The role of a participant who tries a join.
 ROLE = "student"
-# Seconds between two signs of life of a trace.
-LIFE_INTERVAL = 1.0
 
 
 class TryRequest(BaseModel):
@@ -86,9 +83,9 @@ class TrialTokenHandler(ApiHandler):
             elif request.client == "participant":
                 auth["access_token"] = self.tokens.mint(request.name, ROLE, TOKEN_LIFE)
         except (orjson.JSONDecodeError, ValidationError):
-            raise HTTPError(400, "the request needs a client, a lesson_id and a name") from None
+            raise ApiError(400, "the request needs a client, a lesson_id and a name") from None
         except ValueError:
-            raise HTTPError(400, "the name has characters that an id can't have") from None
+            raise ApiError(400, "the name has characters that an id can't have") from None
         self.answer({"auth": auth})
 
 
@@ -100,18 +97,4 @@ class TrialStepsHandler(StreamHandler):
         self.tracing = tracing
 
     async def get(self) -> None:
-        await self.serve(self._events(self.get_query_argument("sid")))
-
-    async def _events(self, sid: str) -> AsyncIterator[Any]:
-        events = self.tracing.events(sid)
-        upcoming = asyncio.ensure_future(anext(events))
-        try:
-            while True:
-                done, _ = await asyncio.wait({upcoming}, timeout=LIFE_INTERVAL)
-                if done:
-                    yield upcoming.result()
-                    upcoming = asyncio.ensure_future(anext(events))
-                else:
-                    yield None
-        finally:
-            upcoming.cancel()
+        await self.serve(self.tracing.events(self.get_query_argument("sid")))

@@ -73,18 +73,24 @@ class Watch:
         asked_at = float("-inf")
         while self._viewers:
             try:
-                if time.monotonic() - asked_at > WATCH_INTERVAL:
-                    await self._messages.publish(WATCH)
-                    asked_at = time.monotonic()
-                self.lessons = [lesson async for part in self._roster.all_lessons() for lesson in part]
-            except StoreUnavailable:
-                await self._receive({**await self._own.read(), "cpu": 0.0, "lag": 0.0})
+                if not self.is_current.is_set():
+                    await self._show_own()  # so that the first view is not empty
+                try:
+                    if time.monotonic() - asked_at > WATCH_INTERVAL:
+                        await self._messages.publish(WATCH)
+                        asked_at = time.monotonic()
+                    self.lessons = [lesson async for part in self._roster.all_lessons() for lesson in part]
+                except StoreUnavailable:
+                    await self._show_own()  # Redis carries no messages
             except Exception:
                 logger.exception("the lessons could not be read for the console")
             self.is_current.set()
             await asyncio.sleep(READ_INTERVAL)
         self._figures.clear()
         self.lessons = []
+
+    async def _show_own(self) -> None:
+        await self._receive({**await self._own.read(), "cpu": 0.0, "lag": 0.0})
 
     async def _receive(self, figures: dict[str, Any]) -> None:
         if self._viewers:
