@@ -11,8 +11,8 @@ from tornado.iostream import StreamClosedError
 from lesson_server.http.api import ApiError
 from lesson_server.http.page import PageHandler
 
-# Streams that one process serves at the same time: half of the places that are left beside the clients (EXTRA_SOCKETS in
-# protocol/server.py), because a stream keeps its place, and probes need places too.
+# Streams that one process serves at the same time: half of EXTRA_SOCKETS in protocol/server.py, because a stream keeps
+# its place, and probes need places too.
 MAX_STREAMS = 32
 # Milliseconds after which a browser connects again.
 RETRY = 1_000
