@@ -34,6 +34,8 @@ TOKEN = "the admin token of the tests"
 WIDTHS = (360, 1440)
 SCHEMES = ("light", "dark")
 
+expect.set_options(timeout=20_000)  # milliseconds: for what always comes
+
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")
 
 
@@ -186,11 +188,11 @@ def test_a_lost_stream_is_marked_and_resumed(io_loop, environ):
             mark = page.locator("#stream-mark")
             await expect(mark).to_have_attribute("data-status", "live")
             await server.stop()
-            await expect(mark).to_have_attribute("data-status", "lost", timeout=15_000)
+            await expect(mark).to_have_attribute("data-status", "lost")
             assert chromium.wrong  # the browser itself reports the refused connections
             server = LessonServer(settings)
             await server.start()
-            await expect(mark).to_have_attribute("data-status", "live", timeout=15_000)
+            await expect(mark).to_have_attribute("data-status", "live")
             chromium.wrong.clear()
         await server.stop()
 
