@@ -15,7 +15,7 @@ run: $(VENV)/run.installed client  ## the server, until Ctrl-C
 try: $(VENV)/client/node_modules/socket.io-client  ## the Socket.IO client for the page /try of make run; needs npm
 
 client: | $(BIN)/python
-	@if command -v npm > /dev/null; then $(MAKE) --no-print-directory try || true; fi
+	@if command -v npm > /dev/null; then $(MAKE) --silent try || true; fi
 
 $(VENV)/client/node_modules/socket.io-client: | $(BIN)/python
 	npm install --prefix $(VENV)/client --no-package-lock --no-audit --no-fund socket.io-client@4.8.1
