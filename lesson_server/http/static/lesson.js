@@ -33,8 +33,11 @@ function show(lesson) {
   showFigures({ participants: lesson.total, guests: lesson.guests, taken, seats: seats.length });
   showTeacher(lesson);
   grid.show(lesson.seats);
-  section("seat-grid").parentElement.hidden = seats.length === 0;
-  setText(section("seats").querySelector(".panel-summary"), describeSeats(taken, seats.length));
+  section("seat-grid").parentElement.hidden = section("seat-readout").hidden = seats.length === 0;
+  setText(
+    section("seats").querySelector(".panel-summary"),
+    lesson.found ? describeSeats(taken, seats.length) : "Redis knows nothing of this lesson.",
+  );
   const people = peopleOf(lesson);
   showPeople(table, people);
   showPage(lesson.page, lesson.pages);
