@@ -287,7 +287,7 @@ async def test_a_join_is_shown_step_by_step(embedded, redis_client, monkeypatch)
         assert await connections(embedded, "registered") == [1.0]
         assert redis_client.hget("anna", "sid") == anna.get_sid()
         await anna.disconnect()
-        assert ("state", "disconnect", "disconnected") == (await trace(stream, "disconnected"))[-1]
+        assert (await trace(stream, "disconnected"))[-1] == ("state", "disconnect", "disconnected")
         assert await stream.ended() == []
     assert await connections(embedded, "registered") == [0.0]
     await nothing_is_left(embedded, tasks)
