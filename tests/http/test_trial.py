@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 from clients import SUCCESS, client, error, join
@@ -247,10 +248,13 @@ async def nothing_is_left(server, tasks):
     assert StreamHandler.streams == set()
 
 
-def path_of(trigger):
-    """The events of a step of the join, without their times."""
-    (row, *_) = (row for row in chart.TRANSITIONS if row["trigger"] == trigger)
-    return [*(("step", step, None) for step in row["before"]), ("state", trigger, row["dest"])]
+ROWS: Any = [row for row in chart.TRANSITIONS if row["trigger"] in chart.PATH]
+# The events of a join, without their times.
+JOIN = [
+    event
+    for row in ROWS
+    for event in (*(("step", step, None) for step in row["before"]), ("state", row["trigger"], row["dest"]))
+]
 
 
 async def trace(stream, last):
@@ -282,8 +286,7 @@ async def test_a_join_is_shown_step_by_step(embedded, redis_client, monkeypatch)
     ):
         assert await stream.event() == ("ready", {})
         assert await join(anna) == SUCCESS
-        expected = [event for trigger in chart.PATH for event in path_of(trigger)]
-        assert await trace(stream, "registered") == expected
+        assert await trace(stream, "registered") == JOIN
         assert await connections(embedded, "registered") == [1.0]
         assert redis_client.hget("anna", "sid") == anna.get_sid()
         await anna.disconnect()
