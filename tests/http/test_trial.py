@@ -241,6 +241,7 @@ async def connections(server, state):
 
 async def nothing_is_left(server, tasks):
     await until(lambda: asyncio.all_tasks() <= tasks)
+    await asyncio.sleep(0)  # for the callbacks of the tasks that have ended
     tracing = server._tracing
     assert not tracing._traces
     assert not tracing._tasks
