@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from lesson_server import analytics
 from lesson_server.analytics import BATCH_SIZE, Analytics, MixpanelAnalytics, NoAnalytics, make_analytics
 from lesson_server.settings.schema import MixpanelSettings
+from lesson_server.status import Status
 
 TOKEN = "0123456789abcdef-the-token"
 LONG = 20.0  # seconds to wait for what always comes
@@ -345,6 +346,63 @@ def test_close_without_start_drops_and_counts(mixpanel: FakeMixpanel, outcomes: 
     reconnect(sending)
     sending.close(LONG)
     assert outcomes.counts == {"dropped": 1}
+
+
+# The status
+
+
+def status_in_time(sending: Analytics, before: float) -> tuple[str, str | None]:
+    """The status and the cause; the failure was after ``before``."""
+    status = sending.status
+    assert status.failed_at is not None
+    assert before <= status.failed_at <= time.time()
+    return status.status, status.cause
+
+
+def test_the_status_says_whether_events_arrive_and_what_failed_last(outcomes: Outcomes) -> None:
+    port = unused_port()
+    sending = sender(f"http://127.0.0.1:{port}", outcomes)
+    assert sending.status == Status("up")
+    sending.start()
+    before = time.time()
+    reconnect(sending, BATCH_SIZE)
+    outcomes.wait_for("failed", BATCH_SIZE)
+    assert status_in_time(sending, before) == ("down", "ConnectionError")
+    failed = sending.status
+    with FakeMixpanel(port):
+        reconnect(sending)
+        outcomes.wait_for("sent", 1)
+        assert sending.status == Status("up", failed.failed_at, "ConnectionError")
+        sending.close(LONG)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, b'{"status": 0, "error": "the token %s is unknown"}' % TOKEN.encode()),
+        (502, b"<html>%s</html>" % TOKEN.encode()),
+        (200, b"[]"),
+        (200, b"null"),
+    ],
+)
+def test_the_status_does_not_quote_the_answer(
+    mixpanel: FakeMixpanel, outcomes: Outcomes, answer: tuple[int, bytes]
+) -> None:
+    mixpanel.answers = [answer] * analytics.ATTEMPTS
+    sending = sender(mixpanel.url, outcomes)
+    before = time.time()
+    sending.start()
+    reconnect(sending)
+    outcomes.wait_for("failed", 1)
+    assert status_in_time(sending, before) == ("down", "its answer is an error")
+    reconnect(sending)
+    outcomes.wait_for("sent", 1)
+    assert status_in_time(sending, before) == ("up", "its answer is an error")
+    sending.close(LONG)
+
+
+def test_without_a_token_the_status_is_off(outcomes: Outcomes) -> None:
+    assert make_analytics(MixpanelSettings(), outcomes).status == Status("off")
 
 
 # Which one

@@ -12,11 +12,13 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tornado.web import HTTPError
 
+from lesson_server.errors import StoreUnavailable
 from lesson_server.gateway.tracing import Tracing
 from lesson_server.http.access import Access
 from lesson_server.http.api import ApiError, ApiHandler
 from lesson_server.http.page import HEADERS, PageHandler
 from lesson_server.http.stream import StreamHandler
+from lesson_server.settings.schema import SettingsError
 from lesson_server.stores.rds.lesson import LESSON_ID
 from lesson_server.tokens import TokenVerifier
 
@@ -51,7 +53,10 @@ class TrialPageHandler(PageHandler):
         self.list_lessons = list_lessons
 
     async def get(self) -> None:
-        lessons = await self.list_lessons()
+        try:
+            lessons = await self.list_lessons()
+        except StoreUnavailable:
+            raise ApiError(503, "RDS is unavailable, try again") from None
         self.show("try.html", charts=self.charts, client_available=CLIENT.is_file(), lessons=lessons[:MAX_LESSONS])
 
 
@@ -84,6 +89,9 @@ class TrialTokenHandler(ApiHandler):
                 auth["access_token"] = self.tokens.mint(request.name, ROLE, TOKEN_LIFE)
         except (orjson.JSONDecodeError, ValidationError):
             raise ApiError(400, "the request needs a client, a lesson_id and a name") from None
+        except SettingsError:
+            sentence = "auth.key is a public key, which can't sign a token, so only a guest can be tried"
+            raise ApiError(409, sentence) from None
         except ValueError:
             raise ApiError(400, "the name has characters that an id can't have") from None
         self.answer({"auth": auth})

@@ -71,6 +71,7 @@ def bus():
 async def nothing_is_left(*nodes):
     """Neither a task, nor a queue, nor a machine."""
     await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+    await asyncio.sleep(0)  # for the callbacks of the tasks that have ended
     for node in nodes:
         assert not node.tracing._traces
         assert not node.tracing._tasks

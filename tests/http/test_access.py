@@ -4,9 +4,9 @@ import http.cookies
 import logging
 import re
 import time
-from urllib.parse import urlencode
 
 import pytest
+from console_logins import login, logout, session
 from fakes import store_down
 from roster_api import TOKEN, ask, failure, read
 from tornado.httpclient import AsyncHTTPClient
@@ -335,24 +335,6 @@ def test_failed_tries_of_many_addresses_do_not_fill_the_memory(monkeypatch):
 # The session of a browser
 
 
-async def login(server, token, **headers):
-    return await ask(
-        server,
-        "/console/login",
-        "POST",
-        token=None,
-        headers={"Origin": server.url, "Content-Type": "application/x-www-form-urlencoded", **headers},
-        body=urlencode({"token": token}),
-    )
-
-
-async def session(server):
-    """The header with the cookie of a new session."""
-    answer = await login(server, TOKEN)
-    assert (answer.code, answer.headers["Location"]) == (303, "/console")
-    return {"Cookie": answer.headers["Set-Cookie"].partition(";")[0]}
-
-
 @pytest.mark.gen_test
 async def test_a_login_begins_a_session_in_a_cookie_that_no_script_and_no_other_site_can_use(server, redis_client):
     answer = await login(server, TOKEN)
@@ -381,7 +363,7 @@ async def test_a_session_holds_on_every_node_with_this_token_until_its_logout(st
     cookie = await session(here)
     await read(there, OVERVIEW, token=None, headers=cookie)
     assert await failure(other, OVERVIEW, token=None, headers=cookie) == UNAUTHORIZED
-    answer = await ask(there, "/console/logout", "POST", token=None, headers={**cookie, "Origin": there.url}, body="")
+    answer = await logout(there, cookie)
     assert (answer.code, answer.headers["Location"]) == (303, "/console/login")
     assert re.match(r'lesson_console=""?;', answer.headers["Set-Cookie"])
     for server in (here, there):

@@ -8,6 +8,7 @@ from clock import Clock
 from fakes import run, settle
 
 from lesson_server.errors import StoreUnavailable
+from lesson_server.status import Status
 from lesson_server.stores import availability
 from lesson_server.stores.availability import Availability
 
@@ -139,14 +140,60 @@ def test_when_it_is_closed_its_probe_has_ended():
     run(scenario())
 
 
-# The log
-
-
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(availability, "time", clock)
     return clock
+
+
+# The status
+
+
+def test_the_status_says_whether_it_is_available_and_what_failed_last(clock):
+    async def scenario():
+        store = Store()
+        assert store.availability.status == Status("up")
+        store.answers = False
+        store.availability.failed("timeout")
+        assert store.availability.status == Status("up", 1_000.0, "timeout")  # suspected: it still gets requests
+        while not store.is_refused:
+            await asyncio.sleep(0)
+        assert store.availability.status == Status("down", 1_000.0, "timeout")
+        clock.now += 5
+        store.availability.failed("connection refused")
+        assert store.availability.status == Status("down", 1_005.0, "connection refused")
+        clock.now += 5
+        store.answers = True
+        while store.is_refused:
+            await asyncio.sleep(0.001)
+        assert store.availability.status == Status("up", 1_005.0, "connection refused")
+        await store.availability.close()
+
+    run(scenario())
+
+
+def test_a_request_that_fails_alone_leaves_the_status_up(clock):
+    async def scenario():
+        store = Store()
+        store.availability.failed("timeout")
+        await settle()
+        assert store.availability.status == Status("up", 1_000.0, "timeout")
+
+    run(scenario())
+
+
+def test_a_failure_without_a_cause_has_none():
+    async def scenario():
+        store = Store()
+        store.availability.failed("")
+        assert store.availability.status.cause is None
+        await store.availability.close()
+
+    run(scenario())
+
+
+# The log
 
 
 def logged(caplog):

@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import itertools
+import time
 
 import pytest
 import redis
 from clients import SUCCESS, client, join
+from cluster import Valkey
 from presences import new_presence
 from redis.asyncio import SSLConnection
 from redis.asyncio.cluster import ClusterNode
@@ -16,6 +19,9 @@ from waiting import until
 
 from lesson_server.errors import StoreRefused, StoreUnavailable
 from lesson_server.settings.schema import SettingsError
+from lesson_server.status import Status
+from lesson_server.stores import availability
+from lesson_server.stores.availability import Availability
 from lesson_server.stores.redis.client import RedisStore, connect
 from lesson_server.stores.redis.nodes import LOST
 from lesson_server.stores.redis.records import ClientRecord
@@ -200,6 +206,80 @@ async def test_the_log_tells_of_a_change_and_never_of_the_password(open_store, c
     assert len(caplog.records) == 1
     assert "Redis is unavailable" in caplog.text
     assert "sesame" not in caplog.text
+
+
+# The status
+
+
+@pytest.fixture
+def own_redis(tmp_path):
+    valkey = Valkey(tmp_path, keeps_data=False)
+    yield valkey
+    valkey.close()
+
+
+@pytest.mark.gen_test
+async def test_the_status_says_whether_redis_answers_and_what_failed_last(own_redis, open_store, quick_probes):
+    own_redis.client.config_set("requirepass", "sesame")
+    store = open_store(f"{own_redis.url}?password=sesame", timeout=0.5)
+    await store.ping()
+    assert store.status == Status("up")
+    before = time.time()
+    own_redis.kill()
+    with pytest.raises(StoreUnavailable):
+        await store.ping()
+    await until(lambda: store.status.status == "down")
+    status = store.status
+    assert before <= status.failed_at <= time.time()
+    assert status.cause
+    assert "sesame" not in status.cause
+    own_redis.start()  # without a password yet
+    with contextlib.suppress(StoreUnavailable):
+        await store.ping()
+    assert "sesame" not in store.status.cause
+    own_redis.client.config_set("requirepass", "sesame")
+    await until(lambda: store.status.status == "up")
+    await store.ping()
+    assert store.status.status == "up"
+    assert store.status.failed_at >= status.failed_at
+    assert store.status.cause
+
+
+@pytest.fixture
+def quick_probes(monkeypatch):
+    monkeypatch.setattr(availability, "PROBE_INTERVAL", 0.01)
+
+
+@pytest.mark.gen_test
+async def test_a_wrong_password_is_not_quoted(own_redis, open_store, quick_probes):
+    own_redis.client.config_set("requirepass", "another")
+    store = open_store(f"{own_redis.url}?password=sesame", timeout=0.5)
+    with pytest.raises(StoreUnavailable):
+        await store.ping()
+    await until(lambda: store.status.status == "down")
+    assert store.status.cause
+    assert "sesame" not in store.status.cause
+
+
+@pytest.mark.gen_test
+async def test_of_the_masters_of_a_cluster_the_one_that_is_down_is_the_status(open_store, monkeypatch):
+    store = open_store("redis+cluster://127.0.0.1:1")
+    assert store.status == Status("up")
+    statuses = []
+    monkeypatch.setattr(Availability, "status", property(lambda self: statuses[int(self.name.rpartition(":")[2]) - 1]))
+    for port in (1, 2, 3):
+        store._shard(ClusterNode("127.0.0.1", port))
+    never, earlier, later = Status("up"), Status("up", 1.0, "earlier"), Status("up", 2.0, "later")
+    down, long_down = Status("down", 1.5, "down"), Status("down", 0.5, "long down")
+    for expected, *others in (
+        (earlier, never, never),
+        (later, earlier, never),
+        (down, later, never),
+        (long_down, later, earlier),
+        (down, long_down, later),
+    ):
+        for statuses[:] in itertools.permutations((expected, *others)):
+            assert store.status == expected
 
 
 # Redis Cluster and Sentinel, each made of Valkeys of its own
