@@ -181,7 +181,7 @@ class Tracing:
                     told_at = self._asked_at[trace]
                     queue.put_nowait((CONTINUES, {}))
                 event = await _next(queue)
-                if event is None and self._has_ended(connection):
+                if event is None and self._has_ended(connection) and queue.empty():
                     event = ENDED, {}
                 if event is not None:
                     name, data = event

@@ -268,6 +268,30 @@ async def test_it_ends_with_the_connection_and_tells_of_the_end_before(bus):
 
 
 @pytest.mark.gen_test
+async def test_what_happened_while_the_wait_for_the_next_event_ended_is_told_before_the_end(bus, monkeypatch):
+    """The wait may end in the same turn of the loop in which the last events come."""
+    here, there = Node(bus), Node(bus)
+    await here.world.connect("sid", PARTICIPANT)
+    await here.world.join("sid")
+    viewer = Viewer(there.tracing, "sid")
+    await viewer.ready()
+    following, late = tracing_module._next, []
+
+    async def too_late(queue):
+        if queue not in late and "sid" not in here.world.gateway.connections and not queue.empty():
+            late.append(queue)
+            return None
+        return await following(queue)
+
+    monkeypatch.setattr(tracing_module, "_next", too_late)
+    await here.world.disconnect("sid")
+    await asyncio.wait([viewer.task])
+    assert late
+    assert viewer.told() == ["leave_room", "remove_presence", "disconnected"]
+    await nothing_is_left(here, there)
+
+
+@pytest.mark.gen_test
 async def test_nothing_is_left_on_either_node_when_the_viewer_has_gone(bus):
     """The connection is still there, and goes on."""
     here, there = Node(bus), Node(bus)
