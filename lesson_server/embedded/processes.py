@@ -65,9 +65,12 @@ class Server:
             EmbeddedError: the server has exited, or took more than START_TIMEOUT seconds.
         """
         deadline = time.monotonic() + START_TIMEOUT
-        while not ready():
+        while True:
+            has_exited = self.child.poll() is not None  # before `ready`: initdb is ready when it has exited
+            if ready():
+                return
             checkpoint()
-            if self.child.poll() is not None or time.monotonic() > deadline:
+            if has_exited or time.monotonic() > deadline:
                 raise EmbeddedError(f"{self.name} did not start; the end of {self.log}:\n{self._last_log_lines()}")
             time.sleep(POLL_INTERVAL)
 

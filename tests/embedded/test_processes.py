@@ -68,6 +68,19 @@ def test_a_server_is_waited_for(shell: Shell, tmp_path: Path) -> None:
     stop_servers([server])
 
 
+def test_a_program_that_ends_just_after_it_was_asked_has_ended_well(shell: Shell, tmp_path: Path) -> None:
+    """As initdb may, which is ready when it has ended."""
+    program = shell('until [ -e "$1/go" ]; do sleep 0.01; done')
+
+    def has_ended() -> bool:
+        answer = program.child.poll() == 0
+        (tmp_path / "go").touch()
+        program.child.wait()
+        return answer
+
+    program.wait_until(has_ended, nothing)
+
+
 def test_the_error_shows_the_last_words_of_this_run_alone(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "shell.log").write_text("of an earlier run\n")
     server = shell("seq 1 9; echo alas >&2; exit 1")
