@@ -174,7 +174,7 @@ class LessonServer:
         )
         self._watch = Watch(roster, self._figures, messages)
         self._tracing = Tracing(self.gateway, messages)
-        self._removal = Removal(self.gateway, roster, claims, messages)
+        self._removal = Removal(self.gateway, roster, claims, seats, messages)
         token = settings.admin.token
         admin = Admin(
             access=Access(

@@ -28,8 +28,9 @@ logger = logging.getLogger(__name__)
 
 Answer = dict[str, Any]
 
-# The outcome, in the metrics, of an event that has succeeded.
+# The outcomes, in the metrics, of an event that has succeeded, and of one whose client has disconnected meanwhile.
 SUCCESS = "success"
+DISCONNECTED = "disconnected"
 
 
 class Dispatcher(Protocol):
@@ -235,7 +236,7 @@ class Gateway:
         client = region.CHART.CLIENT
         self._metrics.event_seconds_of(event.name, client).observe(time.perf_counter() - started)
         if region.has_ended:
-            self._count(event, client, "disconnected")
+            self._count(event, client, DISCONNECTED)
             return None
         if refusal is not None:
             return self._refused(event, client, refusal)

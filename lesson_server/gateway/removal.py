@@ -8,10 +8,11 @@ from typing import Any
 from lesson_server.errors import StoreUnavailable
 from lesson_server.gateway.handlers import Gateway
 from lesson_server.stores.redis import keys
-from lesson_server.stores.redis.claims import Claims
+from lesson_server.stores.redis.claims import ClaimName, Claims
 from lesson_server.stores.redis.messages import Messages
 from lesson_server.stores.redis.records import ClientRecord, Record, TeacherRecord
-from lesson_server.stores.redis.roster import ClaimName, Roster
+from lesson_server.stores.redis.roster import Roster
+from lesson_server.stores.redis.seats import Seats
 from lesson_server.tasks import end
 
 # The kind of message that asks every node to close the connections of a person.
@@ -41,19 +42,21 @@ class Removal:
         gateway: the connections of this node.
         roster: reads who is in a lesson.
         claims: removes claims of any node.
+        seats: frees the seat of a participant.
         messages: the messages between nodes.
     """
 
-    def __init__(self, gateway: Gateway, roster: Roster, claims: Claims, messages: Messages) -> None:
+    def __init__(self, gateway: Gateway, roster: Roster, claims: Claims, seats: Seats, messages: Messages) -> None:
         self._gateway = gateway
         self._roster = roster
         self._claims = claims
+        self._seats = seats
         self._messages = messages
         self._tasks: set[asyncio.Task[None]] = set()
         messages.on(REMOVE, self._handle)
 
     async def remove(self, lesson_id: str, client: str, person: str) -> bool:
-        """Close every connection of a person in a lesson, on every node, and remove the person's presence.
+        """Close every connection of a person in a lesson, on every node; remove the presence, and free the seat.
 
         Source: contract, section 10.
 
@@ -78,12 +81,15 @@ class Removal:
         for attempt in range(REQUESTS):
             await self._messages.publish(REMOVE, **request, sids=list(before) if attempt else None)
             if await self._are_gone(key, person, before):
-                return True
-        await self._remove_claims(key, lesson_id, client, person, before)
-        if not await self._are_gone(key, person, before):
-            raise StoreUnavailable("Redis", f"a person is still in lesson {lesson_id}")
-        if any(before.values()):
-            self._start(self._repeat({**request, "sids": list(before)}))
+                break
+        else:
+            await self._remove_claims(key, lesson_id, client, person, before)
+            if not await self._are_gone(key, person, before):
+                raise StoreUnavailable("Redis", f"a person is still in lesson {lesson_id}")
+            if any(before.values()):
+                self._start(self._repeat({**request, "sids": list(before)}))
+        if client == "participant":
+            await self._seats.free(lesson_id, person)
         return True
 
     async def close(self) -> None:

@@ -13,7 +13,7 @@ from tornado.web import HTTPError, StaticFileHandler
 from lesson_server.errors import StoreUnavailable
 from lesson_server.events.event import Event
 from lesson_server.http.access import Access, require_same_origin
-from lesson_server.http.page import HEADERS, LOGIN_PATH, PageHandler
+from lesson_server.http.page import LOGIN_PATH, PageHandler
 from lesson_server.http.roster import formatted, participant, summary, teacher
 from lesson_server.http.stream import StreamHandler
 from lesson_server.http.watch import Watch
@@ -23,8 +23,9 @@ from lesson_server.stores.redis.roster import LessonCounts, Roster
 # Lessons, and participants of a lesson, on a page of the console.
 LESSONS_ON_PAGE = 50
 PEOPLE_ON_PAGE = 100
-# Seconds between two looks at what has changed. Whatever is shown is at most twice this time old.
-LOOK_INTERVAL = 1.0
+# Seconds between two reads of a lesson, and between two looks at what the nodes have told, which may be a second old.
+READ_INTERVAL = 1.0
+LOOK_INTERVAL = 0.5
 SORT_KEYS = ("lesson_id", "teachers", "participants", "guests", "seats", "taken")
 
 
@@ -130,8 +131,6 @@ class AssetHandler(StaticFileHandler):
         self._access.require_on(self.request)
 
     def set_extra_headers(self, path: str) -> None:
-        for name, value in HEADERS.items():
-            self.set_header(name, value)
         self.set_header("Cache-Control", "no-cache")  # an upgrade shows at once; the ETag saves the transfer
 
 
@@ -179,7 +178,7 @@ class EventsHandler(StreamHandler):
                 with contextlib.suppress(StoreUnavailable):  # the page shows that nothing arrives any more
                     yield "lesson", await self._read_lesson(lesson_id, page)
                 yield None
-                await asyncio.sleep(LOOK_INTERVAL)
+                await asyncio.sleep(READ_INTERVAL)
 
     async def _may_go_on(self) -> bool:
         """Return whether the session has not ended; while Redis, which has the sessions, is down, it goes on."""

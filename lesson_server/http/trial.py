@@ -16,7 +16,7 @@ from lesson_server.errors import StoreUnavailable
 from lesson_server.gateway.tracing import Tracing
 from lesson_server.http.access import Access
 from lesson_server.http.api import ApiError, ApiHandler
-from lesson_server.http.page import HEADERS, PageHandler
+from lesson_server.http.page import PageHandler
 from lesson_server.http.stream import StreamHandler
 from lesson_server.settings.schema import SettingsError
 from lesson_server.stores.rds.lesson import LESSON_ID
@@ -66,8 +66,6 @@ class TrialClientHandler(PageHandler):
     def get(self) -> None:
         if not CLIENT.is_file():
             raise HTTPError(404)
-        for name, value in HEADERS.items():
-            self.set_header(name, value)
         self.set_header("Content-Type", "text/javascript")
         self.finish(CLIENT.read_bytes())
 

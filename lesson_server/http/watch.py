@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lesson_server.errors import StoreUnavailable
+from lesson_server.gateway.handlers import DISCONNECTED, SUCCESS
 from lesson_server.http.figures import (
     FIGURES,
     SAMPLE_INTERVAL,
@@ -209,7 +210,7 @@ def _refusals(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     counts = Counter[tuple[str, str, str]]()
     for figures in nodes:
         for event, client, outcome, count in figures["outcomes"]:
-            if outcome not in ("success", "disconnected"):
+            if outcome not in (SUCCESS, DISCONNECTED):
                 counts[event, client, outcome] += count
     return [
         {"event": event, "client": client, "outcome": outcome, "count": count}

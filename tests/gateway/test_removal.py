@@ -387,3 +387,15 @@ async def test_a_foreign_message_removes_nobody(nodes, mint, redis_client, messa
         await nodes[0]._subscription.ping()
         assert redis_client.exists("lesson_student_1")
         assert ends == []
+
+
+@pytest.mark.gen_test
+async def test_the_seat_of_a_removed_participant_is_free_and_no_other(nodes, mint, redis_client):
+    here, there = nodes
+    async with client(there, client="participant", lesson_id="1", access_token=mint("p1")) as sio:
+        await join(sio)
+        redis_client.hset("lesson_seat_1", mapping={"2": "p1", "3": "somebody else"})
+        assert (await ask(here, STUDENT, "DELETE")).code == 204
+    seats = redis_client.hgetall("lesson_seat_1")
+    assert len(seats) == 30
+    assert {seat: occupant for seat, occupant in seats.items() if occupant} == {"3": "somebody else"}

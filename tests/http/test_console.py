@@ -33,7 +33,8 @@ INTERVAL = 0.05  # seconds, of the figures when they are quick
 @pytest.fixture
 def quick(monkeypatch):
     """Looks, reads and publications in short intervals."""
-    monkeypatch.setattr(console_module, "LOOK_INTERVAL", INTERVAL)
+    for name in ("LOOK_INTERVAL", "READ_INTERVAL"):
+        monkeypatch.setattr(console_module, name, INTERVAL)
     monkeypatch.setattr(watch_module, "READ_INTERVAL", INTERVAL)
     monkeypatch.setattr(watch_module, "WATCH_INTERVAL", 2 * INTERVAL)
     monkeypatch.setattr(figures_module, "PUBLISH_INTERVAL", INTERVAL)

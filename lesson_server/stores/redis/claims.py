@@ -16,7 +16,7 @@ import logging
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -81,6 +81,14 @@ class Claim:
         while claim.replaced is not None:
             claim = claim.replaced
             yield claim
+
+
+class ClaimName(NamedTuple):
+    """The name of a connection's claim: its node, its number among the claims of the node, and the person's role."""
+
+    node: str
+    number: int
+    role: str
 
 
 class Claims:
@@ -234,6 +242,13 @@ class Claims:
 def claim_on(record: Record, entry: Entry, node_id: str, number: int) -> bytes:
     """Return a claim as stored in the sorted set of an entry: its name, then the fields that the entry shows for it."""
     return orjson.dumps([f"{node_id}:{number}:{record.role}", *entry.fields])
+
+
+def parse_claim(text: str) -> tuple[ClaimName, str]:
+    """Return the name and the sid of a claim that was read from the sorted set of the entry of a lesson."""
+    name, _, sid = orjson.loads(text)
+    node, number, role = name.split(":", 2)
+    return ClaimName(node, int(number), role), sid
 
 
 def _fate(entry: Entry, undo: bool) -> str:

@@ -13,6 +13,7 @@ import orjson
 
 from lesson_server.errors import StoreRefused
 from lesson_server.stores.redis import keys
+from lesson_server.stores.redis.claims import ClaimName, parse_claim
 from lesson_server.stores.redis.lesson_list import LessonList
 from lesson_server.stores.redis.store import Command, Store
 
@@ -107,14 +108,6 @@ class NodeFigures:
     heard_of: float
 
 
-class ClaimName(NamedTuple):
-    """The name of a connection's claim; see claims.py."""
-
-    node: str
-    number: int
-    role: str
-
-
 class Roster:
     """Reads from Redis who is in which lesson.
 
@@ -203,7 +196,7 @@ class Roster:
         )
         if shown is None:
             return {}
-        return {shown: None} | {sid: parse_claim_name(name) for name, _, sid in map(orjson.loads, claims)}
+        return {shown: None} | {sid: name for name, sid in map(parse_claim, claims)}
 
     async def nodes(self) -> list[NodeFigures]:
         """Return the nodes that are alive, by their ids.
@@ -270,18 +263,11 @@ def _node_figures(node: str, said: dict[str, Any]) -> NodeFigures:
     return NodeFigures(node, said["connections"], said["guests"], said["heard_of"])
 
 
-def parse_claim_name(name: str) -> ClaimName:
-    """Return the parts of the name of a claim."""
-    node, number, role = name.split(":", 2)
-    return ClaimName(node, int(number), role)
-
-
 def _person(person: str, claim: str, order: str) -> Person:
     if not order:  # the claim is the sid
         return Person(person, claim, None, None, None)
-    name, _, sid, *_ = orjson.loads(claim)
-    node, _, role = name.split(":", 2)
-    return Person(person, sid, role, node, float(order) / 1e6)
+    name, sid = parse_claim(claim)
+    return Person(person, sid, name.role, name.node, float(order) / 1e6)
 
 
 def _in_order(seats: Iterable[str]) -> list[str]:

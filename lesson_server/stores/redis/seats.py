@@ -19,6 +19,17 @@ redis.call('EXPIRE', KEYS[1], ARGV[2])
 """
 
 
+# ARGV[1] is an occupant. A removed person is rare, so that reading the whole map does not matter.
+FREE_SEATS = """
+local seats = redis.call('HGETALL', KEYS[1])
+for position = 1, #seats, 2 do
+    if seats[position + 1] == ARGV[1] then
+        redis.call('HSET', KEYS[1], seats[position], '')
+    end
+end
+"""
+
+
 class Seats:
     """The seat maps in Redis.
 
@@ -45,6 +56,16 @@ class Seats:
             return
         key = self._key(lesson_id)
         await self._store.execute(("EVAL", ENSURE_SEAT_MAP, 1, key, seat_count, self._retention))
+
+    async def free(self, lesson_id: str, client_id: str) -> None:
+        """Free the seat of a participant in a lesson, if the participant has one.
+
+        Source: contract, section 10.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        await self._store.execute(("EVAL", FREE_SEATS, 1, self._key(lesson_id), client_id))
 
     async def missing(self, lesson_ids: Sequence[str]) -> list[str]:
         """Return the lessons without a seat map, and renew the TTLs of the other seat maps, in one round trip.
