@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from socketio.async_manager import AsyncManager
+from socketio.packet import EVENT
 
 
 class LocalRooms(AsyncManager):  # type: ignore[misc]
@@ -67,7 +68,46 @@ class LocalRooms(AsyncManager):  # type: ignore[misc]
         self._ending.discard(sid)
         self.callbacks.pop(sid, None)
 
+    # Emits
+
+    async def emit(
+        self,
+        event: str,
+        data: Any,
+        namespace: str,
+        room: Any = None,
+        skip_sid: Any = None,
+        callback: Any = None,
+        to: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Send an event to the clients in a room.
+
+        The library starts a task for each client. Without a callback, all clients get the same text.
+        """
+        if callback is not None:
+            await super().emit(event, data, namespace, room, skip_sid, callback, to, **kwargs)
+            return
+        arguments = data if isinstance(data, tuple) else () if data is None else (data,)
+        encoded = self.server.packet_class(EVENT, namespace=namespace, data=[event, *arguments]).encode()
+        parts = encoded if isinstance(encoded, list) else [encoded]  # with binary data, each attachment is a part
+        skipped = skip_sid if isinstance(skip_sid, list) else [skip_sid]
+        for sid, eio_sid in self.get_participants(namespace, to or room):
+            if sid not in skipped:
+                for part in parts:
+                    await self.server.eio.send(eio_sid, part)
+
     # Rooms
+
+    def has_room(self, room: Any) -> bool:
+        """Return whether a client is in the room."""
+        return room in self._members
+
+    def room_opened(self, room: str) -> None:
+        """Note that the first client enters a room."""
+
+    def room_closed(self, room: str) -> None:
+        """Note that the last client has left a room."""
 
     def get_participants(self, namespace: str, room: Any) -> Iterator[tuple[str, str]]:
         rooms = room if isinstance(room, list | tuple) else (room,)
@@ -90,7 +130,10 @@ class LocalRooms(AsyncManager):  # type: ignore[misc]
             raise ValueError("sid is not connected")
         if room in self._eio_sids:
             raise ValueError("cannot enter a sid room")
-        self._members.setdefault(room, set()).add(sid)
+        if room not in self._members:
+            self._members[room] = set()
+            self.room_opened(room)
+        self._members[room].add(sid)
         self._rooms_of.setdefault(sid, set()).add(room)
 
     def basic_leave_room(self, sid: str, namespace: str, room: str) -> None:
@@ -100,6 +143,8 @@ class LocalRooms(AsyncManager):  # type: ignore[misc]
                 values.discard(value)
                 if not values:
                     del table[key]
+                    if table is self._members:
+                        self.room_closed(room)
 
     def basic_close_room(self, room: str, namespace: str) -> None:
         for sid in list(self._members.get(room, ())):

@@ -1,8 +1,11 @@
-"""Rooms across nodes: an emit to a room is published in Redis, and every node delivers it to its clients.
+"""Rooms across nodes: an emit to a room is published in Redis, and the nodes deliver it to their clients.
 
-python-socketio's own Redis manager logs every retry, waits up to a minute before the next retry, and opens a connection
-for each concurrent emit. This manager publishes the same messages on its own channel, so another program may emit with
-``socketio.RedisManager(url, channel="lesson_node_rooms", write_only=True)``.
+Each room has a channel in Redis, to which a node is subscribed while a client of the node is in the room. So an emit
+reaches only the nodes that have somebody there. All nodes are subscribed to one more channel, because another program
+may emit with ``socketio.RedisManager(url, channel="lesson_node_rooms", write_only=True)``.
+
+python-socketio's own Redis manager has only that one channel, logs every retry, waits up to a minute before the next
+retry, and opens a connection for each concurrent emit. The messages here are those of python-socketio.
 """
 
 import asyncio
@@ -24,7 +27,7 @@ MAX_WAITING_MESSAGES = 100
 
 
 class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
-    """The rooms of this node, and the Redis channel that connects them to the rooms of the other nodes.
+    """The rooms of this node, and the Redis channels that connect them to the rooms of the other nodes.
 
     Create it after the fork: nodes with the same ``host_id`` would ignore each other.
 
@@ -54,11 +57,22 @@ class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
     async def leave_room(self, sid: str, namespace: str, room: str) -> None:
         await LocalRooms.leave_room(self, sid, namespace, room)
 
+    def room_opened(self, room: str) -> None:
+        self._subscription.on(self._subscription.room_channel(room), self._receive, sharded=True)
+
+    def room_closed(self, room: str) -> None:
+        self._subscription.off(self._subscription.room_channel(room))
+
     # Called by python-socketio
 
     async def _publish(self, data: dict[str, Any]) -> None:
+        room: Any = data.get("room")
+        text = orjson.dumps(data).decode()
         with contextlib.suppress(StoreUnavailable):  # the local clients got the message, and the failure is logged
-            await self._subscription.publish(keys.ROOMS, orjson.dumps(data).decode())
+            if data["method"] == "emit" and self.has_room(room):
+                await self._subscription.publish(self._subscription.room_channel(room), text, sharded=True)
+            else:  # to a client, or to a room in which nobody of this node is
+                await self._subscription.publish(keys.ROOMS, text)
 
     async def _listen(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the messages of all nodes, without end."""

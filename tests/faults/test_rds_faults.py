@@ -22,7 +22,7 @@ from everyone import (
 )
 from waiting import until
 
-from lesson_server.stores.redis import subscription
+from lesson_server.stores.redis import receiver
 
 pytestmark = pytest.mark.usefixtures("quick_nodes")
 
@@ -117,8 +117,8 @@ async def test_a_subscription_that_hears_nothing_is_not_ready_and_is_replaced(
     server, redis_proxy, redis_client, monkeypatch
 ):
     """A firewall forgot it: its socket is open, and deaf; all others work."""
-    monkeypatch.setattr(subscription, "ECHO_INTERVAL", 0.5)
-    monkeypatch.setattr(subscription, "SUBSCRIPTION_TIMEOUT", 1.2)
+    monkeypatch.setattr(receiver, "PING_INTERVAL", 0.5)
+    monkeypatch.setattr(receiver, "RECEIVE_TIMEOUT", 1.2)
     redis_client.client_kill_filter(_type="pubsub")  # the next one knows the shorter times
     await until(lambda: is_ready(server))
     redis_proxy.deafen()

@@ -4,19 +4,26 @@ import asyncio
 from functools import partial
 
 import pytest
+import socketio
 from clients import SUCCESS, client, join
 from subscriptions import until_echoed
 from tornado.httpclient import AsyncHTTPClient
 from waiting import until
 
 from lesson_server.errors import StoreUnavailable
-from lesson_server.stores.redis import subscription as subscription_module
+from lesson_server.stores.redis import receiver as receiver_module
 
 
 @pytest.fixture
 def nodes(start_server, monkeypatch):
-    monkeypatch.setattr(subscription_module, "RESUBSCRIBE_INTERVAL", 0.02)
+    monkeypatch.setattr(receiver_module, "RECONNECT_INTERVAL", 0.02)
     return start_server(), start_server()
+
+
+@pytest.fixture
+def elsewhere(start_server):
+    """A node that has nobody in lesson 1."""
+    return start_server()
 
 
 def news_of(*clients):
@@ -65,6 +72,76 @@ async def test_a_killed_subscription_is_renewed_and_receives_again(nodes, redis_
             await until(partial(received.__eq__, expected))
 
 
+def hearers(redis_client, lesson_id):
+    """How many nodes are subscribed to the channel of a lesson."""
+    channel = f"lesson_node_room:{{lesson_seat_{lesson_id}}}"
+    return redis_client.execute_command("PUBSUB", "SHARDNUMSUB", channel)[1]
+
+
+@pytest.mark.gen_test
+async def test_a_node_hears_a_lesson_while_it_has_somebody_there(nodes, redis_client):
+    here, there = nodes
+    assert hearers(redis_client, "1") == 0
+    async with client(here, client="participant", lesson_id="1") as first:
+        assert await join(first) == SUCCESS
+        await until(lambda: hearers(redis_client, "1") == 1)
+        async with (
+            client(there, client="participant", lesson_id="1") as second,
+            client(there, client="participant", lesson_id="1") as third,
+        ):
+            assert await join(second) == await join(third) == SUCCESS
+            await until(lambda: hearers(redis_client, "1") == 2)
+            await third.disconnect()
+            await until(lambda: there._rooms.get_rooms(third.get_sid(), "/") == [])
+            assert hearers(redis_client, "1") == 2
+        await until(lambda: hearers(redis_client, "1") == 1)
+    await until(lambda: hearers(redis_client, "1") == 0)
+
+
+@pytest.mark.gen_test
+async def test_an_emit_to_a_lesson_is_read_by_the_nodes_that_have_somebody_there_only(nodes, elsewhere, redis_client):
+    here, there = nodes
+    read = {node: [] for node in (here, there, elsewhere)}
+    for node, box in read.items():
+        receive = node._rooms._receive
+
+        async def note(text, box=box, receive=receive):
+            box.append(text)
+            await receive(text)
+
+        node._rooms._receive = note
+    async with (
+        client(here, client="participant", lesson_id="1") as first,
+        client(there, client="participant", lesson_id="1") as second,
+        client(elsewhere, client="participant", lesson_id="2") as outside,
+    ):
+        received = news_of(first, second, outside)
+        for sio in (first, second):
+            assert await join(sio) == SUCCESS
+        await until(lambda: hearers(redis_client, "1") == 2)
+        await here._protocol.sio.emit("news", {}, room="1")
+        await until(lambda: len(read[there]) == len(read[here]) == 1)
+        await elsewhere._subscription.ping()
+        assert [len(box) for box in read.values()] == [1, 1, 0]
+        await until(lambda: received == [[{}], [{}], []])
+
+
+@pytest.mark.gen_test
+async def test_another_program_emits_with_the_librarys_own_manager(nodes, stores):
+    here, there = nodes
+    async with (
+        client(here, client="participant", lesson_id="1") as first,
+        client(there, client="participant", lesson_id="1") as second,
+    ):
+        received = news_of(first, second)
+        assert await join(first) == await join(second) == SUCCESS
+        await asyncio.gather(here._subscription.ping(), there._subscription.ping())
+        program = socketio.AsyncRedisManager(stores.redis_url, channel="lesson_node_rooms", write_only=True)
+        await program.emit("news", {"from": "a program"}, room="1")
+        await until(lambda: received == [[{"from": "a program"}], [{"from": "a program"}]])
+        await program.redis.aclose()
+
+
 @pytest.mark.gen_test
 async def test_rooms_are_entered_and_left_on_this_node_only(server, redis_client):
     """The library would ask the other nodes for a sid that it does not know any more."""
@@ -92,7 +169,7 @@ async def test_a_client_that_leaves_a_room_is_not_in_it_any_more(server):
     ids=repr,
 )
 def test_a_foreign_message_does_no_harm(io_loop, server, redis_client, monkeypatch, caplog, message):
-    monkeypatch.setattr(subscription_module, "RESUBSCRIBE_INTERVAL", 0.01)
+    monkeypatch.setattr(receiver_module, "RECONNECT_INTERVAL", 0.01)
 
     async def story():
         await server._subscription.ping()
@@ -107,7 +184,7 @@ def test_a_foreign_message_does_no_harm(io_loop, server, redis_client, monkeypat
 
 @pytest.mark.gen_test
 async def test_without_redis_the_clients_of_this_node_are_served(server, monkeypatch):
-    async def outage(channel, text):
+    async def outage(channel, text, *, sharded):
         raise StoreUnavailable("Redis", "outage")
 
     async with client(server, client="participant", lesson_id="1") as sio:

@@ -6,6 +6,7 @@ The commands are in seats, presence, nodes and rooms.
 import asyncio
 import contextlib
 import logging
+from functools import partial
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -27,15 +28,17 @@ logger = logging.getLogger(__name__)
 
 # Seconds after which an idle connection is checked with PING before it is used.
 HEALTH_CHECK_INTERVAL = 30
-# Connections in addition to those of the round trips: one for the subscription of the rooms, one for a probe, and for
-# each of them a successor that opens while the old connection closes.
-OTHER_CONNECTIONS = 4
+# Connections in addition to those of the round trips: one for a probe, and a successor that opens while the old
+# connection closes.
+OTHER_CONNECTIONS = 2
 # Commands that any server can serve.
 KEYLESS = ("PING", "PUBLISH")
 SENTINEL_PORT = 26379
+# The name of a server that is not part of a cluster.
+REDIS = "Redis"
 
 
-def connect(url: str, timeout: float, pool_size: int) -> Redis:
+def connect(url: str, timeout: float, pool_size: int, retries: int = 1) -> Redis:
     """Return a redis-py client.
 
     Args:
@@ -47,13 +50,14 @@ def connect(url: str, timeout: float, pool_size: int) -> Redis:
               python-socketio: the addresses of the sentinels, and the service name of the master.
         timeout: seconds to connect, and to wait for one answer.
         pool_size: maximum number of connections (to each node of a cluster).
+        retries: how often a command is sent again after its connection broke.
     """
     options: dict[str, Any] = {
         "max_connections": pool_size,
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
         "health_check_interval": HEALTH_CHECK_INTERVAL,
-        "retry": _retry_once(),
+        "retry": _retry(retries),
         "decode_responses": True,
     }
     kind = urlsplit(url).scheme.partition("+")[2]
@@ -64,12 +68,12 @@ def connect(url: str, timeout: float, pool_size: int) -> Redis:
     return aioredis.Redis.from_pool(aioredis.ConnectionPool.from_url(url, **options))
 
 
-def _retry_once() -> Retry:
-    """Return a policy that retries once, and only if the connection broke, as idle ones do when Redis restarts.
+def _retry(retries: int) -> Retry:
+    """Return a policy that retries only if the connection broke, as idle ones do when Redis restarts.
 
     It does not retry after a timeout: no time is left, and Redis may still execute the first attempt.
     """
-    return Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
+    return Retry(NoBackoff(), retries, supported_errors=(RedisConnectionError,))
 
 
 def _connect_to_master(url: str, options: dict[str, Any]) -> Redis:
@@ -105,8 +109,9 @@ class RedisStore:
 
     def __init__(self, url: str, key_prefix: str, timeout: float, pool_size: int) -> None:
         self._max_connections = pool_size + OTHER_CONNECTIONS
+        self._connect = partial(connect, url, timeout)
         try:
-            self.client = connect(url, timeout, self._max_connections)
+            self.client = self._connect(self._max_connections)
         except ValueError:  # the error text would quote the URL, including the password
             raise SettingsError("redis.url (LESSON_REDIS_URL): should be a URL of Redis") from None
         self.failures = 0
@@ -115,7 +120,7 @@ class RedisStore:
         self._is_cluster = isinstance(self.client, aioredis.RedisCluster)
         self._shards: dict[str, Shard] = {}
         if not self._is_cluster:
-            self._shards["Redis"] = Shard("Redis", self.client, pool_size, None, self._count_failure)
+            self._shards[REDIS] = Shard(REDIS, self.client, pool_size, None, self._count_failure)
         self._refresh: asyncio.Task[None] | None = None
 
     def key(self, name: str) -> str:
@@ -172,7 +177,39 @@ class RedisStore:
 
     def _whole(self, step: Step) -> list[tuple[Shard, Part]]:
         step.unanswered = 1
-        return [(self._shards["Redis"], Part(step, range(len(step.commands))))]
+        return [(self._shards[REDIS], Part(step, range(len(step.commands))))]
+
+    # Pub/sub
+
+    def server_of(self, channel: str, *, sharded: bool) -> str | None:
+        """Return the name of a server that serves a channel; None while no master of a cluster does.
+
+        A sharded channel is served by the master of its slot, any other channel by all masters.
+        """
+        if not self._is_cluster:
+            return REDIS
+        with contextlib.suppress(*FAILURES):
+            node = self.client.get_node_from_key(channel) if sharded else self._available_master()
+            return str(node.name)
+        return None
+
+    def new_client(self, server: str) -> Redis:
+        """Return a new client of a server, for one connection that is not retried.
+
+        Raises:
+            StoreUnavailable: the server is not part of the cluster any more.
+        """
+        if not self._is_cluster:
+            return self._connect(1, retries=0)
+        node = self.client.get_node(node_name=server)
+        if node is None:
+            raise StoreUnavailable(server, "not part of the cluster")
+        return self._client_of(node, 1, 0)
+
+    async def find_servers(self) -> None:
+        """Find the masters of a cluster again, because one of them may have been replaced."""
+        if self._is_cluster:
+            await self._refresh_topology()
 
     # Redis Cluster
 
@@ -193,27 +230,32 @@ class RedisStore:
     def _shard_of(self, command: Command) -> Shard:
         """Return the shard of the command's key, or any available shard for a command without a key."""
         if command[0] in KEYLESS:
-            for node in self.client.get_primaries():
-                shard = self._shard(node)
-                with contextlib.suppress(StoreUnavailable):
-                    shard.availability.require()
-                    return shard
-            return shard
+            return self._shard(self._available_master())
         key = command[3] if command[0] == "EVAL" else command[1]
         return self._shard(self.client.get_node_from_key(key))
+
+    def _available_master(self) -> Any:
+        """Return a master of the cluster that is available, or any if none is."""
+        masters = self.client.get_primaries()
+        for node in masters:
+            with contextlib.suppress(StoreUnavailable):
+                self._shard(node).availability.require()
+                return node
+        return masters[0]
 
     def _shard(self, node: Any) -> Shard:
         shard = self._shards.get(node.name)
         if shard is None:
-            pool = aioredis.ConnectionPool(
-                connection_class=node.connection_class,
-                **{**node.connection_kwargs, "max_connections": self._max_connections, "retry": _retry_once()},
-            )
-            client = aioredis.Redis.from_pool(pool)
+            client = self._client_of(node, self._max_connections, 1)
             shard = self._shards[node.name] = Shard(
                 f"Redis {node.name}", client, self._pool_size, self._redirect, self._fail_in_cluster
             )
         return shard
+
+    @staticmethod
+    def _client_of(node: Any, max_connections: int, retries: int) -> Redis:
+        options = {**node.connection_kwargs, "max_connections": max_connections, "retry": _retry(retries)}
+        return aioredis.Redis.from_pool(aioredis.ConnectionPool(connection_class=node.connection_class, **options))
 
     async def _redirect(self, command: Command) -> Any:
         """Execute a command by redis-py, which finds and remembers the master that serves the command now."""

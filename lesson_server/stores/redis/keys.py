@@ -10,7 +10,9 @@ NODE_COUNTS = "lesson_node_counts"
 NODE_FIGURES = "lesson_node_figures"
 # The lessons in which somebody is, sorted.
 LESSONS = "lesson_node_lessons"
-# The pub/sub channel on which nodes publish what is emitted to rooms.
+# person in a lesson → the time at which it is to be checked whether the person's seat is free again, in milliseconds.
+SEAT_DEADLINES = "lesson_node_seat_deadlines"
+# The pub/sub channel of all nodes, for what is emitted to rooms by other programs, or to single clients.
 ROOMS = "lesson_node_rooms"
 # The pub/sub channel of the messages between nodes.
 MESSAGES = "lesson_node_messages"
@@ -29,6 +31,30 @@ def echoes(name: str) -> str:
 def seat_map(lesson_id: str) -> str:
     """Return the key of the seat map of a lesson: seat number → occupant, or an empty string."""
     return f"lesson_seat_{lesson_id}"
+
+
+def seat_index(seat_map_key: str) -> str:
+    """Return the key of the index of a seat map, with which a seat is found without reading the whole map.
+
+    Args:
+        seat_map_key: the key of the seat map, with the prefix. The braces keep both keys in one slot of a cluster.
+    """
+    return f"lesson_node_seats:{{{seat_map_key}}}"
+
+
+def freed_seats(seat_map_key: str) -> str:
+    """Return the key of the sorted set of seats that were taken and are free again; the braces as in seat_index."""
+    return f"lesson_node_freed_seats:{{{seat_map_key}}}"
+
+
+def room(seat_map_key: str) -> str:
+    """Return the sharded pub/sub channel of what is emitted to the room of a lesson.
+
+    Args:
+        seat_map_key: the key of the lesson's seat map, with the prefix. The braces keep the channel in the slot of the
+            key, so that a script that changes the map can publish the change.
+    """
+    return f"lesson_node_room:{{{seat_map_key}}}"
 
 
 def teachers(lesson_id: str) -> str:

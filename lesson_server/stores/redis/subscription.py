@@ -1,35 +1,38 @@
-"""The subscription of a node to channels in Redis, replaced when it breaks or when nothing arrives any more."""
+"""The subscription of a node to channels in Redis: to some all the time, and to those of the lessons that it serves."""
 
 import asyncio
-import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from functools import partial
 
-from lesson_server.errors import StoreUnavailable
 from lesson_server.stores.redis import keys
 from lesson_server.stores.redis.client import RedisStore
-from lesson_server.stores.redis.shard import FAILURES
-from lesson_server.tasks import end
+from lesson_server.stores.redis.receiver import RECONNECT_INTERVAL, Receiver
 
 logger = logging.getLogger(__name__)
 
-# Seconds before the node subscribes again after the loss of a subscription.
-RESUBSCRIBE_INTERVAL = 1.0
-# Seconds without a message after which the node publishes an echo, and after which it replaces the subscription.
-ECHO_INTERVAL = 5.0
-SUBSCRIPTION_TIMEOUT = 12.0
+# ARGV[1] is a message for the channel KEYS[1]. A server without sharded pub/sub has no SPUBLISH.
+PUBLISH_SHARDED = """
+local answer = redis.pcall('SPUBLISH', KEYS[1], ARGV[1])
+if type(answer) == 'table' then
+    redis.call('PUBLISH', KEYS[1], ARGV[1])
+end
+"""
 
 Handler = Callable[[str], Awaitable[None]]
 
 
 class Subscription:
-    """One connection to Redis that receives what is published on some channels.
+    """Receives what is published on some channels, by one connection to Redis, or one to each master of a cluster.
+
+    A *sharded* channel is served by one master of a cluster, like a key; every other channel by all masters. A server
+    without sharded pub/sub, which is a Redis before 7, serves both kinds alike.
 
     Create it after the fork: each process needs a channel of its own for its echoes.
 
     Args:
-        store: the Redis client; the subscription has one connection of its own.
+        store: the Redis client; the subscription has connections of its own.
 
     Attributes:
         on_subscribed: called at each new subscription: the previous one was lost, and Redis may have lost its data at
@@ -39,36 +42,66 @@ class Subscription:
     def __init__(self, store: RedisStore) -> None:
         self._store = store
         self._echo_channel = store.key(keys.echoes(secrets.token_hex(8)))
-        self._handlers: dict[str, Handler] = {self._echo_channel: self._receive_echo}
+        self._handlers: dict[str, Handler] = {}
+        self._sharded: set[str] = set()
+        self._receivers: dict[str, Receiver] = {}  # server → its receiver
+        self._receiver_of: dict[str, Receiver] = {}  # channel → the receiver of its messages
         self._echoes: dict[str, asyncio.Future[None]] = {}
         self._subscribed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._started = False
         self.on_subscribed: Callable[[], None] = lambda: None
 
-    def on(self, channel: str, handler: Handler) -> None:
-        """Set the handler of the messages on a channel; call this before :meth:`start`.
+    def room_channel(self, lesson_id: str) -> str:
+        """Return the sharded channel of what is emitted to the room of a lesson."""
+        return keys.room(self._store.key(keys.seat_map(lesson_id)))
+
+    def on(self, channel: str, handler: Handler, *, sharded: bool = False) -> None:
+        """Subscribe to a channel.
 
         Args:
             channel: a name of ``keys.py``.
             handler: called with each message, one at a time; the next message waits.
+            sharded: whether the channel is sharded.
         """
-        self._handlers[self._store.key(channel)] = handler
+        name = self._store.key(channel)
+        self._handlers[name] = handler
+        if sharded:
+            self._sharded.add(name)
+        if self._started:
+            self._place(name)
+
+    def off(self, channel: str) -> None:
+        """End the subscription to a channel."""
+        name = self._store.key(channel)
+        del self._handlers[name]
+        self._sharded.discard(name)
+        receiver = self._receiver_of.pop(name, None)
+        if receiver is not None:
+            receiver.remove(name)
 
     def start(self) -> None:
         """Subscribe, and receive messages until :meth:`close`."""
-        self._task = asyncio.create_task(self._receive())
+        self._started = True
+        self._handlers[self._echo_channel] = self._receive_echo  # the last, so that an echo proves the others too
+        for name in self._handlers:
+            self._place(name)
 
     async def close(self) -> None:
         """Stop receiving messages."""
-        await end(self._task)
+        self._started = False
+        await asyncio.gather(*(receiver.close() for receiver in self._receivers.values()))
 
-    async def publish(self, channel: str, text: str) -> None:
+    async def publish(self, channel: str, text: str, *, sharded: bool = False) -> None:
         """Publish a message.
 
         Raises:
             StoreUnavailable: Redis failed or was too slow.
         """
-        await self._store.execute(("PUBLISH", self._store.key(channel), text))
+        name = self._store.key(channel)
+        if sharded:
+            await self._store.execute(("EVAL", PUBLISH_SHARDED, 1, name, text))
+        else:
+            await self._store.execute(("PUBLISH", name, text))
 
     async def ping(self) -> None:
         """Publish an echo, and wait without limit until this node receives it: so published messages arrive.
@@ -85,35 +118,47 @@ class Subscription:
         finally:
             del self._echoes[echo]
 
-    async def _receive(self) -> None:
-        """Receive messages without end.
+    # Receivers
 
-        A subscription that does not even receive this node's own echo is replaced.
-        """
-        clock = asyncio.get_running_loop().time
-        while True:
-            # The round trips log an outage. A message that is not UTF-8 causes a new subscription.
-            with contextlib.suppress(*FAILURES, StoreUnavailable):
-                async with self._store.client.pubsub() as subscription:
-                    await subscription.subscribe(*self._handlers)
-                    last_received = clock()
-                    while clock() - last_received < SUBSCRIPTION_TIMEOUT:
-                        message = await subscription.get_message(timeout=ECHO_INTERVAL)
-                        if message is None:
-                            await self._echo("")
-                            continue
-                        last_received = clock()
-                        if message["type"] == "message":
-                            await self._handle(message["channel"], message["data"])
-                        elif message["channel"] == self._echo_channel:  # the first channel of a subscription
-                            self._subscribed.set()
-                            self.on_subscribed()
+    def _place(self, channel: str) -> None:
+        """Give a channel to the receiver of the server that serves the channel now."""
+        if channel not in self._handlers or not self._started:
+            return
+        server = self._store.server_of(channel, sharded=channel in self._sharded)
+        if server is None:  # the master of the channel's slot has failed, and no replica has replaced it yet
+            asyncio.get_running_loop().call_later(RECONNECT_INTERVAL, self._place, channel)
+            return
+        receiver = self._receivers.get(server)
+        if receiver is None:
+            connect = partial(self._store.new_client, server)
+            receiver = Receiver(server, connect, self._handle, self._note_subscribed, self._move_channels)
+            self._receivers[server] = receiver
+        former = self._receiver_of.get(channel)
+        if former is not receiver:
+            if former is not None:
+                former.remove(channel)
+            self._receiver_of[channel] = receiver
+            receiver.add(channel, sharded=channel in self._sharded)
+
+    def _note_subscribed(self, channel: str) -> None:
+        if channel == self._echo_channel:
+            self._subscribed.set()
+            self.on_subscribed()
+
+    async def _move_channels(self, receiver: Receiver) -> None:
+        """Move the channels of a receiver that has lost its connection to the servers that serve them now."""
+        if self._echo_channel in receiver.channels:
             self._subscribed.clear()
-            await asyncio.sleep(RESUBSCRIBE_INTERVAL)
+        await self._store.find_servers()
+        for channel in list(receiver.channels):
+            self._place(channel)
 
     async def _handle(self, channel: str, text: str) -> None:
+        handler = self._handlers.get(channel)
+        if handler is None:  # the last messages after the end of a subscription
+            return
         try:
-            await self._handlers[channel](text)
+            await handler(text)
         except Exception:
             logger.exception("a message on %s could not be handled", channel)
 

@@ -1,23 +1,21 @@
-"""subscription.py: a subscription that receives nothing is replaced, and readiness tells."""
+"""subscription.py: the subscription of a node proves that it receives, and readiness tells."""
 
 import asyncio
+from functools import partial
 
 import pytest
 from fakes import settle
-from redis.exceptions import ConnectionError as RedisConnectionError
 from subscriptions import until_echoed
 from tornado.httpclient import AsyncHTTPClient
 from waiting import until
 
-from lesson_server.errors import StoreUnavailable
-from lesson_server.stores.redis import subscription as subscription_module
-
 
 @pytest.mark.gen_test
-async def test_a_ping_proves_that_the_node_receives_messages(server, redis_client):
+async def test_a_ping_proves_that_the_node_receives_messages(server):
     async with asyncio.timeout(5):
         await server._subscription.ping()
-    server._subscription._task.cancel()  # deaf, though Redis answers
+    for receiver in server._subscription._receivers.values():
+        await receiver.close()  # deaf, though Redis answers
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await server._subscription.ping()
@@ -47,86 +45,17 @@ async def test_a_ping_is_sent_when_there_is_a_subscription(server, monkeypatch):
     await ping
 
 
-async def lose_subscription(server, redis_client, monkeypatch):
-    """redis-py connects again by itself; then the node finds that it has heard nothing for too long.
-
-    Returns:
-        the subscriptions from now on.
-    """
-    await server._subscription.ping()
-    subscriptions = []
-    server._subscription.on_subscribed = lambda: subscriptions.append("one")
-    monkeypatch.setattr(subscription_module, "SUBSCRIPTION_TIMEOUT", -1.0)
-    assert redis_client.execute_command("CLIENT", "KILL", "TYPE", "pubsub") == 1
-    return subscriptions
-
-
 @pytest.mark.gen_test
-async def test_a_redis_that_is_away_is_no_error_of_the_subscription(server, redis_client, monkeypatch, caplog):
-    """The library would log a traceback, and try again at once and without end."""
-    errors = [RedisConnectionError("refused"), StoreUnavailable("Redis", "away")]
-    pubsub = server._subscription._store.client.pubsub
-
-    def away():
-        if errors:
-            raise errors.pop()
-        monkeypatch.setattr(subscription_module, "SUBSCRIPTION_TIMEOUT", 12.0)
-        return pubsub()
-
-    monkeypatch.setattr(server._subscription._store.client, "pubsub", away)
-    monkeypatch.setattr(subscription_module, "RESUBSCRIBE_INTERVAL", 0.01)
-    await lose_subscription(server, redis_client, monkeypatch)
-    await until(lambda: not errors)
-    await until_echoed(server)
-    assert "Unexpected" not in caplog.text
-
-
-@pytest.mark.gen_test
-async def test_a_lost_subscription_is_made_again_after_a_pause_and_counts_as_none_till_then(
-    server, redis_client, monkeypatch
-):
-    monkeypatch.setattr(subscription_module, "RESUBSCRIBE_INTERVAL", 60.0)
-    subscriptions = await lose_subscription(server, redis_client, monkeypatch)
-    pubsub, tries = server._subscription._store.client.pubsub, []
-    monkeypatch.setattr(server._subscription._store.client, "pubsub", lambda: tries.append("one") or pubsub())
-    await until(lambda: subscriptions and not server._subscription._subscribed.is_set())
-    for _ in range(50):  # longer than a subscription takes
-        await server._subscription._store.ping()
-    assert len(subscriptions) == 1  # that of redis-py
-    assert not tries
-
-
-@pytest.mark.gen_test
-async def test_a_silent_subscription_proves_itself_by_echoes_and_stays(server, redis_client, monkeypatch):
-    """The server is made before the times are short: its subscription is renewed once."""
-    monkeypatch.setattr(subscription_module, "RESUBSCRIBE_INTERVAL", 0.01)
-    monkeypatch.setattr(subscription_module, "ECHO_INTERVAL", 0.05)
-    monkeypatch.setattr(subscription_module, "SUBSCRIPTION_TIMEOUT", 5.0)
+async def test_a_lost_subscription_counts_as_none_until_it_is_renewed_and_the_node_is_told(server, redis_client):
     subscriptions = []
     await server._subscription.ping()
-    server._subscription.on_subscribed = lambda: subscriptions.append("renewed")
+    server._subscription.on_subscribed = lambda: subscriptions.append(server._subscription._subscribed.is_set())
+    lost = []
+    clear = server._subscription._subscribed.clear
+    server._subscription._subscribed.clear = lambda: lost.append("lost") or clear()
     redis_client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
     await until(lambda: subscriptions)
-    with redis_client.pubsub(ignore_subscribe_messages=True) as onlooker:
-        onlooker.subscribe(server._subscription._echo_channel)
-        echoes = []
-        await until(lambda: echoes.append(onlooker.get_message()) or sum(map(bool, echoes)) == 3)
-    assert subscriptions == ["renewed"]
-
-
-@pytest.mark.gen_test
-async def test_a_subscription_that_hears_nothing_is_replaced(server, redis_client, monkeypatch):
-    """As when a firewall has forgotten the connection: both ends believe in it."""
-    monkeypatch.setattr(subscription_module, "RESUBSCRIBE_INTERVAL", 0.01)
-    monkeypatch.setattr(subscription_module, "ECHO_INTERVAL", 0.01)
-    monkeypatch.setattr(subscription_module, "SUBSCRIPTION_TIMEOUT", 0.05)
-    await server._subscription.ping()
-    before = redis_client.client_list(_type="pubsub")
-    with monkeypatch.context() as patch:
-        patch.setattr(server._subscription, "_echo", lambda text: asyncio.sleep(0))  # nothing arrives
-        await until(lambda: {c["id"] for c in redis_client.client_list(_type="pubsub")} - {c["id"] for c in before})
-    async with asyncio.timeout(5):
-        await server._subscription.ping()
+    assert (lost, subscriptions) == (["lost"], [True])
 
 
 @pytest.mark.gen_test
@@ -138,12 +67,49 @@ async def test_a_handler_that_raises_is_logged_and_later_messages_are_handled(se
             raise RuntimeError("a defect")
         received.append(text)
 
-    await server._subscription.close()
     server._subscription.on("lesson_node_news", handle)
-    server._subscription.start()
+    await until(lambda: redis_client.publish("lesson_node_news", "defect") == 1)
     await until_echoed(server)
-    for text in ("defect", "news"):
-        assert redis_client.publish("lesson_node_news", text) == 1
+    assert redis_client.publish("lesson_node_news", "news") == 1
     await until(lambda: received)
     assert received == ["news"]
     assert "a message on lesson_node_news could not be handled" in caplog.text
+
+
+@pytest.mark.gen_test
+async def test_a_channel_that_is_left_is_not_heard_any_more_and_may_be_entered_again(server, redis_client):
+    received = []
+
+    async def handle(text):
+        received.append(text)
+
+    def publish(text, listeners):
+        return redis_client.execute_command("SPUBLISH", "news", text) == listeners
+
+    for turn in ("1", "2", "3"):
+        server._subscription.on("news", handle, sharded=True)
+        await until(partial(publish, turn, 1))
+        await until(partial(received.__contains__, turn))
+        server._subscription.off("news")
+        await until(partial(publish, "not heard", 0))
+    assert received == ["1", "2", "3"]
+    assert len(redis_client.client_list(_type="pubsub")) == 1  # the same connection as for everything else
+
+
+@pytest.mark.gen_test
+async def test_a_message_after_the_end_of_a_subscription_is_ignored(server, caplog):
+    await server._subscription._handle("lesson_node_room:{lesson_seat_1}", "late")
+    assert not caplog.records
+
+
+@pytest.mark.gen_test
+async def test_what_is_published_on_a_sharded_channel_arrives(server):
+    received = []
+
+    async def handle(text):
+        received.append(text)
+
+    server._subscription.on("news", handle, sharded=True)
+    await until_echoed(server)
+    await server._subscription.publish("news", "sharded", sharded=True)
+    await until(lambda: received == ["sharded"])

@@ -1,0 +1,148 @@
+"""One connection to a Redis server that receives what is published on some channels, replaced when it is lost."""
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from lesson_server.errors import StoreUnavailable
+from lesson_server.stores.redis.pipelines import Redis
+from lesson_server.stores.redis.shard import FAILURES
+from lesson_server.tasks import end
+
+logger = logging.getLogger(__name__)
+
+# Seconds between two attempts to connect. The first attempt after the loss of a working connection is made at once.
+RECONNECT_INTERVAL = 1.0
+# Seconds without a message after which the server is pinged, and after which the connection is replaced.
+PING_INTERVAL = 5.0
+RECEIVE_TIMEOUT = 12.0
+# Returns whether the server has sharded pub/sub: Redis 7 and later, and every Valkey.
+HAS_SHARDED = "return redis.call('COMMAND', 'INFO', 'SPUBLISH')[1] and 1 or 0"
+
+
+class Receiver:
+    """Receives the messages on some channels of one Redis server.
+
+    Args:
+        server: the name of the server.
+        connect: returns a new client of the server, for one connection that is not retried.
+        on_message: called with the channel and the text of each message, one at a time; the next message waits.
+        on_subscribed: called with each channel when the server has confirmed the subscription.
+        on_lost: called when the connection is lost, and after each failed attempt to connect.
+
+    Attributes:
+        channels: the channels, each with whether it is sharded where the server has sharded pub/sub.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        connect: Callable[[], Redis],
+        on_message: Callable[[str, str], Awaitable[None]],
+        on_subscribed: Callable[[str], None],
+        on_lost: Callable[["Receiver"], Awaitable[None]],
+    ) -> None:
+        self.server = server
+        self.channels: dict[str, bool] = {}
+        self._connect = connect
+        self._on_message = on_message
+        self._on_subscribed = on_subscribed
+        self._on_lost = on_lost
+        self._pubsub: Any = None
+        self._has_sharded = False
+        self._requested: dict[str, bool] = {}  # the channels of which the server has been told
+        self._unsubscribed = Counter[str]()  # sharded channels → the unsubscriptions that are not confirmed yet
+        self._requests: asyncio.Task[None] | None = None
+        self._has_channels = asyncio.Event()
+        self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        """Stop receiving messages."""
+        await end(self._task)
+        await end(self._requests)
+
+    def add(self, channel: str, *, sharded: bool) -> None:
+        """Receive the messages on a channel too."""
+        self.channels[channel] = sharded
+        self._has_channels.set()
+        self._request_soon()
+
+    def remove(self, channel: str) -> None:
+        """Receive the messages on a channel no more."""
+        self.channels.pop(channel, None)
+        if not self.channels:
+            self._has_channels.clear()
+        self._request_soon()
+
+    async def _run(self) -> None:
+        while True:
+            await self._has_channels.wait()
+            try:
+                await self._receive()
+            except (*FAILURES, StoreUnavailable):
+                pass  # the round trips log an outage
+            except Exception:
+                logger.exception("a subscription to %s failed", self.server)
+            was_connected = bool(self._requested)
+            self._pubsub = None
+            self._requested = {}
+            self._unsubscribed.clear()
+            await self._on_lost(self)
+            if not was_connected:
+                await asyncio.sleep(RECONNECT_INTERVAL)
+
+    async def _receive(self) -> None:
+        """Receive messages until the connection is lost, or nothing arrives any more, not even the answer to a ping."""
+        clock = asyncio.get_running_loop().time
+        async with contextlib.aclosing(self._connect()) as client, client.pubsub() as pubsub:
+            self._has_sharded = bool(await client.eval(HAS_SHARDED, 0))
+            await pubsub.connect()
+            self._pubsub = pubsub
+            self._request_soon()
+            last_received = clock()
+            while clock() - last_received < RECEIVE_TIMEOUT:
+                message = await pubsub.get_message(timeout=PING_INTERVAL)
+                if message is None:
+                    await pubsub.ping()
+                    continue
+                last_received = clock()
+                kind, channel = message["type"], message["channel"]
+                if kind in ("message", "smessage"):
+                    await self._on_message(channel, message["data"])
+                elif kind in ("subscribe", "ssubscribe"):
+                    self._on_subscribed(channel)
+                elif kind == "sunsubscribe" and self._unsubscribed[channel]:
+                    self._unsubscribed[channel] -= 1
+                elif kind == "sunsubscribe":
+                    return  # the server does not serve this channel any more: its slot has moved to another master
+
+    # Requests. Only one task sends them, so that the server gets them in order.
+
+    def _request_soon(self) -> None:
+        if self._requests is None or self._requests.done():
+            self._requests = asyncio.create_task(self._request())
+
+    async def _request(self) -> None:
+        """Tell the server which channels have been added and removed."""
+        with contextlib.suppress(*FAILURES):  # the connection is lost, which the receiving task notices too
+            while self._requested != self.channels:
+                for channel in [*self.channels, *self._requested]:  # in the order in which they were added
+                    # Without this check, redis-py would connect again while the receiving task reads.
+                    if self._pubsub is None or not self._pubsub.connection.is_connected:
+                        return
+                    await self._change(channel)
+
+    async def _change(self, channel: str) -> None:
+        # One command for each channel: on a cluster, a command may name only channels of one slot.
+        if channel in self.channels and channel not in self._requested:
+            sharded = self._requested[channel] = self.channels[channel]
+            await (self._pubsub.ssubscribe if sharded and self._has_sharded else self._pubsub.subscribe)(channel)
+        elif channel in self._requested and channel not in self.channels:
+            if self._requested.pop(channel) and self._has_sharded:
+                self._unsubscribed[channel] += 1
+                await self._pubsub.sunsubscribe(channel)
+            else:
+                await self._pubsub.unsubscribe(channel)
