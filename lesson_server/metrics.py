@@ -72,6 +72,12 @@ class Metrics:
         self.events_of = cache(self.events.labels)
         self.event_seconds_of = cache(self.event_seconds.labels)
         self.reconnects = Counter("lesson_reconnects", "Participants who came back", registry=self.registry)
+        self.seat_changes = Counter(
+            "lesson_seat_changes",
+            "Seats taken, left, freed after their grace or with a removed person, and restored after a loss of data",
+            ("change",),
+            registry=self.registry,
+        )
         self.mixpanel_events = Counter(
             "lesson_mixpanel_events", "Events for Mixpanel", ("outcome",), registry=self.registry
         )
@@ -118,6 +124,10 @@ class Metrics:
             histogram_of(step).observe(seconds)
 
         return observe
+
+    def observe_seat(self, change: str) -> None:
+        """Count a change of a seat map: ``taken``, ``left``, ``freed`` or ``restored``."""
+        self.seat_changes.labels(change).inc()
 
     def observe_mixpanel(self, outcome: str, count: int) -> None:
         """Count the outcomes of events for Mixpanel."""

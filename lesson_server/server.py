@@ -38,6 +38,7 @@ from lesson_server.stores.redis.nodes import Node
 from lesson_server.stores.redis.presence import Presence
 from lesson_server.stores.redis.removals import Removals
 from lesson_server.stores.redis.roster import Roster
+from lesson_server.stores.redis.seat_sweeper import SeatSweeper
 from lesson_server.stores.redis.seats import Seats
 from lesson_server.stores.redis.subscription import Subscription
 from lesson_server.tokens import TokenVerifier
@@ -120,10 +121,11 @@ class LessonServer:
             settings.redis.timeout,
             settings.redis.pool_size,
         )
-        claims = Claims(self._redis, settings.presence.retention)
+        seats = Seats(self._redis, settings.presence.retention, settings.seats.grace, self._metrics.observe_seat)
+        self._sweeper = SeatSweeper(seats)
+        claims = Claims(self._redis, settings.presence.retention, seats)
         self._removals = Removals(self._redis, claims)
         self._presence = Presence(self._redis, claims, self._removals)
-        seats = Seats(self._redis, settings.presence.retention)
         self._subscription = Subscription(self._redis)
         messages = Messages(self._subscription)
         self._rooms = Rooms(self._subscription)
@@ -228,6 +230,7 @@ class LessonServer:
         self._sockets = sockets or open_port(self._settings)
         self._analytics.start()
         self._subscription.start()
+        self._sweeper.start()
         self._figures.start()
         self._protocol.start(self._sockets)
         if self._worker is not None:
@@ -253,6 +256,7 @@ class LessonServer:
                 await self._removals.settled()
         await asyncio.to_thread(self._analytics.close, ANALYTICS_DEADLINE)
         await self._node.close()
+        await self._sweeper.close()
         await self._removal.close()
         await self._watch.close()
         await self._tracing.close()

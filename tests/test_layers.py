@@ -41,7 +41,7 @@ OWNERS = {
     "hiredis": {"stores/redis/pipelines"},
     "jwt": {"tokens"},
     "mixpanel": {"analytics"},
-    "statecharts": {"events/join_lesson"},
+    "statecharts": {"events/join_lesson", "events/take_seat", "events/leave_seat"},
 }
 
 PACKAGE = ROOT / "lesson_server"

@@ -49,9 +49,13 @@ class Connection:
         handshake: what the client sent when it connected.
         services: what the steps of the charts use.
         machines: the machine of each chart, by the class of its region.
+
+    Attributes:
+        seat: the person's seat in the lesson when this connection last heard of it, to be written again if Redis loses
+            it; 0: none. The seat belongs to the person, whose other connections may change it.
     """
 
-    __slots__ = ("_regions", "connected_at", "handshake", "lock", "machines", "services", "sid")
+    __slots__ = ("_regions", "connected_at", "handshake", "lock", "machines", "seat", "services", "sid")
 
     def __init__(
         self,
@@ -66,6 +70,7 @@ class Connection:
         self.services = services
         self.machines = machines
         self.lock = asyncio.Lock()
+        self.seat = 0
         self._regions: tuple[Region, ...] = ()
 
     def __iter__(self) -> Iterator["Region"]:
@@ -80,6 +85,11 @@ class Connection:
         region = cls(self)
         self._regions = (*self._regions, region)
         return region
+
+    @property
+    def has_joined(self) -> bool:
+        """Whether the client has joined its lesson, with or without an access token."""
+        return any(region.is_present or region.is_guest for region in self)
 
     async def restore(self) -> bool:
         """Write the data of this connection again after Redis has lost it.
@@ -165,7 +175,7 @@ class Region:
     @property
     def is_guest(self) -> bool:
         """Whether the event is complete, and the client is a guest."""
-        return self.state in self.CHART.GUEST
+        return self.state in self.CHART.GUEST and self.person is None
 
     @property
     def person(self) -> str | None:

@@ -92,7 +92,7 @@ class Join(Region):
 
     async def ensure_seat_map(self) -> None:
         """Create the seat map in Redis if there is none (arrows 10 and 11)."""
-        await self.connection.services.seats.ensure_map(self.connection.handshake.lesson_id, self._seat_count)
+        await self._ensure_seat_map(None)
 
     # After Redis has lost its data
 
@@ -131,6 +131,10 @@ class Join(Region):
     def close_connection(self) -> None:
         """Close the connection from the server's side."""
         self.connection.services.sockets.close_connection(self.connection.sid)
+
+    async def _ensure_seat_map(self, client_id: str | None) -> int:
+        lesson_id = self.connection.handshake.lesson_id
+        return await self.connection.services.seats.ensure_map(lesson_id, self._seat_count, client_id)
 
     def _record(self) -> Record:
         raise NotImplementedError
@@ -180,6 +184,11 @@ class ParticipantJoin(Join):
         if self.has_access_token():
             self._identity = self.connection.services.tokens.verify(self.connection.handshake.access_token)
 
+    async def ensure_seat_map(self) -> None:
+        """Create the seat map in Redis if there is none, and note the seat that the person has from before."""
+        seat = await self._ensure_seat_map(self.person)
+        self.connection.seat = seat or self.connection.seat
+
     def get_client_id(self) -> None:
         """Get the client's id: the subject of the verified token."""
         assert self._identity is not None
@@ -201,6 +210,13 @@ class ParticipantJoin(Join):
             record, services = self._record(), self.connection.services
             services.analytics.reconnect(record.client_id, record.sid, record.lesson_id, record.role)
             services.metrics.reconnects.inc()
+
+    async def restore_seat(self) -> None:
+        """Write the person's seat again, if the person had one."""
+        if self.connection.seat:
+            record, services = self._record(), self.connection.services
+            seat = await services.seats.restore(record.lesson_id, record.client_id, self.connection.seat)
+            self.connection.seat = seat
 
     def _record(self) -> ClientRecord:
         assert self._identity is not None

@@ -7,6 +7,7 @@ from lesson_server.analytics import Analytics
 from lesson_server.metrics import Metrics
 from lesson_server.stores.rds.lesson import Lesson
 from lesson_server.stores.redis.records import Record
+from lesson_server.stores.redis.seats import Taking
 from lesson_server.tokens import Identity
 
 
@@ -29,7 +30,10 @@ class Lessons(Protocol):
 class Seats(Protocol):
     """The seat maps in Redis; see :class:`lesson_server.stores.redis.seats.Seats`."""
 
-    async def ensure_map(self, lesson_id: str, seat_count: int) -> None: ...
+    async def ensure_map(self, lesson_id: str, seat_count: int, client_id: str | None = None) -> int: ...
+    async def take(self, lesson_id: str, client_id: str, seat: int | None, seat_count: int) -> tuple[Taking, int]: ...
+    async def leave(self, lesson_id: str, client_id: str) -> None: ...
+    async def restore(self, lesson_id: str, client_id: str, seat: int) -> int: ...
 
 
 class Presence(Protocol):

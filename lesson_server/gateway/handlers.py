@@ -8,7 +8,7 @@ for ever.
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -190,13 +190,13 @@ class Gateway:
         """Return the sids of the connections whose presence Redis should hold."""
         return [sid for sid, connection in self.connections.items() if any(region.is_present for region in connection)]
 
-    def seated(self) -> dict[str, str]:
-        """Return the lessons whose seat map Redis should hold, each with the sid of a connection in the lesson."""
-        return {
-            connection.handshake.lesson_id: sid
-            for sid, connection in self.connections.items()
-            if any(region.needs_seat_map for region in connection)
-        }
+    def seated(self) -> dict[str, list[str]]:
+        """Return the lessons whose seat map Redis should hold, each with the sids of the connections in the lesson."""
+        seated: defaultdict[str, list[str]] = defaultdict(list)
+        for sid, connection in self.connections.items():
+            if any(region.needs_seat_map for region in connection):
+                seated[connection.handshake.lesson_id].append(sid)
+        return seated
 
     async def restore(self, sids: Sequence[str]) -> int:
         """Write the Redis data of these connections again.

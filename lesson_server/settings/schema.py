@@ -21,6 +21,7 @@ from lesson_server.settings.values import (
     OptionalText,
     Origins,
     Seconds,
+    WholeSeconds,
     read_key_file,
 )
 
@@ -160,7 +161,18 @@ class PresenceSettings(Section):
             than any lesson, and within the range of every Redis.
     """
 
-    retention: Annotated[Seconds, Field(ge=1, le=3_650 * 86_400)] = 7 * 86_400
+    retention: Annotated[WholeSeconds, Field(ge=1, le=3_650 * 86_400)] = 7 * 86_400
+
+
+class SeatsSettings(Section):
+    """How long a participant keeps a seat (contract, section 12).
+
+    Attributes:
+        grace: seconds for which the seat outlives the participant's last connection in the lesson; also given as
+            ``5m`` or ``45s``. 0: the seat goes with the connection.
+    """
+
+    grace: Annotated[Seconds, Field(ge=0, le=86_400)] = 60.0
 
 
 class AdminSettings(Section):
@@ -183,6 +195,7 @@ class Settings(Section):
     auth: AuthSettings = AuthSettings()
     mixpanel: MixpanelSettings = MixpanelSettings()
     presence: PresenceSettings = PresenceSettings()
+    seats: SeatsSettings = SeatsSettings()
     admin: AdminSettings = AdminSettings()
 
     def require_complete(self) -> None:

@@ -15,7 +15,7 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(:[0
 _HTTP_URL = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?", re.IGNORECASE)
 _REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel")
 _KEY_PREFIX = re.compile(r"[^{}]*(\{[^{}]+\}[^{}]*)?")
-_DURATION = re.compile(r"([0-9]{1,12})([smhd]?)")
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,3})?)([smhd]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -80,7 +80,7 @@ def _in_seconds(value: object) -> object:
     match = _DURATION.fullmatch(value.strip())
     if match is None:
         raise ValueError('should be seconds, or a text such as "7d", "12h", "30m", "45s"')
-    return int(match[1]) * _SECONDS[match[2]]
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 # The types. A BeforeValidator sees the value as it was given, an AfterValidator the value that pydantic has made of it.
@@ -97,7 +97,8 @@ RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 OptionalRedisUrl = Annotated[RedisUrl | None, BeforeValidator(_unset_if_empty)]
 KeyPrefix = Annotated[str, AfterValidator(_at_most_one_hash_tag)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
-Seconds = Annotated[int, BeforeValidator(_in_seconds)]
+Seconds = Annotated[float, BeforeValidator(_in_seconds)]
+WholeSeconds = Annotated[int, BeforeValidator(_in_seconds)]
 
 
 # The file of the key.

@@ -1,1 +1,4 @@
-"""The charts of ``join_lesson``. They differ in ``register``, where the diagrams differ, and in nothing else."""
+"""The charts of ``join_lesson``.
+
+They differ in ``register``, where the diagrams differ, and in ``restore``: only a participant has a seat.
+"""

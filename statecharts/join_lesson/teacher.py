@@ -14,7 +14,7 @@ STATES: dict[str, str] = {
 INITIAL = "connected"
 FINAL: tuple[str, ...] = ("disconnected",)
 
-PATH: tuple[str, ...] = ("validate_lesson", "take_seat", "register")
+PATH: tuple[str, ...] = ("validate_lesson", "seat", "register")
 
 SEATED: tuple[str, ...] = ("seated", "registered")
 PRESENT: tuple[str, ...] = ("registered",)
@@ -30,7 +30,7 @@ TRANSITIONS: list[dict[str, object]] = [
         "before": ["check_lesson_exists", "check_access_token", "enter_room"],
     },
     {
-        "trigger": "take_seat",
+        "trigger": "seat",
         "source": "lesson_validated",
         "dest": "seated",
         "before": ["get_seat", "get_session", "add_seat", "save_session", "ensure_seat_map"],

@@ -194,7 +194,7 @@ async def test_a_second_trigger_waits_for_the_first():
     region = await world.connect("sid", TEACHER.auth)
     hold = world.faults.hold_at("lessons.get")
     first = asyncio.create_task(region.fire("validate_lesson"))
-    second = asyncio.create_task(region.fire("take_seat"))
+    second = asyncio.create_task(region.fire("seat"))
     await settle()
     assert world.faults.passed == ["lessons.get"]
     hold.release()
@@ -209,7 +209,7 @@ async def test_the_story_is_the_last_triggers_with_the_states_they_led_to():
     await world.join("sid")
     assert region.history == (
         "validate_lesson → lesson_validated",
-        "take_seat → seated",
+        "seat → seated",
         "register → seated",
     )
     for _ in range(10):

@@ -8,7 +8,7 @@ import pytest
 from clients import client
 from cluster import KEY
 from fakes import FakeLessons, FakePresence, FakeRedis, FakeSeats, FakeSockets, FakeTokens, Faults
-from presences import new_presence
+from presences import GRACE, new_presence
 
 from lesson_server.errors import AccessTokenExpired, AccessTokenInvalid, LessonNotFound
 from lesson_server.events.services import Lessons, Presence, Seats, Tokens
@@ -73,7 +73,7 @@ def redis_stores(kind, request, io_loop):
     yield Stores(
         presence,
         elsewhere,
-        RealSeats(store, RETENTION),
+        RealSeats(store, RETENTION, GRACE),
         lambda: {key: onlooker.hgetall(key) for key in onlooker.keys("*")},
     )
     for one in (presence, elsewhere):

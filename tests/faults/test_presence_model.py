@@ -16,7 +16,7 @@ from fakes import BreakableStore
 from hypothesis import HealthCheck, Phase, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
-from presences import SHARED_KEYS, new_presence
+from presences import GRACE, SHARED_KEYS, new_presence
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.stores.redis import claims as claims_module
@@ -43,7 +43,7 @@ class Member:
         self.connections = {}
         # Redis has not lost what the others need in order to sweep the node: its index, its count.
         self.is_indexed = self.is_counted = True
-        self.node = Node(self.store, self.presence, Seats(self.store, RETENTION), self)
+        self.node = Node(self.store, self.presence, Seats(self.store, RETENTION, GRACE), self)
 
     # What a node asks of its connections
 

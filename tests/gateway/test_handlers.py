@@ -275,7 +275,7 @@ async def test_a_join_that_the_chart_refuses_is_a_defect_while_its_client_is_the
     hold = world.faults.hold_at("lessons.get")
     join = asyncio.create_task(world.join("sid"))
     await hold.reached.wait()
-    other = asyncio.create_task(connection.fire("take_seat"))  # nobody but the join should do that
+    other = asyncio.create_task(connection.fire("seat"))  # nobody but the join should do that
     await settle()
     hold.release()
     assert await join == INTERNAL_ERROR

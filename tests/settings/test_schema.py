@@ -33,6 +33,10 @@ def test_settings_never_change() -> None:
         ("auth.trust_teacher_user_id", "perhaps"),
         ("presence.retention", "0"),
         ("presence.retention", "4000d"),
+        ("presence.retention", "1.5"),
+        ("seats.grace", "-1"),
+        ("seats.grace", "2d"),
+        ("seats.grace", "nan"),
     ],
 )
 def test_a_wrong_value_is_named(name: str, value: str) -> None:

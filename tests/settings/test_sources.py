@@ -48,6 +48,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "mixpanel.token": "",
         "mixpanel.api_url": "https://api.mixpanel.com",
         "presence.retention": "604800",
+        "seats.grace": "60.0",
         "admin.token": "",
     }
 

@@ -66,6 +66,11 @@ def test_retention_is_given_with_or_without_a_unit(toml: WriteToml, given: str, 
     assert load(toml(f'[presence]\nretention = "{given}"'), environ={}).presence.retention == seconds
 
 
+@pytest.mark.parametrize(("given", "seconds"), [("0", 0), ("0.5", 0.5), ("1.5m", 90), ("60s", 60)])
+def test_the_grace_of_a_seat_may_have_a_fraction(given: str, seconds: float) -> None:
+    assert load(environ={"LESSON_SEATS_GRACE": given}).seats.grace == seconds
+
+
 def test_retention_is_seconds_when_it_is_a_number(toml: WriteToml) -> None:
     assert load(toml("[presence]\nretention = 60"), environ={}).presence.retention == 60
 

@@ -16,7 +16,7 @@ from explorer_choices import keys_of
 from explorer_loop import NodeLoop, origin
 from explorer_scenarios import Scenario, Tab
 from fakes import FakeAnalytics, FakeLessons, FakeSockets, FakeTokens, Faults, unlimited
-from presences import new_presence
+from presences import GRACE, new_presence
 
 from lesson_server.events.join_lesson import JOIN_LESSON
 from lesson_server.events.registry import EVENTS
@@ -139,7 +139,7 @@ class Member:
         self.analytics = FakeAnalytics()
         with self.loop.running():  # it gives itself a name
             self.presence = new_presence(self.store, RETENTION, scenario.claims, scenario.removals)
-        seat_maps = Seats(self.store, RETENTION)
+        seat_maps = Seats(self.store, RETENTION, GRACE)
         services: Any = Services(
             sockets=self.sockets,
             lessons=FakeLessons(faults, {tab.lesson_id: SEAT_COUNT for tab in scenario.tabs}),

@@ -27,6 +27,7 @@ from lesson_server.status import Status
 from lesson_server.stores.rds.lesson import Lesson
 from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.records import Entry, Record
+from lesson_server.stores.redis.seats import Taking
 from lesson_server.stores.redis.store import Command
 from lesson_server.tokens import Identity
 
@@ -226,18 +227,82 @@ class FakeRedis:
 
 
 class FakeSeats:
+    """The seat maps: ``changes`` in which order they changed, as ``seat_changed`` tells them."""
+
     def __init__(self, faults: Faults, redis: FakeRedis) -> None:
+        self.changes: list[tuple[str, int, str | None]] = []
         self._redis = redis
         self._point = faults.point
+        self._left: set[tuple[str, str]] = set()
 
-    async def ensure_map(self, lesson_id: str, seat_count: int) -> None:
+    async def ensure_map(self, lesson_id: str, seat_count: int, client_id: str | None = None) -> int:
         if seat_count == 0:
-            return
+            return 0
         await self._point("seats.ensure_map")
-        key = f"lesson_seat_{lesson_id}"
-        occupants = self._redis.hashes.get(key, {})
-        self._redis.hset(key, {str(seat): "" for seat in range(1, seat_count + 1)} | occupants)
+        self._ensure(lesson_id, seat_count)
+        seat = self._seat_of(lesson_id, client_id) if client_id else 0
         await self._point("seats.ensure_map, done")
+        return seat
+
+    async def take(self, lesson_id: str, client_id: str, seat: int | None, seat_count: int) -> tuple[Taking, int]:
+        await self._point("seats.take")
+        if seat_count:
+            self._ensure(lesson_id, seat_count)
+        outcome = self._take(lesson_id, client_id, seat)
+        await self._point("seats.take, done")
+        return outcome
+
+    async def leave(self, lesson_id: str, client_id: str) -> None:
+        await self._point("seats.leave")
+        held = self._seat_of(lesson_id, client_id)
+        if held:
+            self._set(lesson_id, held, None)
+            self._left.add((lesson_id, client_id))
+        await self._point("seats.leave, done")
+
+    async def restore(self, lesson_id: str, client_id: str, seat: int) -> int:
+        await self._point("seats.restore")
+        held = self._seat_of(lesson_id, client_id)
+        if not held and (lesson_id, client_id) not in self._left and not self._map(lesson_id).get(str(seat)):
+            self._set(lesson_id, seat, client_id)
+            held = seat
+        await self._point("seats.restore, done")
+        return held
+
+    def _map(self, lesson_id: str) -> dict[str, str]:
+        return self._redis.hashes.get(f"lesson_seat_{lesson_id}", {})
+
+    def _ensure(self, lesson_id: str, seat_count: int) -> None:
+        seats = {str(seat): "" for seat in range(1, seat_count + 1)}
+        self._redis.hset(f"lesson_seat_{lesson_id}", seats | self._map(lesson_id))
+
+    def _seat_of(self, lesson_id: str, client_id: str) -> int:
+        return next((int(seat) for seat, occupant in self._map(lesson_id).items() if occupant == client_id), 0)
+
+    def _take(self, lesson_id: str, client_id: str, seat: int | None) -> tuple[Taking, int]:
+        seats = self._map(lesson_id)
+        held = self._seat_of(lesson_id, client_id)
+        free = (int(number) for number, occupant in seats.items() if not occupant)
+        wanted = seat if seat is not None else held or min(free, default=0)
+        if not seats:
+            return Taking.NO_SEATS, 0
+        if seat is None and not wanted:
+            return Taking.FULL, 0
+        if str(wanted) not in seats:
+            return Taking.NO_SUCH_SEAT, 0
+        if seats[str(wanted)] not in ("", client_id):
+            return Taking.HELD_BY_ANOTHER, 0
+        if held == wanted:
+            return Taking.HELD, held
+        if held:
+            self._set(lesson_id, held, None)
+        self._set(lesson_id, wanted, client_id)
+        self._left.discard((lesson_id, client_id))
+        return Taking.TAKEN, wanted
+
+    def _set(self, lesson_id: str, seat: int, client_id: str | None) -> None:
+        self._redis.hset(f"lesson_seat_{lesson_id}", {str(seat): client_id or ""})
+        self.changes.append((lesson_id, seat, client_id))
 
 
 class FakePresence:

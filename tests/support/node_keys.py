@@ -2,7 +2,7 @@
 
 import asyncio
 
-from presences import KEYS_OF_NODES, new_presence
+from presences import GRACE, KEYS_OF_NODES, new_presence
 
 from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.nodes import Node
@@ -22,7 +22,7 @@ class House:
     def __init__(self, url, retention=RETENTION):
         self.store = RedisStore(url, "", 2.0, 8)
         self.presence = new_presence(self.store, retention)
-        self.seats = Seats(self.store, RETENTION)
+        self.seats = Seats(self.store, RETENTION, GRACE)
         self.node = Node(self.store, self.presence, self.seats, self)
         self.records = {}
         self.lessons = {}

@@ -9,8 +9,11 @@ from lesson_server.stores.redis.claims import Claims
 from lesson_server.stores.redis.presence import Presence
 from lesson_server.stores.redis.records import ClientRecord, TeacherRecord
 from lesson_server.stores.redis.removals import Removals
+from lesson_server.stores.redis.seats import Seats
 
 RETENTION = 7 * 86_400
+
+GRACE = 60.0
 
 DAY = 86_400
 
@@ -27,9 +30,9 @@ CLIENT = ClientRecord("sid-p", "1", "p1", "student")
 RECORDS = pytest.mark.parametrize("record", [TEACHER, CLIENT], ids=["teacher", "participant"])
 
 
-def new_presence(store, retention=RETENTION, claims=Claims, removals=Removals):
+def new_presence(store, retention=RETENTION, claims=Claims, removals=Removals, grace=GRACE):
     """The presence of a node, made as the server makes it; a test may give a class with a planted defect."""
-    own_claims = claims(store, retention)
+    own_claims = claims(store, retention, Seats(store, retention, grace))
     return Presence(store, own_claims, removals(store, own_claims))
 
 

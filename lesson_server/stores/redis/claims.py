@@ -24,7 +24,8 @@ from lesson_server.errors import StoreRefused, StoreUnavailable
 from lesson_server.stores.redis import keys
 from lesson_server.stores.redis.lesson_list import LessonList
 from lesson_server.stores.redis.presence_scripts import CHECK, REMOVE, RESTORE, WRITE
-from lesson_server.stores.redis.records import DAY, Entry, Record, encode
+from lesson_server.stores.redis.records import DAY, ClientRecord, Entry, Record, encode
+from lesson_server.stores.redis.seats import Seats
 from lesson_server.stores.redis.store import Command, Store
 
 logger = logging.getLogger(__name__)
@@ -97,14 +98,16 @@ class Claims:
     Args:
         store: the connection to Redis.
         retention: TTL in seconds of entries without a TTL of their own (``presence.retention``).
+        seats: the seats, whose grace begins when a claim of a participant is removed.
 
     Attributes:
         incarnation: the current incarnation of the node.
     """
 
-    def __init__(self, store: Store, retention: int) -> None:
+    def __init__(self, store: Store, retention: int, seats: Seats) -> None:
         self._store = store
         self._retention = retention
+        self._seats = seats
         self._lessons = LessonList(store)
         self.incarnation = self.begin_incarnation()
 
@@ -180,7 +183,7 @@ class Claims:
         return [*(self._script(CHECK, claim, entry, claim.order) for entry in claim.record.entries()), is_indexed]
 
     async def remove(self, record: Record, node_id: str, number: int, *, undo: bool) -> None:
-        """Remove a claim from each of its entries.
+        """Remove a claim from each of its entries, and begin the grace of the participant's seat.
 
         Args:
             record: the claimed record.
@@ -195,15 +198,29 @@ class Claims:
             self._on(entry, REMOVE, claim_on(record, entry, node_id, number), _fate(entry, undo))
             for entry in record.entries()
         ]
+        departure = self._departure(record)
         try:
-            is_gone, *_ = await self._store.execute(*commands)
+            # The departure first: see Seats._free_if_due.
+            *departed, is_gone, _ = await self._store.execute(*commands, bookkeeping=departure)
         except StoreRefused as error:
             # A key of another type is not ours any more, and the script can't change it.
             logger.warning("a record can't be removed: %s", error.cause)
             return
+        await self._complete_departure(record, *departed)
         if is_gone:  # nobody of this kind is in the lesson any more
             with contextlib.suppress(StoreUnavailable):  # the next reader removes the lesson from the list
                 await self._lessons.remove_empty([record.lesson_id])
+
+    def _departure(self, record: Record) -> tuple[Command, ...]:
+        return (self._seats.departure(record.lesson_id, record.client_id),) if isinstance(record, ClientRecord) else ()
+
+    async def _complete_departure(self, record: Record, is_known: int | Exception = 0) -> None:
+        if isinstance(is_known, StoreRefused):  # a key of another type, as above
+            return
+        if isinstance(is_known, Exception):  # the removal is retried as a whole
+            raise is_known
+        if is_known and isinstance(record, ClientRecord):
+            await self._seats.list_departure(record.lesson_id, record.client_id)
 
     async def _write(self, claim: Claim, commands: list[Command]) -> list[Any]:
         """Execute commands that write a claim, after the commands with which other nodes find it if this node dies.

@@ -61,8 +61,8 @@ class Connections(Protocol):
     def present(self) -> Sequence[str]:
         """Return the sids of the connections whose presence Redis should hold."""
 
-    def seated(self) -> Mapping[str, str]:
-        """Return the lessons whose seat map Redis should hold, each with the sid of a connection in the lesson."""
+    def seated(self) -> Mapping[str, Sequence[str]]:
+        """Return the lessons whose seat map Redis should hold, each with the sids of the connections in the lesson."""
 
     async def restore(self, sids: Sequence[str]) -> int:
         """Write again what these connections hold in Redis.
@@ -269,8 +269,9 @@ class Node:
         seated = self._connections.seated()
         lessons = list(seated)
         for start in range(0, len(lessons), BATCH_SIZE):
-            missing = await self._seats.missing(lessons[start : start + BATCH_SIZE])
-            await self._connections.restore([seated[lesson_id] for lesson_id in missing])
+            for lesson_id in await self._seats.missing(lessons[start : start + BATCH_SIZE]):
+                for first in range(0, len(seated[lesson_id]), BATCH_SIZE):
+                    await self._connections.restore(seated[lesson_id][first : first + BATCH_SIZE])
 
     async def _is_interrupted(self, pause: float) -> bool:
         """Wait, and return whether a check of all records has been requested."""

@@ -9,6 +9,7 @@ from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.seats import Seats
 
 RETENTION = 1000
+GRACE = 60.0
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def store(io_loop, stores):
 
 @pytest.fixture
 def seats(store):
-    return Seats(store, RETENTION)
+    return Seats(store, RETENTION, GRACE)
 
 
 @pytest.mark.gen_test
