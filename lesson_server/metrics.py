@@ -73,7 +73,7 @@ class Metrics:
         self.event_seconds_of = cache(self.event_seconds.labels)
         self.reconnects = Counter("lesson_reconnects", "Participants who came back", registry=self.registry)
         self.seat_changes = Counter(
-            "lesson_seat_changes",
+            "lesson_seats_changed",
             "Seats taken, left, freed after their grace or with a removed person, and restored after a loss of data",
             ("change",),
             registry=self.registry,

@@ -16,6 +16,7 @@ from lesson_server.settings.schema import AuthSettings
 from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.records import ClientRecord, TeacherRecord
 from lesson_server.stores.redis.seats import Seats as RealSeats
+from lesson_server.stores.redis.seats import Taking
 from lesson_server.tokens import Identity, TokenVerifier
 
 RETENTION = 3_600
@@ -100,6 +101,37 @@ async def test_a_seat_map_is_made_once_grows_and_keeps_its_occupants(redis_store
     assert redis_stores.hashes() == {"lesson_seat_1": {"1": "", "2": "", "3": ""}}
     await redis_stores.seats.ensure_map("2", 0)
     assert "lesson_seat_2" not in redis_stores.hashes()
+
+
+@both
+@pytest.mark.gen_test
+async def test_a_person_has_one_seat_and_a_seat_one_person(redis_stores):
+    seats = redis_stores.seats
+    assert await seats.take("1", "anna", None, 2) == (Taking.TAKEN, 1)
+    assert await seats.take("1", "anna", None, 2) == await seats.take("1", "anna", 1, 2) == (Taking.HELD, 1)
+    assert await seats.take("1", "ben", 1, 2) == (Taking.HELD_BY_ANOTHER, 0)
+    assert await seats.take("1", "ben", 3, 2) == (Taking.NO_SUCH_SEAT, 0)
+    assert await seats.take("1", "anna", 2, 2) == (Taking.TAKEN, 2)
+    assert await seats.take("1", "ben", None, 2) == (Taking.TAKEN, 1)
+    assert await seats.take("1", "cem", None, 2) == (Taking.FULL, 0)
+    assert await seats.take("2", "cem", None, 0) == await seats.take("2", "cem", 1, 0) == (Taking.NO_SEATS, 0)
+    assert redis_stores.hashes() == {"lesson_seat_1": {"1": "ben", "2": "anna"}}
+    assert await seats.ensure_map("1", 2, "anna") == 2
+    assert await seats.ensure_map("1", 2, "cem") == 0
+
+
+@both
+@pytest.mark.gen_test
+async def test_a_seat_is_restored_unless_it_was_left_or_is_taken(redis_stores):
+    seats = redis_stores.seats
+    await seats.ensure_map("1", 2)
+    assert await seats.restore("1", "anna", 2) == await seats.restore("1", "anna", 1) == 2
+    assert await seats.restore("1", "ben", 2) == 0
+    await seats.leave("1", "anna")
+    await seats.leave("1", "cem")
+    assert await seats.restore("1", "anna", 2) == 0
+    assert redis_stores.hashes() == {"lesson_seat_1": {"1": "", "2": ""}}
+    assert await seats.take("1", "anna", None, 2) == (Taking.TAKEN, 1)
 
 
 @both

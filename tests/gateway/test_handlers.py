@@ -388,10 +388,10 @@ async def test_those_who_are_present_are_registered_and_a_seat_map_has_somebody_
         if sid != "idle":
             await world.join(sid)
     assert world.gateway.present() == ["participant", "no seats"]
-    assert world.gateway.seated() == {"1": "participant", "single": "one seat"}
+    assert world.gateway.seated() == {"1": ["guest", "participant"], "single": ["one seat"]}
     await world.disconnect("participant")
     assert world.gateway.present() == ["no seats"]
-    assert world.gateway.seated() == {"1": "guest", "single": "one seat"}
+    assert world.gateway.seated() == {"1": ["guest"], "single": ["one seat"]}
 
 
 @pytest.mark.gen_test

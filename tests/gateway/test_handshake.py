@@ -146,9 +146,12 @@ async def test_nothing_but_the_handshake_is_checked_at_connect():
     assert world.faults.passed == []
 
 
+SEAT_EVENTS = ("take_seat", "leave_seat")
+
+
 def test_the_handlers_are_those_of_the_contract():
     """A client can't call anything else."""
-    assert World().sockets.handlers.keys() == {"connect", "join_lesson", "disconnect"}
+    assert World().sockets.handlers.keys() == {*("connect", "join_lesson", "take_seat", "leave_seat", "disconnect")}
 
 
 @pytest.mark.gen_test
@@ -158,11 +161,16 @@ async def test_the_connections_are_counted_by_event_client_and_state():
     await world.connect("b", TEACHER)
     await world.join("b")
     counts = dict(world.gateway.count_states())
-    assert len(counts) == 8
+    assert len(counts) == 8 + 2 + 2  # of the joins, and of the other events
     assert ("join_lesson", "teacher", "disconnected") not in counts
     assert {state: count for state, count in counts.items() if count} == {
         ("join_lesson", "participant", "connected"): 1,
         ("join_lesson", "teacher", "registered"): 1,
+        **{
+            (event, client, "connected"): 1
+            for event in ("take_seat", "leave_seat")
+            for client in ("participant", "teacher")
+        },
     }
     await world.disconnect("a")
     await world.disconnect("b")

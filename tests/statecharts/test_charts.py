@@ -80,7 +80,7 @@ def test_the_path_is_a_walk_from_the_initial_state(chart):
     for trigger in chart.PATH:
         (row,) = rows(chart, trigger, state)
         state = row["dest"]
-    assert state not in (chart.INITIAL, *chart.FINAL)
+    assert state not in chart.FINAL
 
 
 @every_chart

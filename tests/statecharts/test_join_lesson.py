@@ -24,11 +24,13 @@ def test_the_charts_differ_in_the_step_that_registers_and_in_what_their_states_s
     assert [getattr(teacher, name) for name in constants] == [getattr(participant, name) for name in constants]
     assert list(teacher.STATES) == list(participant.STATES)
     different = [
-        mine["trigger"]
+        (mine, theirs)
         for mine, theirs in zip(teacher.TRANSITIONS, participant.TRANSITIONS, strict=True)
         if mine != theirs
     ]
-    assert different == ["register"]
+    assert [mine["trigger"] for mine, _ in different] == ["register", "restore"]
+    _, (_, restore_participant) = different
+    assert restore_participant["before"] == [*row_of(teacher, "restore", "registered")["before"], "restore_seat"]
 
 
 BOTH = [

@@ -64,7 +64,7 @@ def is_whole(redis_client, people, *names):
 
 def indexes(redis_client):
     """The indexes of the nodes that hold somebody."""
-    return [key for key in redis_client.keys("lesson_node_*") if "claims" not in key and key not in SHARED_KEYS]
+    return [key for key in redis_client.keys("lesson_node_*") if ":" not in key and key not in SHARED_KEYS]
 
 
 def indexed(redis_client):

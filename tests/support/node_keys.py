@@ -66,7 +66,7 @@ class House:
     async def restore(self, sids):
         for sid in sids:
             for lesson_id, seated in self.lessons.items():
-                if seated == sid:
+                if sid in seated:
                     await self.seats.ensure_map(lesson_id, 3)
             if sid in self.records:
                 await self.presence.restore(self.records[sid])

@@ -21,7 +21,7 @@ DAY = 86_400
 KEYS_OF_NODES = {"lesson_node_counts", "lesson_node_figures"}
 
 # The server's own keys that are neither of one node nor of one entry.
-SHARED_KEYS = {*KEYS_OF_NODES, "lesson_node_lessons"}
+SHARED_KEYS = {*KEYS_OF_NODES, "lesson_node_lessons", "lesson_node_seat_deadlines"}
 
 TEACHER = TeacherRecord("sid-t", "1", "ms-hill")
 

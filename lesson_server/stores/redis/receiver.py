@@ -87,7 +87,6 @@ class Receiver:
             except Exception:
                 logger.exception("a subscription to %s failed", self.server)
             was_connected = bool(self._requested)
-            self._pubsub = None
             self._requested = {}
             self._unsubscribed.clear()
             await self._on_lost(self)
@@ -96,28 +95,34 @@ class Receiver:
 
     async def _receive(self) -> None:
         """Receive messages until the connection is lost, or nothing arrives any more, not even the answer to a ping."""
-        clock = asyncio.get_running_loop().time
         async with contextlib.aclosing(self._connect()) as client, client.pubsub() as pubsub:
             self._has_sharded = bool(await client.eval(HAS_SHARDED, 0))
             await pubsub.connect()
             self._pubsub = pubsub
-            self._request_soon()
+            try:
+                self._request_soon()
+                await self._receive_from(pubsub)
+            finally:
+                self._pubsub = None
+
+    async def _receive_from(self, pubsub: Any) -> None:
+        clock = asyncio.get_running_loop().time
+        last_received = clock()
+        while clock() - last_received < RECEIVE_TIMEOUT:
+            message = await pubsub.get_message(timeout=PING_INTERVAL)
+            if message is None:
+                await pubsub.ping()
+                continue
             last_received = clock()
-            while clock() - last_received < RECEIVE_TIMEOUT:
-                message = await pubsub.get_message(timeout=PING_INTERVAL)
-                if message is None:
-                    await pubsub.ping()
-                    continue
-                last_received = clock()
-                kind, channel = message["type"], message["channel"]
-                if kind in ("message", "smessage"):
-                    await self._on_message(channel, message["data"])
-                elif kind in ("subscribe", "ssubscribe"):
-                    self._on_subscribed(channel)
-                elif kind == "sunsubscribe" and self._unsubscribed[channel]:
-                    self._unsubscribed[channel] -= 1
-                elif kind == "sunsubscribe":
-                    return  # the server does not serve this channel any more: its slot has moved to another master
+            kind, channel = message["type"], message["channel"]
+            if kind in ("message", "smessage"):
+                await self._on_message(channel, message["data"])
+            elif kind in ("subscribe", "ssubscribe"):
+                self._on_subscribed(channel)
+            elif kind == "sunsubscribe" and self._unsubscribed[channel]:
+                self._unsubscribed[channel] -= 1
+            elif kind == "sunsubscribe":
+                return  # the server does not serve this channel any more: its slot has moved to another master
 
     # Requests. Only one task sends them, so that the server gets them in order.
 

@@ -139,12 +139,23 @@ async def test_records_lost_while_the_index_is_kept_are_written_again(a, redis_c
 
 @pytest.mark.gen_test
 async def test_a_lost_seat_map_is_made_again_and_one_in_use_does_not_end_by_its_ttl(a, redis_client):
-    a.lessons = {"1": "a guest", "2": "another"}
+    a.lessons = {"1": ["a guest", "a friend"], "2": ["another"]}
     await a.seats.ensure_map("2", 3)
-    redis_client.expire("lesson_seat_2", 10)
+    seat_keys = ["lesson_seat_2", "lesson_node_seats:{lesson_seat_2}"]
+    for key in seat_keys:
+        assert redis_client.expire(key, 10)
+    restored = []
+    restore = a.restore
+
+    async def restore_and_note(sids):
+        restored.extend(sids)
+        return await restore(sids)
+
+    a.restore = restore_and_note
     await a.node.check_records()
     assert redis_client.hgetall("lesson_seat_1") == {"1": "", "2": "", "3": ""}
-    assert redis_client.ttl("lesson_seat_2") == RETENTION
+    assert [redis_client.ttl(key) for key in seat_keys] == [RETENTION, RETENTION]
+    assert restored == ["a guest", "a friend"]  # each may have had a seat
 
 
 @pytest.mark.gen_test

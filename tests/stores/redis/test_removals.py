@@ -81,7 +81,7 @@ async def test_a_removal_that_hangs_holds_up_an_answer_for_a_moment_and_is_retri
     monkeypatch.setattr(removals, "REMOVAL_PATIENCE", 0.01)
     await presence.write(CLIENT)
     with monkeypatch.context() as patch:
-        patch.setattr(presence._store, "execute", lambda *_: asyncio.Event().wait())
+        patch.setattr(presence._store, "execute", lambda *_, **__: asyncio.Event().wait())
         async with asyncio.timeout(5):
             await presence.remove(CLIENT.sid)
     assert lesson_field(redis_client, CLIENT) == CLIENT.sid
