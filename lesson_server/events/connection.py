@@ -18,6 +18,8 @@ from lesson_server.events.services import Services
 
 logger = logging.getLogger(__name__)
 
+# Events of a connection that may come at once, if the event has a pace.
+PACE_BURST = 40
 # Transitions that a region remembers for the message of :class:`InvalidTransition`.
 HISTORY_LENGTH = 6
 
@@ -123,7 +125,7 @@ class Region:
 
     CHART: ClassVar[Chart]
 
-    __slots__ = ("connection", "history", "machine", "request", "since", "state")
+    __slots__ = ("_next_turn", "connection", "history", "machine", "request", "since", "state")
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -133,6 +135,7 @@ class Region:
         self.machine.count(None, self.state)
         self.history: tuple[str, ...] = ()
         self.request: object = None
+        self._next_turn = 0.0  # loop time
 
     def __repr__(self) -> str:
         client, sid, lesson_id = self.CHART.CLIENT, self.connection.sid, self.connection.handshake.lesson_id
@@ -186,6 +189,18 @@ class Region:
     def needs_seat_map(self) -> bool:
         """Whether Redis should hold the seat map of the lesson because of this region."""
         return False
+
+    async def wait_for_turn(self, pace: float) -> None:
+        """Wait until the next event may run.
+
+        Args:
+            pace: see :class:`~lesson_server.events.event.Event`.
+        """
+        now = asyncio.get_running_loop().time()
+        turn = max(self._next_turn, now - (PACE_BURST - 1) * pace)
+        self._next_turn = turn + pace
+        if turn > now:
+            await asyncio.sleep(turn - now)
 
     # Transitions
 

@@ -21,11 +21,15 @@ class Event:
         classes: the class of the region for each chart of the event.
         deadline: seconds for the steps. The contract promises an answer within 5 s; the rest is for the clean-up.
         rate: returns, from the settings, the events per second that one process begins; 0 for no limit.
+        pace: mean seconds between two of these events of one connection at least; an earlier event waits. The first
+            PACE_BURST events may come at once. For an event that is told to everybody in the room, so that one client
+            can't make the server send without end.
     """
 
     classes: tuple[type[Region], ...]
     deadline: float
     rate: Callable[[ServerSettings], float] = no_limit
+    pace: float = 0.0
 
     @cached_property
     def name(self) -> str:

@@ -10,7 +10,7 @@ import statecharts.leave_seat.teacher
 from lesson_server.errors import UnexpectedData
 from lesson_server.events.event import Event
 from lesson_server.events.machine import Chart
-from lesson_server.events.take_seat import DEADLINE, MalformedData, SeatEvent, TeacherTakeSeat
+from lesson_server.events.take_seat import DEADLINE, PACE, MalformedData, SeatEvent, TeacherTakeSeat
 
 
 class ParticipantLeaveSeat(SeatEvent):
@@ -43,4 +43,4 @@ class TeacherLeaveSeat(TeacherTakeSeat):
     __slots__ = ()
 
 
-LEAVE_SEAT = Event((ParticipantLeaveSeat, TeacherLeaveSeat), DEADLINE)
+LEAVE_SEAT = Event((ParticipantLeaveSeat, TeacherLeaveSeat), DEADLINE, pace=PACE)

@@ -13,8 +13,9 @@ from lesson_server.events.event import Event
 from lesson_server.events.machine import Chart
 from lesson_server.stores.redis.seats import Taking
 
-# Seconds for the steps; see event.py.
+# Seconds for the steps, and between two events of one connection; see event.py.
 DEADLINE = 4.0
+PACE = 0.05
 
 
 class NotJoined(Refusal):
@@ -167,4 +168,4 @@ class TeacherTakeSeat(SeatEvent):
         return None
 
 
-TAKE_SEAT = Event((ParticipantTakeSeat, TeacherTakeSeat), DEADLINE)
+TAKE_SEAT = Event((ParticipantTakeSeat, TeacherTakeSeat), DEADLINE, pace=PACE)

@@ -229,6 +229,8 @@ class Gateway:
         refusal = None
         try:
             async with asyncio.timeout_at(deadline):
+                if event.pace:
+                    await region.wait_for_turn(event.pace)
                 await region.run()
         except Exception as error:
             refusal = self._refusal_of(event, region, error)

@@ -9,7 +9,7 @@ import asyncio
 import base64
 import logging
 import secrets
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -19,7 +19,7 @@ from picows import WSUpgradeRequest
 
 from lesson_server.errors import ServiceBusy
 from lesson_server.protocol import engine_socket, limits
-from lesson_server.protocol.engine_packets import OPEN, RequestRefused
+from lesson_server.protocol.engine_packets import MESSAGE, OPEN, RequestRefused
 from lesson_server.protocol.engine_socket import EngineSocket
 from lesson_server.protocol.limits import MAX_HEADER_LINES, MAX_PARAMETERS, MAX_URL_SIZE
 from lesson_server.protocol.places import Places
@@ -202,6 +202,14 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         socket = self.sockets.get(sid)
         if socket is not None:
             socket.send(data)
+
+    def broadcast(self, sids: Iterable[str], message: str | bytes) -> None:
+        """Send a message to several Engine.IO sockets."""
+        packet = MESSAGE + message if isinstance(message, str) else message
+        for sid in sids:
+            socket = self.sockets.get(sid)
+            if socket is not None:
+                socket.send_packet(packet)
 
     async def send_packet(self, sid: str, pkt: engineio.packet.Packet) -> None:
         await self.send(sid, pkt.data)

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 import orjson
 
-# Packets in the body of a POST, as in the reference implementations.
-MAX_PACKETS_IN_POST = 16
+# Packets in the body of a POST, and in the response of a poll: python-engineio accepts no more, on either side.
+MAX_PACKETS_IN_PAYLOAD = 16
 
 # The type of a packet is its first character.
 OPEN, CLOSE, PING, PONG, MESSAGE, UPGRADE, NOOP = "0123456"
@@ -46,6 +46,6 @@ def decode_payload(body: bytes) -> list[str]:
         packets = body.decode().split(SEPARATOR)
     except UnicodeDecodeError:
         raise ProtocolError("malformed payload") from None
-    if len(packets) > MAX_PACKETS_IN_POST:
+    if len(packets) > MAX_PACKETS_IN_PAYLOAD:
         raise ProtocolError("too many packets")
     return packets

@@ -17,8 +17,8 @@ from lesson_server.protocol.places import Places
 
 logger = logging.getLogger(__name__)
 
-# Packets that a client may leave unread before it is dropped.
-MAX_UNREAD_PACKETS = 256
+# Packets that a client may leave unread before it is dropped. In a large lesson, hundreds of seats change in a second.
+MAX_UNREAD_PACKETS = 512
 # Seconds between pings, and for a client to answer a ping: the defaults of Socket.IO.
 PING_INTERVAL = 25
 PING_TIMEOUT = 20
@@ -107,8 +107,12 @@ class EngineSocket:
 
     def send(self, message: str | bytes) -> None:
         """Send a message, unless the Engine.IO socket has ended."""
+        self.send_packet(MESSAGE + message if isinstance(message, str) else message)
+
+    def send_packet(self, packet: str | bytes) -> None:
+        """Send a packet, which many sockets may share, unless the Engine.IO socket has ended."""
         if not self.closed:
-            self.write(MESSAGE + message if isinstance(message, str) else message)
+            self.write(packet)
 
     def write(self, packet: str | bytes) -> None:
         """Send or queue a packet; drop the client if it has left too much unread."""

@@ -8,14 +8,23 @@ from functools import partial
 from typing import Protocol
 
 from lesson_server.protocol import limits
-from lesson_server.protocol.engine_packets import CLOSE, NOOP, PING, PONG, UPGRADE, ProtocolError, encode_payload
+from lesson_server.protocol.engine_packets import (
+    CLOSE,
+    MAX_PACKETS_IN_PAYLOAD,
+    NOOP,
+    PING,
+    PONG,
+    UPGRADE,
+    ProtocolError,
+    encode_payload,
+)
 
 
 class PollingTransport:
     """The polling transport of an Engine.IO socket.
 
     Args:
-        outbox: the queued packets of the Engine.IO socket; a poll takes all of them.
+        outbox: the queued packets of the Engine.IO socket; a poll takes the first of them.
 
     Attributes:
         request: the HTTP request of the pending poll, or None.
@@ -45,7 +54,7 @@ class PollingTransport:
             self.request = request
             await self._pending
             self._pending = self.request = None
-        return self._take_outbox()
+        return self._take_payload()
 
     def answer(self) -> None:
         """Let the pending poll, if there is one, return the queued packets."""
@@ -59,16 +68,19 @@ class PollingTransport:
 
     def close(self) -> list[str]:
         """Answer the pending poll, if there is one, and return the payloads for the next polls."""
+        final_payloads = []
+        while self._outbox:
+            final_payloads.append(self._take_payload())
         # CLOSE gets a payload of its own: the JavaScript client would handle it before a message in the same payload.
-        final_payloads = [self._take_outbox(), CLOSE] if self._outbox else [CLOSE]
+        final_payloads.append(CLOSE)
         if self._pending is not None:
             self._outbox.append(final_payloads.pop(0))
             self.answer()
         return final_payloads
 
-    def _take_outbox(self) -> str:
-        payload = encode_payload(self._outbox)
-        self._outbox.clear()
+    def _take_payload(self) -> str:
+        payload = encode_payload(self._outbox[:MAX_PACKETS_IN_PAYLOAD])
+        del self._outbox[:MAX_PACKETS_IN_PAYLOAD]
         return payload
 
 

@@ -90,12 +90,10 @@ class LocalRooms(AsyncManager):  # type: ignore[misc]
             return
         arguments = data if isinstance(data, tuple) else () if data is None else (data,)
         encoded = self.server.packet_class(EVENT, namespace=namespace, data=[event, *arguments]).encode()
-        parts = encoded if isinstance(encoded, list) else [encoded]  # with binary data, each attachment is a part
         skipped = skip_sid if isinstance(skip_sid, list) else [skip_sid]
-        for sid, eio_sid in self.get_participants(namespace, to or room):
-            if sid not in skipped:
-                for part in parts:
-                    await self.server.eio.send(eio_sid, part)
+        eio_sids = [eio_sid for sid, eio_sid in self.get_participants(namespace, to or room) if sid not in skipped]
+        for part in encoded if isinstance(encoded, list) else [encoded]:  # each binary attachment is a part
+            self.server.eio.broadcast(eio_sids, part)
 
     # Rooms
 

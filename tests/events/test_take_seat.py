@@ -7,8 +7,9 @@ import pytest
 from fakes import World, settle, store_down
 from seat_events import ANNA, BEN, GUEST, TEACHER, error, joined, seat, send, taken
 
+from lesson_server.events.connection import PACE_BURST
 from lesson_server.events.registry import EVENTS
-from lesson_server.events.take_seat import TAKE_SEAT
+from lesson_server.events.take_seat import PACE, TAKE_SEAT
 from lesson_server.protocol.transport import TooMuchData
 
 UNAVAILABLE = error("the lesson service is unavailable, try again")
@@ -251,3 +252,33 @@ async def test_a_restore_that_fails_is_tried_again_with_the_same_seat():
         await world.gateway.restore(["a"])
     await world.gateway.restore(["a"])
     assert taken(world) == {3: "anna"}
+
+
+# The pace
+
+
+@pytest.mark.gen_test
+async def test_a_client_that_sends_without_end_is_slowed_down_after_a_burst(monkeypatch):
+    """Each change is told to everybody in the room."""
+    waits, sleep = [], asyncio.sleep
+
+    async def note(seconds):
+        if seconds:
+            waits.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr("lesson_server.events.connection.asyncio.sleep", note)
+    world = World()
+    await joined(world, "a", ANNA)
+    for number in range(PACE_BURST + 3):
+        assert await take_seat(world, "a", {"seat": 1 + number % 2}) == seat(1 + number % 2)
+    assert 1 <= len(waits) <= 3
+    assert max(waits) <= 3 * PACE
+
+
+@pytest.mark.gen_test
+async def test_the_wait_for_a_turn_counts_towards_the_deadline():
+    world = World(events=[*EVENTS[:1], replace(TAKE_SEAT, deadline=0.02, pace=1_000.0)])
+    await joined(world, "a", ANNA)
+    answers = [await take_seat(world, "a") for _ in range(PACE_BURST + 1)]
+    assert answers == [seat(1)] * PACE_BURST + [UNAVAILABLE]

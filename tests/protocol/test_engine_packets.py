@@ -8,13 +8,13 @@ from edge import (
 )
 from raw_client import SECRET
 
-from lesson_server.protocol.engine_packets import MAX_PACKETS_IN_POST
+from lesson_server.protocol.engine_packets import MAX_PACKETS_IN_PAYLOAD
 
 
 @pytest.mark.gen_test
 async def test_a_body_may_have_as_many_packets_as_the_bound_says(edge: Edge) -> None:
     client = await edge.connected_polling()
-    assert (await client.post(*["43[]"] * MAX_PACKETS_IN_POST)).status == 200
+    assert (await client.post(*["43[]"] * MAX_PACKETS_IN_PAYLOAD)).status == 200
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ async def test_a_body_may_have_as_many_packets_as_the_bound_says(edge: Edge) -> 
         pytest.param(b"2probe", id="probe"),
         pytest.param(b"5", id="upgrade"),
         pytest.param(b"9" + SECRET.encode(), id="unknown packet"),
-        pytest.param(b"\x1e".join([b"3"] * (MAX_PACKETS_IN_POST + 1)), id="too many packets"),
+        pytest.param(b"\x1e".join([b"3"] * (MAX_PACKETS_IN_PAYLOAD + 1)), id="too many packets"),
         pytest.param(b"4" + SECRET.encode(), id="malformed message"),
     ],
 )

@@ -3,6 +3,7 @@
 import gc
 import socket
 import weakref
+from itertools import chain
 
 import pytest
 from edge import (
@@ -14,10 +15,12 @@ from edge import (
     short_timeouts_fixture,  # noqa: F401
 )
 from engine_requests import short_timeouts
+from engineio.payload import Payload
 from raw_client import UPGRADE_HEADERS, frame, websocket_query
 from waiting import LONG, until
 
 from lesson_server.protocol import limits
+from lesson_server.protocol.engine_packets import MAX_PACKETS_IN_PAYLOAD
 from lesson_server.protocol.limits import MAX_UNREAD_BYTES
 from lesson_server.protocol.websocket import Websocket
 
@@ -31,6 +34,30 @@ async def test_an_upgrade_of_a_client_whose_poll_waits(edge: Edge) -> None:
     await websocket.send("5", JOIN_WITH_ACK)
     assert await websocket.receive() == ACK
     assert edge.sio.eio.transport(client.sid) == "websocket"
+
+
+@pytest.mark.gen_test
+async def test_a_poll_takes_no_more_packets_than_the_python_client_accepts(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    [engine_socket] = edge.sockets
+    for number in range(2 * MAX_PACKETS_IN_PAYLOAD + 1):
+        engine_socket.send(str(number))
+    polled = [await client.poll() for _ in range(3)]
+    assert [len(packets) for packets in polled] == [MAX_PACKETS_IN_PAYLOAD, MAX_PACKETS_IN_PAYLOAD, 1]
+    assert [*chain.from_iterable(polled)] == [f"4{number}" for number in range(2 * MAX_PACKETS_IN_PAYLOAD + 1)]
+    assert Payload.max_decode_packets == MAX_PACKETS_IN_PAYLOAD
+
+
+@pytest.mark.gen_test
+async def test_what_is_left_at_the_end_comes_in_payloads_of_the_same_size_and_then_the_end(edge: Edge) -> None:
+    client = await edge.connected_polling()
+    [engine_socket] = edge.sockets
+    for number in range(MAX_PACKETS_IN_PAYLOAD + 1):
+        engine_socket.send(str(number))
+    await edge.sio.eio.disconnect(client.sid)
+    polled = [await client.poll() for _ in range(3)]
+    assert [len(packets) for packets in polled] == [MAX_PACKETS_IN_PAYLOAD, 1, 1]
+    assert polled[-1] == ["1"]
 
 
 @pytest.mark.gen_test

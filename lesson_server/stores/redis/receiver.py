@@ -132,7 +132,9 @@ class Receiver:
 
     async def _request(self) -> None:
         """Tell the server which channels have been added and removed."""
-        with contextlib.suppress(*FAILURES):  # the connection is lost, which the receiving task notices too
+        # The connection is lost, which the receiving task notices too. redis-py raises AttributeError if the connection
+        # is closed in the middle of a write.
+        with contextlib.suppress(*FAILURES, AttributeError):
             while self._requested != self.channels:
                 for channel in [*self.channels, *self._requested]:  # in the order in which they were added
                     # Without this check, redis-py would connect again while the receiving task reads.

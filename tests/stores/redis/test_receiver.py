@@ -197,3 +197,22 @@ def test_a_redis_without_sharded_pubsub_serves_all_channels_alike(io_loop, old_r
         await store.close()
 
     io_loop.run_sync(story)
+
+
+@pytest.mark.gen_test
+async def test_a_connection_that_is_closed_in_the_middle_of_a_request_is_no_defect(hearing, redis_client, caplog):
+    """redis-py has no writer any more then."""
+    hearing.receiver.add("news", sharded=False)
+    await until(lambda: hearing.subscribed)
+    failed = []
+
+    async def fail(channel):
+        failed.append(channel)
+        raise AttributeError("'NoneType' object has no attribute 'writelines'")
+
+    hearing.receiver._pubsub.ssubscribe = fail
+    hearing.receiver.add("room", sharded=True)
+    await until(lambda: failed)
+    redis_client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    await until(lambda: hearing.subscribed == ["news", "news", "room"])
+    assert not caplog.records
