@@ -143,17 +143,23 @@ def _dot_lines(chart: ModuleType) -> Iterator[str]:
     yield f'  start -> {chart.INITIAL} [penwidth="2"]'
     for row in chart.TRANSITIONS:
         style = PATH_STYLE if row["trigger"] in chart.PATH else STYLES.get(row["trigger"], {})
-        attributes = ", ".join(f'{key}="{value}"' for key, value in (style | _route(list(chart.STATES), row)).items())
+        attributes = ", ".join(f'{key}="{value}"' for key, value in (style | _route(chart, row)).items())
         label = _label([f"<b>{_heading(row)}</b>", *_steps(row)])
         yield f"  {row['source']} -> {row['dest']} [label={label}, {attributes}]"
     yield "}"
 
 
-def _route(states: list[str], row: Row) -> dict[str, str]:
-    """Route an arrow straight down to the next state, down on the right past other states, or back up on the left."""
+def _route(chart: ModuleType, row: Row) -> dict[str, str]:
+    """Route an arrow straight down to the next state, down on the right past other states, or back up on the left.
+
+    A loop of the path has no ports: Graphviz puts it on the right, and keeps room for its label on the card.
+    """
+    states = list(chart.STATES)
     distance = states.index(row["dest"]) - states.index(row["source"])
     if distance == 1:
         return {"weight": "100"}
+    if distance == 0 and row["trigger"] in chart.PATH:
+        return {}
     return {"tailport": "e"} if distance > 1 else {"tailport": "w", "headport": "sw"}
 
 
