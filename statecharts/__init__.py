@@ -23,6 +23,7 @@ Rules of the charts:
 * ``abandon`` returns to ``INITIAL`` after a failed event; ``disconnect`` ends the connection, and ``remove`` closes it
   from the server's side. Each row says what the state must clean up, including the failed step of the *next* state: a
   write that timed out may have been carried out. Clean-up is idempotent.
+* An event that changes no state leads from ``INITIAL`` to ``INITIAL``.
 * ``restore`` writes again what Redis has lost. The state stays the same, because nothing has changed for the client.
 * Not drawn: an event that is sent a second time, which fires the rest of ``PATH`` from the current state.
 """

@@ -102,7 +102,7 @@ def test_a_missing_drawing_is_told(diagrams, capsys, drawing):
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda text: text.replace("take_seat", "take_a_seat"),
+        lambda text: text.replace("disconnected", "gone"),
         lambda text: text + "\n",
         lambda text: text[: len(text) // 2],
         lambda text: "",
@@ -182,6 +182,24 @@ def test_the_picture_has_every_row_with_its_words_in_order(chart):
         ((bold, *lines),) = drawn[state]
         assert (bold, " ".join(lines)) == (state, sentence)
     assert len(drawn[f"start->{chart.INITIAL}"]) == 1
+
+
+@every_chart
+def test_the_words_of_the_path_are_on_the_white_card(chart):
+    """They are dark, and the page around the card may be dark too."""
+    svg = "{http://www.w3.org/2000/svg}"
+    groups = list(ElementTree.parse(export.DIAGRAMS / chart.EVENT / f"{chart.CLIENT}.svg").iter(f"{svg}g"))
+    (card,) = [group for group in groups if group.get("class") == "cluster"]
+    edges = [float(x) for x in re.findall(r"(-?[\d.]+),", card.find(f"{svg}path").get("d"))]
+    beginnings = [
+        float(text.get("x"))
+        for group in groups
+        if group.get("class") == "edge"
+        for text in group.findall(f"{svg}text")
+        if text.get("fill") == export.PATH_STYLE["fontcolor"]
+    ]
+    assert beginnings
+    assert all(min(edges) < x < max(edges) - 40 for x in beginnings)  # a word is 40 points long at least
 
 
 # docs/events/
