@@ -1,13 +1,16 @@
 """The official JavaScript client, as the Teacher App and the Participant's page use it."""
 
 import asyncio
+import contextlib
 import json
 import shutil
-from pathlib import Path
 
 import pytest
+from clients import client, join
+from cluster import ROOT
+from roster_api import TOKEN
 
-JS = Path(__file__).parents[1] / "js"
+JS = ROOT / "tests/js"
 SUCCESS = {"status": "SUCCESS", "data": {}}
 
 pytestmark = [
@@ -51,3 +54,48 @@ def test_it_is_told_why_it_is_refused(io_loop, server, transports):
 async def test_it_gets_an_error_as_an_answer(server):
     seen = await run(server, 1, client="participant", lesson_id="none-such")
     assert seen["answers"] == [{"status": "ERROR", "message": "lesson none-such not found"}]
+
+
+# docs/events/seat_changed.md
+
+
+@contextlib.asynccontextmanager
+async def seat_example(server, **auth):
+    """The example of the page, as tests/js/show_seats.js runs it."""
+    options = json.dumps({"auth": auth, "page": str(ROOT / "docs/events/seat_changed.md"), "token": TOKEN})
+    pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+    node = await asyncio.create_subprocess_exec("node", JS / "show_seats.js", server.url, options, **pipes)
+    try:
+        yield node
+    finally:
+        node.stdin.close()
+        await node.wait()
+
+
+async def shown(node, **seats):
+    """Waits until the example shows exactly these seats as taken."""
+    taken = None
+    while taken != seats:
+        shown_map = json.loads(await node.stdout.readline())
+        taken = {f"seat_{seat}": person for seat, person in shown_map.items() if person}
+    assert len(shown_map) == 30
+
+
+def test_the_example_of_the_page_shows_the_seats_without_a_gap(io_loop, start_server, mint):
+    here, there = (start_server(LESSON_ADMIN_TOKEN=TOKEN) for _ in range(2))
+
+    async def story():
+        async with client(there, client="participant", lesson_id="1", access_token=mint("anna")) as anna:
+            await join(anna)
+            await anna.call("take_seat", {"seat": 5})
+            async with seat_example(here, client="participant", lesson_id="1") as node:
+                await shown(node, seat_5="anna")  # from the map of the back end
+                await anna.call("take_seat", {"seat": 7})
+                await shown(node, seat_7="anna")  # from two changes
+                node.stdin.write(b"reconnect\n")
+                await anna.call("leave_seat")  # before, while or after it is away
+                await shown(node)
+                await anna.call("take_seat")
+                await shown(node, seat_1="anna")
+
+    io_loop.run_sync(story, timeout=30)
