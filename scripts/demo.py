@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from itertools import groupby
@@ -183,6 +183,14 @@ async def check_presence(store: aioredis.Redis, *, expected: bool) -> None:
         await asyncio.sleep(0.05)
 
 
+async def check_seats(store: aioredis.Redis) -> None:
+    """Raise DemoError if a participant with a token has no seat."""
+    occupants = set(await cast(Awaitable[list[str]], store.hvals(f"lesson_seat_{LESSON}")))
+    standing = {f"participant-{number}" for number in range(1, PARTICIPANTS - GUESTS + 1)} - occupants
+    if standing:
+        raise DemoError(f"without a seat: {', '.join(sorted(standing, key=_natural))}")
+
+
 async def demonstrate(log: IO[bytes]) -> None:
     """Run the demo step by step; raise DemoError at the first failed check."""
     # SIGTERM cancels the demo, which then stops its server.
@@ -193,24 +201,26 @@ async def demonstrate(log: IO[bytes]) -> None:
     step("Start the server, with a PostgreSQL and a Valkey of its own")
     async with started_server(log) as server:
         sign = Signer("@.lesson-server/auth.key")
-        clients = teachers(LESSON, 1, sign) + participants(LESSON, PARTICIPANTS, GUESTS, sign)
+        clients = teachers(LESSON, 1, sign) + participants(LESSON, PARTICIPANTS, GUESTS, sign, take_seats=True)
         async with aioredis.Redis.from_url(server.redis_url, decode_responses=True) as store:
-            step(f"A teacher and {PARTICIPANTS} participants join lesson {LESSON}; {GUESTS} of them are guests")
+            step(f"A teacher and {PARTICIPANTS} participants join lesson {LESSON}; all but {GUESTS} guests take a seat")
             async with attending(clients, server.url):
                 report = Report(clients)
                 console.print(report.as_table())
                 if report.failed:
-                    raise DemoError(f"{report.failed} of {len(clients)} could not join")
+                    raise DemoError(f"{report.failed} of {len(clients)} could not join, or take a seat")
 
                 step("The states of their connections (GET /metrics)")
                 await show_states(server.url)
 
                 step("The records in Redis")
                 await check_presence(store, expected=True)
+                await check_seats(store)
                 await show_redis(store)
 
-            step("All leave; nobody is in the lesson any more")
+            step("All leave; nobody is in the lesson any more, and the seats are kept for those who come back soon")
             await check_presence(store, expected=False)
+            await check_seats(store)
             await show_redis(store)
 
         step("Stop the server")

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from rich.table import Table
 
-SUCCESS = "SUCCESS"  # the outcome of a client that has joined; any other outcome is a failure
+SUCCESS = "SUCCESS"  # the outcome of a client whose join, and seat, succeeded; any other outcome is a failure
 
 PERCENTILES = (50, 95, 99)
 
@@ -26,6 +26,9 @@ class Reported(Protocol):
 
     @property
     def join_ms(self) -> float | None: ...
+
+    @property
+    def seat_ms(self) -> float | None: ...
 
 
 def percentile(values: Iterable[float], percent: int) -> float:
@@ -57,8 +60,12 @@ class Report:
         """Return the latency of each join that ended with ``outcome``."""
         return [c.join_ms for c in self.clients if c.join_ms is not None and c.outcome == outcome]
 
+    def seat_ms(self, outcome: str = SUCCESS) -> list[float]:
+        """Return the latency of each ``take_seat`` that ended with ``outcome``."""
+        return [c.seat_ms for c in self.clients if c.seat_ms is not None and c.outcome == outcome]
+
     def as_json(self) -> str:
-        """Return the report as one JSON object; the percentiles of joins are of successful joins only."""
+        """Return the report as one JSON object; the percentiles of joins and seats are of successful clients only."""
         return json.dumps(
             {
                 "clients": len(self.clients),
@@ -66,33 +73,37 @@ class Report:
                 "outcomes": dict(self.outcomes.most_common()),
                 "connect_ms": _percentiles(self.connect_ms),
                 "join_ms": _percentiles(self.join_ms()),
+                "seat_ms": _percentiles(self.seat_ms()),
             },
             ensure_ascii=False,
         )
 
     def as_table(self) -> Table:
-        """Return the outcomes, the most frequent first, each with the percentiles of its joins."""
+        """Return the outcomes, the most frequent first, each with its percentiles: joins, and below them seats."""
+        latencies = {"join": self.join_ms}
+        if any(client.seat_ms is not None for client in self.clients):
+            latencies["seat"] = self.seat_ms
         table = Table("outcome")
-        for column in ("clients", *(f"join p{percent}" for percent in PERCENTILES)):
-            table.add_column(column, justify="right", no_wrap=True)
+        for heading in ("clients", *("\n".join(f"{step} p{percent}" for step in latencies) for percent in PERCENTILES)):
+            table.add_column(heading, justify="right", no_wrap=True)
         for outcome, count in self.outcomes.most_common():
-            latencies = _percentiles(self.join_ms(outcome)).values()
+            steps = [_percentiles(of(outcome)).values() for of in latencies.values()]
             table.add_row(
                 outcome,
                 str(count),
-                *("" if latency is None else f"{latency:.1f} ms" for latency in latencies),
+                *("\n".join(map(_milliseconds, values)) for values in zip(*steps, strict=True)),
                 style="green" if outcome == SUCCESS else "red",
             )
         return table
 
     def plot(self, file: Path, title: str) -> None:
-        """Plot the cumulative distributions of the connect and the join latencies."""
+        """Plot the cumulative distributions of the latencies."""
         from matplotlib.figure import Figure  # imported here: it takes half a second, and only a plot needs it
 
         figure = Figure(figsize=(9, 5), layout="constrained")
         axes = figure.add_subplot()
-        curves = {"connect": self.connect_ms, "join": self.join_ms()}
-        for color, (name, latencies) in zip(("tab:blue", "tab:orange"), curves.items(), strict=True):
+        curves = {"connect": self.connect_ms, "join": self.join_ms(), "seat": self.seat_ms()}
+        for color, (name, latencies) in zip(("tab:blue", "tab:orange", "tab:green"), curves.items(), strict=True):
             if not latencies:
                 continue
             marks = {percent: percentile(latencies, percent) for percent in PERCENTILES}
@@ -121,3 +132,7 @@ class Report:
 
 def _percentiles(latencies: list[float]) -> dict[str, float | None]:
     return {f"p{p}": round(percentile(latencies, p), 3) if latencies else None for p in PERCENTILES}
+
+
+def _milliseconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} ms"

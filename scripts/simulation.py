@@ -3,8 +3,8 @@
 The server sees only what a client sends: nothing here imports the server. Terms used below:
 
 * to *join* is to connect with a handshake, emit ``join_lesson`` and get its acknowledgement;
-* an *outcome* is the result of a join: ``SUCCESS``, the server's message of an ERROR or of a refused handshake, or
-  else ``timeout``, ``connection lost`` and the like;
+* an *outcome* is the result of a join, and of ``take_seat`` if the client takes a seat: ``SUCCESS``, the server's
+  message of an ERROR or of a refused handshake, or else ``timeout``, ``connection lost`` and the like;
 * the clients *attend* from their joins until all of them leave together.
 """
 
@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -96,29 +97,35 @@ class Client:
     """One simulated client and its outcome.
 
     Args:
+        takes_seat: whether the client takes a seat after its join.
         auth: the ``auth`` object of the client's handshake.
     """
 
-    def __init__(self, **auth: str) -> None:
+    def __init__(self, *, takes_seat: bool = False, **auth: str) -> None:
         self.auth = auth
         self.outcome = INTERRUPTED
         self.connect_ms: float | None = None
         self.join_ms: float | None = None
+        self.seat_ms: float | None = None
+        self._takes_seat = takes_seat
         self._sio: socketio.AsyncClient | None = None
 
     async def join(self, url: str, transport: str, http_session: Callable[[], aiohttp.ClientSession]) -> None:
-        """Connect and join; set ``outcome`` and the latency of each completed step; raise nothing."""
+        """Connect, join, and perhaps take a seat.
+
+        Set ``outcome`` and the latency of each completed step; raise nothing.
+        """
         self._sio = sio = socketio.AsyncClient(
             reconnection=False, handle_sigint=False, request_timeout=PATIENCE, http_session=http_session
         )
-        settled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-        def settle(outcome: str) -> None:
-            if not settled.done():
-                settled.set_result(outcome)
+        def end(reason: str) -> None:
+            if not ended.done():
+                ended.set_result(reason)
 
-        sio.on("connect_error", lambda *reason: settle(_message(reason)))
-        sio.on("disconnect", lambda _reason: settle(LOST))
+        sio.on("connect_error", lambda *reason: end(_message(reason)))
+        sio.on("disconnect", lambda _reason: end(LOST))
         try:
             started = time.perf_counter()
             async with asyncio.timeout(PATIENCE):
@@ -126,15 +133,17 @@ class Client:
             self.connect_ms = _milliseconds_since(started)
 
             started = time.perf_counter()
-            async with asyncio.timeout(PATIENCE):
-                # Not sio.call(), which goes on waiting when the connection is lost.
-                await sio.emit("join_lesson", callback=lambda *answer: settle(_outcome(answer)))
-                self.outcome = await settled
+            self.outcome = _outcome(await _call(sio, "join_lesson", ended), has_no_data)
             self.join_ms = _milliseconds_since(started)
+
+            if self._takes_seat and self.outcome == SUCCESS:
+                started = time.perf_counter()
+                self.outcome = _outcome(await _call(sio, "take_seat", ended), has_seat)
+                self.seat_ms = _milliseconds_since(started)
         except TimeoutError:
             self.outcome = TIMEOUT
         except Exception as error:  # socketio raises TypeError and more when a server closes during the handshake
-            self.outcome = settled.result() if settled.done() else str(error) or type(error).__name__
+            self.outcome = ended.result() if ended.done() else str(error) or type(error).__name__
 
     async def leave(self) -> None:
         """Disconnect; set ``outcome`` to DROPPED if the server has dropped the client since its join."""
@@ -156,15 +165,40 @@ def _message(reason: tuple[object, ...]) -> str:
             return " ".join(map(str, reason))
 
 
-def _outcome(answer: tuple[object, ...]) -> str:
-    """Return the outcome from the arguments of an acknowledgement."""
+async def _call(sio: socketio.AsyncClient, event: str, ended: asyncio.Future[str]) -> tuple[object, ...] | str:
+    """Emit an event, and return the arguments of its acknowledgement, or why the connection ended before."""
+    answer: asyncio.Future[tuple[object, ...]] = asyncio.get_running_loop().create_future()
+    async with asyncio.timeout(PATIENCE):
+        # Not sio.call(), which goes on waiting when the connection is lost.
+        await sio.emit(event, callback=lambda *arguments: answer.set_result(arguments))
+        results: tuple[asyncio.Future[Any], ...] = (answer, ended)
+        await asyncio.wait(results, return_when=asyncio.FIRST_COMPLETED)
+    return answer.result() if answer.done() else ended.result()
+
+
+def _outcome(answer: tuple[object, ...] | str, is_expected: Callable[[object], bool]) -> str:
+    """Return the outcome from the result of a call, whose data ``is_expected`` checks."""
     match answer:
-        case ({"status": "SUCCESS", "data": {}},):
+        case str(reason):
+            return reason
+        case ({"status": "SUCCESS", "data": data},) if is_expected(data):
             return SUCCESS
         case ({"status": "ERROR", "message": str(message)},):
             return message
         case _:
             return f"unexpected answer {json.dumps(answer, default=repr)}"
+
+
+def has_no_data(data: object) -> bool:
+    return data == {}
+
+
+def has_seat(data: object) -> bool:
+    match data:
+        case {"seat": int(), **others}:
+            return not others
+        case _:
+            return False
 
 
 def _milliseconds_since(started: float) -> float:

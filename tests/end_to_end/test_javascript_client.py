@@ -63,8 +63,8 @@ async def test_it_gets_an_error_as_an_answer(server):
 async def seat_example(server, **auth):
     """The example of the page, as tests/js/show_seats.js runs it."""
     options = json.dumps({"auth": auth, "page": str(ROOT / "docs/events/seat_changed.md"), "token": TOKEN})
-    pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
-    node = await asyncio.create_subprocess_exec("node", JS / "show_seats.js", server.url, options, **pipes)
+    command, pipe = ("node", JS / "show_seats.js", server.url, options), asyncio.subprocess.PIPE
+    node = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
     try:
         yield node
     finally:

@@ -86,6 +86,18 @@ def metrics(url: str) -> str:
         return answer.read().decode()
 
 
+def seats(url: str, lesson: str) -> dict[str, str]:
+    """The seat map of a lesson, from the roster API."""
+    with urlopen(f"{url}/api/lessons/{lesson}") as answer:
+        seats: dict[str, str] = json.load(answer)["seats"]
+        return seats
+
+
+def add_lesson(home: Path, *args: str) -> int:
+    add = [sys.executable, "-m", "lesson_server.cli", "lesson", "add", *args]
+    return subprocess.run(add, cwd=home, env=ENVIRONMENT, check=False, timeout=SCRIPT_TIMEOUT).returncode
+
+
 def command(script: str, *args: str) -> list[str]:
     return [sys.executable, str(ROOT / "scripts" / script), *args]
 
@@ -126,6 +138,23 @@ def test_participants_and_guests_join(home: Path, url: str, transport: str) -> N
     assert report["outcomes"] == {"SUCCESS": 30}
     for latencies in (report["connect_ms"], report["join_ms"]):
         assert 0 < latencies["p50"] <= latencies["p95"] <= latencies["p99"]
+
+
+@pytest.mark.parametrize("transport", ["websocket", "polling"])
+def test_participants_take_seats_and_guests_do_not(home: Path, url: str, transport: str) -> None:
+    done = run(home, PARTICIPANTS, "--url", url, "--seats", "--guests", "3", "--transport", transport, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["outcomes"] == {"SUCCESS": 30}
+    assert 0 < report["seat_ms"]["p50"] <= report["seat_ms"]["p95"] <= report["seat_ms"]["p99"]
+    names = {f"participant-{number}" for number in range(1, 28)}
+    assert names <= set(seats(url, "1").values())  # longer than the participants stay: for the grace
+
+
+def test_the_table_has_the_percentiles_of_the_seats_below_those_of_the_joins(home: Path, url: str) -> None:
+    done = run(home, PARTICIPANTS, "--url", url, "--seats", "--count", "2", "--plot", str(home / "seats.png"))
+    assert re.search(r"join p50 .* join p95 .* join p99.*\n.*outcome .* seat p50 .* seat p95 .* seat p99", done.stdout)
+    assert re.search(r"SUCCESS .* 2 (.* [\d.]+ ms){3}.*\n(.* [\d.]+ ms){3}", done.stdout)
 
 
 def test_more_clients_than_the_usual_limit_of_open_files(home: Path, url: str) -> None:
@@ -194,6 +223,13 @@ def test_one_failure_among_successes_is_a_failure(home: Path, url: str) -> None:
     assert json.loads(done.stdout)["outcomes"] == {"SUCCESS": 2, "access token is invalid": 1}
 
 
+def test_a_seat_that_is_refused_is_a_failure(home: Path, url: str) -> None:
+    assert add_lesson(home, "small", "--seats", "2") == 0
+    done = run(home, PARTICIPANTS, "--url", url, "--lesson", "small", "--seats", "--count", "5", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["outcomes"] == {"SUCCESS": 2, "the lesson is full": 3}
+
+
 def test_no_server_is_one_line(home: Path, url: str) -> None:
     done = run(home, PARTICIPANTS, "--url", "http://127.0.0.1:1", "--json")
     assert done.returncode == 1
@@ -260,6 +296,7 @@ def test_the_demo_shows_a_lesson_and_leaves_nothing_running(tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
     for shown in (r"SUCCESS .* 31 ", r"participant .* registered .* 27 ", r"lesson_teacher_1 .* hash", "All is well"):
         assert re.search(shown, done.stdout)
+    assert len(re.findall(r"lesson_seat_1 .* hash .* 1=participant-\d+", done.stdout)) == 2  # also after all have left
     assert processes_in(tmp_path) == []
 
 
