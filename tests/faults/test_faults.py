@@ -33,7 +33,7 @@ from lesson_server import server as server_module
 from lesson_server.events import join_lesson
 from lesson_server.settings.schema import Settings
 from lesson_server.stores import availability
-from lesson_server.stores.redis import nodes, removals
+from lesson_server.stores.redis import nodes, receiver, removals, seat_sweeper
 
 pytestmark = pytest.mark.usefixtures("quick_nodes")
 
@@ -341,7 +341,7 @@ def test_every_fault_of_the_matrix_has_its_proof():
 
 def test_every_time_of_the_matrix_is_what_its_constants_make_of_it():
     """As in ``9 s (`HEARTBEAT_INTERVAL` times `LOST_AFTER`)``: of the sources, and of the default settings."""
-    sections = {name: getattr(Settings(), name) for name in ("redis", "rds", "server")}
+    sections = {name: getattr(Settings(), name) for name in ("redis", "rds", "seats", "server")}
     constants = {
         **constants_of(nodes),
         **{f"{module.__name__.rpartition('.')[2]}.{name}": value for module in (nodes, removals)
@@ -349,7 +349,9 @@ def test_every_time_of_the_matrix_is_what_its_constants_make_of_it():
         **{name: constants_of(module)[name] for module, name in (
             (join_lesson, "DEADLINE"), (removals, "REMOVAL_PATIENCE"), (removals, "LATE_WRITE"),
             (availability, "PROBE_INTERVAL"), (availability, "PROBE_TIMEOUT"),
-            (server_module, "PRESENCE_DEADLINE"), (server_module, "ANALYTICS_DEADLINE"))},
+            (server_module, "PRESENCE_DEADLINE"), (server_module, "ANALYTICS_DEADLINE"),
+            (seat_sweeper, "SWEEP_INTERVAL"), (receiver, "RECONNECT_INTERVAL"), (receiver, "RECEIVE_TIMEOUT"),
+            (receiver, "PING_INTERVAL"))},
     }  # fmt: skip
 
     def value(name):
