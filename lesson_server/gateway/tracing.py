@@ -46,9 +46,11 @@ class TracingMachine(ChartMachine):
         self._original = original
         self._queues = queues
         self._labels = {"event": original.chart.EVENT, "client": original.chart.CLIENT}
+        self._trigger = ""
         self._error_before: BaseException | None = None
 
     async def fire(self, model: Model, trigger: str) -> bool:
+        self._trigger = trigger
         self._error_before = sys.exception()  # of another step: the caller cleans up after it
         moved = await super().fire(model, trigger)
         self._report("state", {"trigger": trigger, "state": model.state})
@@ -60,7 +62,7 @@ class TracingMachine(ChartMachine):
         if error is self._error_before:
             error = None
         sentence = None if error is None else str(error) if isinstance(error, Refusal) else "internal error"
-        self._report("step", {"step": step, "seconds": round(seconds, 6), "error": sentence})
+        self._report("step", {"trigger": self._trigger, "step": step, "seconds": round(seconds, 6), "error": sentence})
 
     def _report(self, name: str, data: dict[str, Any]) -> None:
         for queue in self._queues:

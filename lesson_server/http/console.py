@@ -34,7 +34,7 @@ def charts_of(events: Sequence[Event]) -> list[dict[str, Any]]:
     return [
         {"event": event.name, "client": client, "sentences": dict(cls.CHART.STATES)}
         for event in events
-        for client, cls in event.regions.items()
+        for client, cls in sorted(event.regions.items())
     ]
 
 
@@ -192,6 +192,8 @@ class EventsHandler(StreamHandler):
     async def _read_lesson(self, lesson_id: str, page: int) -> dict[str, Any]:
         found = await self.roster.lesson(lesson_id)
         people = [] if found is None else found.participants
+        seats = {} if found is None else found.seats
+        present = {person.id for person in people}
         pages = max(-(-len(people) // PEOPLE_ON_PAGE), 1)
         page = min(page, pages)
         return {
@@ -201,7 +203,9 @@ class EventsHandler(StreamHandler):
             "total": len(people),
             "page": page,
             "pages": pages,
-            "seats": {} if found is None else found.seats,
+            "seats": seats,
+            # The seats that are kept for those who have gone, for the grace.
+            "away": [seat for seat, occupant in seats.items() if occupant and occupant not in present],
             "teachers": [] if found is None else await formatted(found.teachers, teacher),
             "participants": await formatted(people[(page - 1) * PEOPLE_ON_PAGE :][:PEOPLE_ON_PAGE], participant),
         }

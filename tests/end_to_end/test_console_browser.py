@@ -3,8 +3,10 @@
 Chromium is Debian's package; without it these tests are skipped. With ``SCREENSHOTS=folder`` they leave pictures.
 """
 
+import asyncio
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -149,6 +151,61 @@ def test_an_operator_sees_both_nodes_and_removes_somebody(io_loop, start_server,
     io_loop.run_sync(story, timeout=90)
 
 
+LONG_NAME = "a" * 128  # as long as an id may be
+
+
+def test_an_operator_sees_who_sits_where_within_two_seconds(io_loop, start_server, sql, mint):
+    here, there = (start_server(LESSON_ADMIN_TOKEN=TOKEN, LESSON_SEATS_GRACE="8") for _ in range(2))
+    live = {"timeout": 2_000}
+    sql.execute("INSERT INTO lessons (id, seat_count) VALUES ('huge', 10000)")
+
+    async def story():
+        async with browser() as chromium:
+            page = await chromium.open(there.url)
+            await log_in(page, there.url)
+            await page.goto(f"{there.url}/console/lessons/1")
+            seat = {number: page.locator(f'[data-seat="{number}"]') for number in (5, 7)}
+            taken = page.locator("[data-figure=taken]")
+            async with (
+                client(here, client="participant", lesson_id="1", access_token=mint("anna")) as anna,
+                client(here, client="participant", lesson_id="1", access_token=mint(LONG_NAME)) as somebody,
+            ):
+                await asyncio.gather(join(anna), join(somebody))
+                await expect(seat[5]).to_have_text(re.compile("free"))
+                await anna.call("take_seat", {"seat": 5})
+                await expect(seat[5]).to_have_text(re.compile("anna"), **live)
+                await expect(taken).to_have_text("1")
+                await anna.call("take_seat", {"seat": 7})
+                await expect(seat[7]).to_have_text(re.compile("anna"), **live)
+                await expect(seat[5]).to_have_text(re.compile("free"))
+                await somebody.call("take_seat", {"seat": 5})
+                await expect(seat[5]).to_have_text(re.compile(LONG_NAME), **live)
+                await expect(page.get_by_role("row").filter(has_text=LONG_NAME).first).to_be_visible()
+                await is_pleasant(page, "seats")
+                await anna.disconnect()
+                await expect(seat[7]).to_have_text(re.compile("away.*anna"), **live)
+                await expect(page.get_by_text("2 taken, 1 of them kept for people who are away")).to_be_visible()
+                await is_pleasant(page, "seats-away")
+                await expect(seat[7]).to_have_text(re.compile("free"))  # after the grace
+                await somebody.call("leave_seat")
+                await expect(taken).to_have_text("0", **live)
+            async with client(here, client="participant", lesson_id="huge", access_token=mint("anna")) as anna:
+                await join(anna)
+                await page.goto(f"{there.url}/console/lessons/huge")
+                await anna.call("take_seat", {"seat": 9_999})
+                cell = page.get_by_role("gridcell", name="Seat 9999: anna", include_hidden=True)
+                await expect(cell).to_have_count(1, **live)
+                await page.get_by_role("gridcell").first.press("Control+End")
+                await page.keyboard.press("ArrowLeft")
+                await expect(page.locator("#seat-readout")).to_have_text("Seat 9999: anna")
+                await is_pleasant(page, "seats-huge")
+                await page.goto(f"{there.url}/console")
+                row = page.get_by_role("row").filter(has=page.get_by_role("link", name="huge", exact=True))
+                await expect(row.locator(".taken")).to_have_text("1")
+
+    io_loop.run_sync(story, timeout=120)
+
+
 @pytest.mark.skipif(not CLIENT.is_file(), reason="needs npm, which installs the package socket.io-client")
 def test_a_newcomer_sees_the_chart_of_a_join_walk(io_loop, environ, monkeypatch):
     monkeypatch.setattr(trial, "CLIENT", CLIENT)
@@ -168,7 +225,15 @@ def test_a_newcomer_sees_the_chart_of_a_join_walk(io_loop, environ, monkeypatch)
                     page.get_by_role("cell", name=step).or_(page.locator("li", has_text=step)).first
                 ).to_be_visible()
             await is_pleasant(page, "try")
+            await page.get_by_role("button", name="Take a seat").click()
+            await expect(page.get_by_text('"seat": 1')).to_be_visible()
+            await expect(page.locator("li", has_text="set_seat")).to_be_visible()
+            await expect(page.locator("li", has_text='seat_changed{"seat":1,"client_id":"anna"}')).to_be_visible()
+            await expect(page.locator(".chart:visible")).to_have_attribute("data-event", "take_seat")
+            await is_pleasant(page, "try-seat")
             await page.get_by_role("button", name="Disconnect").click()
+            await expect(page.locator("li", has_text="remove_presence")).to_be_visible()
+            await expect(page.locator("li.log-transition")).to_have_text("disconnect")
             await until(lambda: not server.gateway.connections)
             await page.get_by_label("Lesson", exact=True).fill("no-such-lesson")
             await page.get_by_role("button", name="Join", exact=True).click()

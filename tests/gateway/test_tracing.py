@@ -103,7 +103,7 @@ async def test_a_join_is_told_step_by_step_whichever_node_is_asked(bus, asked):
     for name, data in events:
         assert (data["event"], data["client"]) == ("join_lesson", "participant")
         if name == "step":
-            assert data.keys() == {"event", "client", "step", "seconds", "error"}
+            assert data.keys() == {"event", "client", "trigger", "step", "seconds", "error"}
             assert data["error"] is None
             assert 0 <= data["seconds"] < 1
         else:

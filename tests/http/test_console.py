@@ -381,6 +381,7 @@ async def test_the_stream_of_a_lesson_shows_who_is_there_as_they_come_and_go(qui
             "page": 1,
             "pages": 1,
             "seats": {},
+            "away": [],
             "teachers": [],
             "participants": [],
         }
@@ -400,7 +401,9 @@ async def test_the_stream_of_a_lesson_shows_who_is_there_as_they_come_and_go(qui
                 assert present["since"].endswith("Z")
                 assert list(shown["seats"]) == [str(number) for number in range(1, 31)]
                 assert {seat: name for seat, name in shown["seats"].items() if name} == {"7": "anna"}
+                assert shown["away"] == []
             shown = await stream.until("lesson", lambda data: not data["total"])
+            assert shown["away"] == ["7"]
             assert [there["user_id"] for there in shown["teachers"]] == ["ms-hill"]
         await stream.until("lesson", lambda data: not data["teachers"] and not data["guests"])
     await until(lambda: not StreamHandler.streams)

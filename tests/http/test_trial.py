@@ -254,19 +254,22 @@ ROWS: Any = [row for row in chart.TRANSITIONS if row["trigger"] in chart.PATH]
 JOIN = [
     event
     for row in ROWS
-    for event in (*(("step", step, None) for step in row["before"]), ("state", row["trigger"], row["dest"]))
+    for event in (
+        *(("step", row["trigger"], step, None) for step in row["before"]),
+        ("state", row["trigger"], row["dest"]),
+    )
 ]
 
 
-async def trace(stream, last):
+async def trace(stream, last, of="join_lesson"):
     """The events up to a state, without their times."""
     events = []
     while True:
         name, data = await stream.event()
-        assert (data.pop("event"), data.pop("client")) == ("join_lesson", "participant")
+        assert (data.pop("event"), data.pop("client")) == (of, "participant")
         if name == "step":
             assert 0 <= data.pop("seconds") < 10
-            events.append((name, data.pop("step"), data.pop("error")))
+            events.append((name, data.pop("trigger"), data.pop("step"), data.pop("error")))
         else:
             events.append((name, data.pop("trigger"), data.pop("state")))
         assert data == {}
@@ -290,7 +293,12 @@ async def test_a_join_is_shown_step_by_step(embedded, redis_client, monkeypatch)
         assert await trace(stream, "registered") == JOIN
         assert await connections(embedded, "registered") == [1.0]
         assert redis_client.hget("anna", "sid") == anna.get_sid()
+        assert await anna.call("take_seat") == {"status": "SUCCESS", "data": {"seat": 1}}
+        *steps, end = await trace(stream, "connected", of="take_seat")
+        assert steps[-1] == ("step", "take_seat", "set_seat", None)
+        assert end == ("state", "take_seat", "connected")
         await anna.disconnect()
+        assert await trace(stream, "disconnected", of="take_seat") == [("state", "disconnect", "disconnected")]
         assert (await trace(stream, "disconnected"))[-1] == ("state", "disconnect", "disconnected")
         assert await stream.ended() == []
     assert await connections(embedded, "registered") == [0.0]
@@ -310,8 +318,8 @@ async def test_a_refused_join_shows_its_sentence_at_the_step_that_refused(embedd
             answer = await join(anna)
             assert answer == error(answer["message"])
             assert await trace(stream, "connected") == [
-                ("step", "check_lesson_exists", answer["message"]),
-                ("step", "leave_room", None),
+                ("step", "validate_lesson", "check_lesson_exists", answer["message"]),
+                ("step", "abandon", "leave_room", None),
                 ("state", "abandon", "connected"),
             ]
             assert await connections(embedded, "connected") == [1.0]

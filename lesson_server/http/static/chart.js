@@ -39,6 +39,16 @@ export class Chart {
   }
 
   /**
+   * Where the drawing is wider than its place, show the states in the middle first, not the transitions beside them.
+   */
+  showStates() {
+    const place = this.drawing.parentElement;
+    const state = this.drawing.querySelector("g.node").getBoundingClientRect();
+    const visible = place.getBoundingClientRect();
+    place.scrollLeft += (state.left + state.right - visible.left - visible.right) / 2;
+  }
+
+  /**
    * Return the transition that leads on from a state, on the path of the event.
    * @param {string} state
    * @returns {Transition|undefined}
@@ -87,16 +97,12 @@ export async function loadChart(figure) {
   const drawing = document.importNode(file.documentElement, true);
   // The drawings use the same ids, and nothing refers to them.
   for (const element of drawing.querySelectorAll("[id]")) element.removeAttribute("id");
+  // So that all drawings have the same scale.
+  drawing.style.setProperty("--points", String(drawing.viewBox.baseVal.width));
   drawing.setAttribute("role", "img");
   drawing.setAttribute("aria-label", `Statechart of ${event}, ${client}`);
   place.replaceChildren(drawing);
-  showStates(place, drawing);
-  return new Chart(drawing, event, client);
-}
-
-/** Where the drawing is wider than its place, show the states in the middle first, not the transitions beside them. */
-function showStates(place, drawing) {
-  const state = drawing.querySelector("g.node").getBoundingClientRect();
-  const visible = place.getBoundingClientRect();
-  place.scrollLeft += (state.left + state.right - visible.left - visible.right) / 2;
+  const chart = new Chart(drawing, event, client);
+  chart.showStates();
+  return chart;
 }

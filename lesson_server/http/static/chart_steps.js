@@ -17,6 +17,11 @@ export class ChartSteps {
     this.reset(null);
   }
 
+  /** Take all marks away, but for the one of the state that the connection is in. */
+  clear() {
+    this.reset(this.#state);
+  }
+
   /**
    * Take all marks away, and mark the state that the connection is in.
    * @param {string|null} state
@@ -34,13 +39,19 @@ export class ChartSteps {
 
   /**
    * Mark a step as done or failed, with its duration.
-   * @param {{step: string, seconds: number, error: string|null}} step
+   * @param {{trigger: string, step: string, seconds: number, error: string|null}} step
    * @returns {import("./chart.js").Transition|null} the transition that the step is of
    */
-  step({ step, seconds, error }) {
-    this.#find(step);
-    if (!this.#transition) return null;
-    const { text } = this.#transition.steps[this.#done - 1];
+  step({ trigger, step, seconds, error }) {
+    if (this.#transition?.trigger !== trigger) {
+      this.#transition = this.chart.transitions.find((t) => t.source === this.#state && t.trigger === trigger) ?? null;
+      this.#done = 0;
+    }
+    const steps = this.#transition?.steps ?? [];
+    const at = steps.findIndex(({ name }, index) => index >= this.#done && name === step);
+    if (at < 0) return null;
+    this.#done = at + 1;
+    const { text } = steps[at];
     this.#transition.group.classList.add("is-current");
     text.classList.add(error === null ? "is-done" : "is-failed");
     const isRoomy = this.#transition.kind === "path"; // beside the other transitions stand other things
@@ -62,23 +73,5 @@ export class ChartSteps {
     this.chart.states.get(state)?.classList.add("is-current");
     this.#state = state;
     this.#transition = null;
-  }
-
-  /**
-   * Find the transition that a step is of. A step's name may stand on several: the one that is being made goes first;
-   * otherwise the step is the first one of a transition that leaves the present state.
-   */
-  #find(step) {
-    const later = this.#transition?.steps.findIndex(({ name }, index) => index >= this.#done && name === step) ?? -1;
-    if (later >= 0) {
-      this.#done = later + 1;
-      return;
-    }
-    const leaving = this.chart.transitions.filter(({ source }) => source === this.#state);
-    this.#transition =
-      leaving.find(({ steps }) => steps[0]?.name === step) ??
-      leaving.find(({ steps }) => steps.some(({ name }) => name === step)) ??
-      null;
-    this.#done = (this.#transition?.steps.findIndex(({ name }) => name === step) ?? -1) + 1;
   }
 }

@@ -32,11 +32,11 @@ function show(lesson) {
   const taken = seats.filter((occupant) => occupant !== "").length;
   showFigures({ participants: lesson.total, guests: lesson.guests, taken, seats: seats.length });
   showTeacher(lesson);
-  grid.show(lesson.seats);
+  grid.show(lesson.seats, new Set(lesson.away));
   section("seat-grid").parentElement.hidden = section("seat-readout").hidden = seats.length === 0;
   setText(
     section("seats").querySelector(".panel-summary"),
-    lesson.found ? describeSeats(taken, seats.length) : "Redis knows nothing of this lesson.",
+    lesson.found ? describeSeats(taken, seats.length, lesson.away.length) : "Redis knows nothing of this lesson.",
   );
   const people = peopleOf(lesson);
   showPeople(table, people);

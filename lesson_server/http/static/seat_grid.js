@@ -50,13 +50,14 @@ export class SeatGrid {
   /**
    * Show who sits where.
    * @param {Record<string, string>} seats seat number → occupant, or "" when the seat is free
+   * @param {Set<string>} away the seats that are kept for occupants who are not in the lesson
    */
-  show(seats) {
+  show(seats, away) {
     const numbers = Object.keys(seats); // integer-like keys of an object are in ascending order
     const isOther =
       numbers.length !== this.#numbers.length || numbers.some((number, at) => number !== this.#numbers[at]);
     if (isOther) this.#make(numbers);
-    for (const number of numbers) showOccupant(this.#cells.get(number), seats[number]);
+    for (const number of numbers) showOccupant(this.#cells.get(number), seats[number], away.has(number));
     this.#read(this.#readCell);
   }
 
@@ -140,25 +141,38 @@ const cellOf = (element) => element.closest("[role=gridcell]");
 
 function createCell(number, isRoomy) {
   const cell = html("span", { role: "gridcell", class: "seat", tabindex: "-1", "data-seat": number });
-  if (isRoomy) cell.append(html("span", {}, number), " ", html("span", { class: "seat-occupant" }));
+  if (isRoomy) {
+    const mark = html("span", { class: "seat-away" });
+    cell.append(html("span", {}, number, " ", mark), " ", html("span", { class: "seat-occupant" }));
+  }
   return cell;
 }
 
-function showOccupant(cell, occupant) {
-  if (cell.dataset.occupant === occupant) return;
+function showOccupant(cell, occupant, isAway) {
+  if (cell.dataset.occupant === occupant && cell.classList.contains("is-away") === isAway) return;
   cell.dataset.occupant = occupant;
   cell.classList.toggle("is-taken", occupant !== "");
+  cell.classList.toggle("is-away", isAway);
   setAttribute(cell, "title", occupant ? describe(cell) : null);
-  if (cell.lastChild) setText(cell.lastChild, occupant || "free");
-  else setAttribute(cell, "aria-label", describe(cell));
+  if (cell.lastChild) {
+    setText(cell.lastChild, occupant || "free");
+    setText(cell.querySelector(".seat-away"), isAway ? "away" : "");
+  } else setAttribute(cell, "aria-label", describe(cell));
 }
 
-const describe = (cell) => `Seat ${cell.dataset.seat}: ${cell.dataset.occupant || "free"}`;
+function describe(cell) {
+  const away = cell.classList.contains("is-away") ? ", away" : "";
+  return `Seat ${cell.dataset.seat}: ${cell.dataset.occupant || "free"}${away}`;
+}
 
 /**
  * Say how full a lesson is.
  * @param {number} taken
  * @param {number} seats
+ * @param {number} away so many of those taken are kept for people who are not in the lesson
  */
-export const describeSeats = (taken, seats) =>
-  seats ? `${formatAmount(seats, "seat")}, ${formatCount(taken)} taken` : "This lesson has no seats.";
+export function describeSeats(taken, seats, away) {
+  if (!seats) return "This lesson has no seats.";
+  const kept = away ? `, ${formatCount(away)} of them kept for people who are away` : "";
+  return `${formatAmount(seats, "seat")}, ${formatCount(taken)} taken${kept}`;
+}

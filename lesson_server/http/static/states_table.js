@@ -1,4 +1,7 @@
-/** The connections in each state as tables, one for each event: what the drawings say, for every screen and reader. */
+/**
+ * The connections in each state as tables, one for each event: what the drawings say, for every screen and reader. An
+ * event with one state has none: it would only repeat the number of connections.
+ */
 
 import { html, setText } from "./dom.js";
 import { updateChildren } from "./keyed.js";
@@ -11,10 +14,9 @@ import { formatDuration } from "./times.js";
  * @param {{event: string, client: string, states: object[]}[]} charts
  */
 export function showStates(container, charts) {
-  const events = [...new Set(charts.map((chart) => chart.event))].map((event) => ({
-    event,
-    charts: charts.filter((chart) => chart.event === event),
-  }));
+  const events = [...new Set(charts.map((chart) => chart.event))]
+    .map((event) => ({ event, charts: charts.filter((chart) => chart.event === event) }))
+    .filter((event) => event.charts.some(({ states }) => states.length > 1));
   updateChildren(container, events, { key: ({ event }) => event, create: createTable, update: updateTable });
 }
 

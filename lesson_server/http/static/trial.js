@@ -1,24 +1,29 @@
-/** One connection of the page "Try a join": its token, its Socket.IO connection, the reports of its steps. */
+/** One connection of the page "Try a join": its token, its Socket.IO connection, its events, the reports of its steps. */
 
 const CLIENT_MODULE = "/try/socket.io.esm.min.js";
-// Milliseconds; the server answers every join within 5 s.
+// Milliseconds; the server answers every event within 5 s.
 const ANSWER_TIMEOUT = 6_000;
 // Milliseconds to wait for the stream of steps before joining without it.
 const READY_TIMEOUT = 4_000;
-// The acknowledgement and the steps come over two connections. Milliseconds in which the last step arrives.
+// What the server sends to the client and the steps come over two connections. Milliseconds in which the last step
+// arrives.
 const SETTLING = 400;
 
 /**
  * @typedef {object} Reports what a trial calls as it goes on
  * @property {(sentence: string) => void} onFailure there is no connection, and why
  * @property {() => void} onConnect
- * @property {(step: {step: string, seconds: number, error: string|null}) => void} onStep
- * @property {(state: string) => void} onState
+ * @property {(step: {event: string, trigger: string, step: string, seconds: number, error: string|null}) => void} onStep
+ * @property {(reached: {event: string, state: string}) => void} onState
  * @property {(answer: object) => void} onAnswer
+ * @property {(name: string, data: object) => void} onServerEvent
  * @property {(sentence: string) => void} onDisconnect
  */
 
-/** A connection that joins a lesson. */
+/** The event with which each connection begins. */
+export const JOIN = "join_lesson";
+
+/** A connection that joins a lesson, and then emits what it is told to. */
 export class Trial {
   #socket = null;
   #steps = null;
@@ -42,17 +47,21 @@ export class Trial {
     this.#socket = io({ auth, transports: ["websocket"], reconnection: false, forceNew: true });
     this.#socket.on("connect_error", (error) => this.#report("onFailure", error.message));
     this.#socket.on("disconnect", (reason) => this.#onDisconnect(reason));
+    this.#socket.onAny((name, data) => setTimeout(() => this.#report("onServerEvent", name, data), SETTLING));
     this.#socket.on("connect", () => {
       this.#report("onConnect");
       this.#followSteps();
     });
   }
 
-  /** Emit join_lesson, and report its acknowledgement after the steps. */
-  async join() {
+  /**
+   * Emit an event without data, and report its acknowledgement after the steps.
+   * @param {string} event
+   */
+  async emit(event) {
     const answer = await this.#socket
       .timeout(ANSWER_TIMEOUT)
-      .emitWithAck("join_lesson")
+      .emitWithAck(event)
       .catch((error) => ({ error: error.message }));
     setTimeout(() => this.#report("onAnswer", answer), SETTLING);
   }
@@ -74,12 +83,12 @@ export class Trial {
   }
 
   #followSteps() {
-    const join = once(() => this.#socket.connected && this.join());
+    const join = once(() => this.#socket.connected && this.emit(JOIN));
     this.#steps = new EventSource(`/try/steps?sid=${encodeURIComponent(this.#socket.id)}`);
     this.#steps.addEventListener("ready", join);
     this.#steps.addEventListener("error", join); // then the join goes on without reports
     this.#steps.addEventListener("step", (event) => this.#report("onStep", JSON.parse(event.data)));
-    this.#steps.addEventListener("state", (event) => this.#report("onState", JSON.parse(event.data).state));
+    this.#steps.addEventListener("state", (event) => this.#report("onState", JSON.parse(event.data)));
     setTimeout(join, READY_TIMEOUT);
   }
 
@@ -87,7 +96,7 @@ export class Trial {
     const isOurs = reason === "io client disconnect";
     setTimeout(() => {
       this.#steps?.close();
-      this.#report("onState", "disconnected");
+      this.#report("onState", { event: JOIN, state: "disconnected" });
       this.#report("onDisconnect", isOurs ? "Disconnected." : `The server closed the connection (${reason}).`);
     }, SETTLING);
   }

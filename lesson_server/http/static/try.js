@@ -5,7 +5,7 @@ import { ChartSteps } from "./chart_steps.js";
 import { html, setText } from "./dom.js";
 import { formatMilliseconds } from "./numbers.js";
 import { Playback } from "./playback.js";
-import { Trial } from "./trial.js";
+import { JOIN, Trial } from "./trial.js";
 
 const part = (id) => document.getElementById(id);
 const form = part("try-form");
@@ -14,32 +14,50 @@ const log = part("try-log");
 const answerPart = part("try-answer");
 const playback = new Playback();
 const figures = [...document.querySelectorAll(".chart")];
-const charts = new Map(figures.map((figure) => [figure.dataset.client, loadChart(figure)]));
+const events = [...new Set(figures.map((figure) => figure.dataset.event))];
+const charts = new Map(figures.map((figure) => [nameOf(figure.dataset), loadChart(figure)]));
 
 let trial = null;
-let chartSteps = null;
-let state = null; // as shown, which may be later than as reported
+let chartSteps = new Map(); // event → the steps on the chart of the event
+let tried = JOIN; // the event whose steps the log and the chart show
+let state = null; // of the join, as shown, which may be later than as reported
 let logged = null; // the transition whose steps the log shows last
 
+function nameOf({ event, client }) {
+  return `${event} ${client}`;
+}
+
 // A guest is a participant without an access token.
-const chartOf = (client) => (client === "guest" ? "participant" : client);
+function chosenClient() {
+  const client = form.elements.client.value;
+  return client === "guest" ? "participant" : client;
+}
 
 function showClient() {
-  const client = form.elements.client.value;
-  for (const figure of figures) figure.hidden = figure.dataset.client !== chartOf(client);
+  showChart();
+  const isGuest = form.elements.client.value === "guest";
   // form.elements, because a form has properties of its own, such as `name`.
   const { name } = form.elements;
-  name.closest(".field").hidden = client === "guest";
-  name.required = client !== "guest";
+  name.closest(".field").hidden = isGuest;
+  name.required = !isGuest;
+}
+
+async function showChart() {
+  const shown = nameOf({ event: tried, client: chosenClient() });
+  for (const figure of figures) figure.hidden = nameOf(figure.dataset) !== shown;
+  (await charts.get(shown))?.showStates();
 }
 
 async function start() {
   trial?.end();
   playback.clear();
   const { client, lesson, name } = form.elements;
-  const chart = await charts.get(chartOf(client.value));
-  chartSteps = chart && new ChartSteps(chart);
-  clear(null);
+  const loaded = events.map(async (event) => [event, await charts.get(nameOf({ event, client: chosenClient() }))]);
+  chartSteps = new Map(
+    (await Promise.all(loaded)).filter(([, chart]) => chart).map(([event, chart]) => [event, new ChartSteps(chart)]),
+  );
+  show(JOIN);
+  state = null;
   trial = new Trial(reports);
   setText(status, "Connecting…");
   setControls("connecting");
@@ -54,22 +72,26 @@ const reports = {
   },
   onConnect: () => {
     setControls("connected");
-    clear(chartSteps?.chart.initial ?? "connected");
+    for (const steps of chartSteps.values()) steps.reset(steps.chart.initial);
+    state = chartSteps.get(JOIN)?.chart.initial ?? "connected";
     setText(status, "Joining…");
   },
   onStep: (step) => playback.add(() => showStep(step)),
   onState: (reached) => playback.add(() => showState(reached)),
   onAnswer: (answer) => playback.add(() => showAnswer(answer)),
+  onServerEvent: (name, data) => playback.add(() => showServerEvent(name, data)),
   onDisconnect: (sentence) => playback.add(() => setText(status, sentence)),
 };
 
-function clear(initial) {
-  state = initial;
+/** Empty the log, and show the chart of an event with the state that it is in. */
+function show(event) {
+  tried = event;
   logged = null;
   status.classList.remove("failure");
   log.replaceChildren();
   answerPart.hidden = true;
-  chartSteps?.reset(initial);
+  chartSteps.get(event)?.clear();
+  showChart();
 }
 
 function setControls(connection) {
@@ -78,7 +100,7 @@ function setControls(connection) {
 }
 
 function showStep(step) {
-  const transition = chartSteps?.step(step) ?? null;
+  const transition = chartSteps.get(step.event)?.step(step) ?? null;
   if (transition !== logged && transition !== null) {
     addToLog(html("li", { class: "log-transition" }, html("code", {}, transition.trigger)));
   }
@@ -90,12 +112,16 @@ function showStep(step) {
 }
 
 function showState(reached) {
-  if (reached === state) return;
-  state = reached;
+  chartSteps.get(reached.event)?.move(reached.state);
+  if (reached.event !== JOIN || reached.state === state) return; // the other events do not change the state
+  state = reached.state;
   logged = null;
-  chartSteps?.move(reached);
-  addToLog(html("li", { class: "log-state" }, "State ", html("code", {}, reached)));
-  if (reached === "disconnected") setControls("none");
+  addToLog(html("li", { class: "log-state" }, "State ", html("code", {}, state)));
+  if (state === "disconnected") setControls("none");
+}
+
+function showServerEvent(name, data) {
+  addToLog(html("li", { class: "log-event" }, html("code", {}, name), html("code", {}, JSON.stringify(data))));
 }
 
 function addToLog(item) {
@@ -118,11 +144,16 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   if (part("try-join").ariaDisabled !== "true") start();
 });
-part("try-again").addEventListener("click", () => {
-  clear(state);
-  setText(status, "Joining again…");
-  trial.join();
+for (const button of document.querySelectorAll("[data-emit]")) {
+  button.addEventListener("click", () => {
+    show(button.dataset.emit);
+    setText(status, `Sent ${button.dataset.emit}…`);
+    trial.emit(button.dataset.emit);
+  });
+}
+part("try-disconnect").addEventListener("click", () => {
+  if (tried !== JOIN) show(JOIN);
+  trial.disconnect();
 });
-part("try-disconnect").addEventListener("click", () => trial.disconnect());
 addEventListener("pagehide", () => trial?.end());
 showClient();
