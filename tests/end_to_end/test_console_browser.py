@@ -118,16 +118,18 @@ def test_an_operator_sees_both_nodes_and_removes_somebody(io_loop, start_server,
             await expect(page.get_by_text("Nobody has joined a lesson")).to_be_visible()
             with (
                 simulator(here, "teacher", "--lesson", "1"),
-                simulator(here, "participants", "--lesson", "1", "--count", "9", "--guests", "2"),
+                simulator(here, "participants", "--lesson", "1", "--count", "9", "--guests", "2", "--seats"),
             ):
                 async with client(there, client="participant", lesson_id="1", access_token=mint("anna")) as anna:
                     assert (await join(anna))["status"] == "SUCCESS"
+                    await anna.call("take_seat", {"seat": 12})
                     row = page.get_by_role("row").filter(has=page.get_by_role("link", name="1", exact=True))
                     await expect(page.locator("[data-figure=participants]")).to_have_text("8")
                     await expect(page.locator("[data-figure=teachers]")).to_have_text("1")
                     await expect(page.locator("[data-figure=guests]")).to_have_text("2")
                     await expect(page.locator("[data-figure=connections]")).to_have_text("11")
                     await expect(page.locator("#nodes tbody tr")).to_have_count(2)
+                    await expect(row.locator(".taken")).to_have_text("8")
                     await expect(page.locator("#stream-mark")).to_have_text("Live")
                     await is_pleasant(page, "overview")
                     await row.get_by_role("link").click()

@@ -263,7 +263,7 @@ JOIN = [
 
 async def trace(stream, last, of="join_lesson"):
     """The events up to a state, without their times."""
-    events = []
+    events: list[tuple[Any, ...]] = []
     while True:
         name, data = await stream.event()
         assert (data.pop("event"), data.pop("client")) == (of, "participant")
