@@ -33,6 +33,7 @@ class ParticipantLeaveSeat(SeatEvent):
     async def clear_seat(self) -> None:
         """Free the person's seat in the seat map, if there is one."""
         await self.connection.services.seats.leave(self.connection.handshake.lesson_id, self._session["client_id"])
+        self.connection.seat = 0  # so that it is not restored
 
 
 class TeacherLeaveSeat(TeacherTakeSeat):

@@ -108,6 +108,18 @@ def test_after_a_restart_of_an_empty_redis_the_seats_are_those_of_the_live_conne
         valkey.close()
 
 
+@pytest.mark.gen_test
+async def test_a_seat_that_was_left_is_not_written_again_after_flushall(server, redis_client, mint):
+    async with joined(server, mint, "anna") as anna, joined(server, mint, "ben") as ben:
+        assert await anna.call("take_seat", {"seat": 5}) == seat(5)
+        assert await ben.call("take_seat", {"seat": 6}) == seat(6)
+        assert await anna.call("leave_seat") == SUCCESS
+        redis_client.flushall()
+        await until(lambda: redis_client.hlen("lesson_student_1") == 2 and taken(redis_client))
+        await asyncio.sleep(0.1)  # a seat is restored just after the presence
+        assert taken(redis_client) == {6: "ben"}
+
+
 async def succeeds(sio, number):
     return await sio.call("take_seat", {"seat": number}) == seat(number)
 

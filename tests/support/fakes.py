@@ -173,10 +173,12 @@ class FakeRedis:
     def __init__(self) -> None:
         self.hashes: dict[str, dict[str, str]] = {}
         self.claims: dict[tuple[str, str], list[Claimed]] = {}
+        self.left: set[tuple[str, str]] = set()  # the people who have left their seats, by lesson and client_id
 
     def flushall(self) -> None:
         self.hashes.clear()
         self.claims.clear()
+        self.left.clear()
 
     def hset(self, key: str, fields: dict[str, str]) -> None:
         self.hashes.setdefault(key, {}).update(fields)
@@ -233,7 +235,6 @@ class FakeSeats:
         self.changes: list[tuple[str, int, str | None]] = []
         self._redis = redis
         self._point = faults.point
-        self._left: set[tuple[str, str]] = set()
 
     async def ensure_map(self, lesson_id: str, seat_count: int, client_id: str | None = None) -> int:
         if seat_count == 0:
@@ -257,13 +258,13 @@ class FakeSeats:
         held = self._seat_of(lesson_id, client_id)
         if held:
             self._set(lesson_id, held, None)
-            self._left.add((lesson_id, client_id))
+            self._redis.left.add((lesson_id, client_id))
         await self._point("seats.leave, done")
 
     async def restore(self, lesson_id: str, client_id: str, seat: int) -> int:
         await self._point("seats.restore")
         held = self._seat_of(lesson_id, client_id)
-        if not held and (lesson_id, client_id) not in self._left and not self._map(lesson_id).get(str(seat)):
+        if not held and (lesson_id, client_id) not in self._redis.left and not self._map(lesson_id).get(str(seat)):
             self._set(lesson_id, seat, client_id)
             held = seat
         await self._point("seats.restore, done")
@@ -297,7 +298,7 @@ class FakeSeats:
         if held:
             self._set(lesson_id, held, None)
         self._set(lesson_id, wanted, client_id)
-        self._left.discard((lesson_id, client_id))
+        self._redis.left.discard((lesson_id, client_id))
         return Taking.TAKEN, wanted
 
     def _set(self, lesson_id: str, seat: int, client_id: str | None) -> None:
