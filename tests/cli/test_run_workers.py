@@ -90,9 +90,10 @@ def test_official_clients_of_three_workers_join_and_join_again_when_one_is_kille
         )
         try:
             before = all_joined(crowd, come_to, count)
-            held = Counter(map(worker_of, before["engine_sids"]))
+            workers_of = [int(sid.partition(".")[0]) for sid in before["engine_sids"]]
+            held = Counter(workers_of)
             victim = min(held, key=held.__getitem__)
-            lost = {sid for sid, of in zip(before["sids"], before["engine_sids"], strict=True) if worker_of(of) == victim}
+            lost = {sid for sid, worker in zip(before["sids"], workers_of, strict=True) if worker == victim}
             os.kill(workers[victim], signal.SIGKILL)
             after = all_joined(crowd, come_to, count)
             while lost & set(after["sids"]):  # some have joined again before others have noticed
@@ -104,10 +105,6 @@ def test_official_clients_of_three_workers_join_and_join_again_when_one_is_kille
         finally:
             crowd.kill()
             crowd.communicate()
-
-
-def worker_of(engine_sid):
-    return int(engine_sid.partition(".")[0])
 
 
 def all_joined(crowd, transport, count):
