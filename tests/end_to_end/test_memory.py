@@ -252,7 +252,7 @@ async def test_websockets_that_read_nothing(clients, data):
     async def deaf(clients: Clients) -> Client:
         return await clients.connected(GUEST, receive_buffer=4096)
 
-    assert (await cost(clients, deaf, data, CONNECTIONS // 5)).peak < BOUND
+    assert (await cost(clients, deaf, data, CONNECTIONS // 10)).peak < BOUND
 
 
 @pytest.mark.usefixtures("small_buffers")
