@@ -4,10 +4,12 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import coverage
 import jwt
 import psycopg2
 import pytest
@@ -42,6 +44,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and "running_stores" in item.fixturenames:
             item.add_marker("stores")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Leaves tests that are marked ``without_coverage`` out of what ``coverage run`` measures."""
+    is_left_out = "COVERAGE_RUN" in os.environ and item.get_closest_marker("without_coverage") is not None
+    measured = coverage.Coverage.current() if is_left_out else None
+    if measured is None:
+        return (yield)
+    measured.stop()
+    try:
+        return (yield)
+    finally:
+        with warnings.catch_warnings(action="ignore", category=coverage.exceptions.CoverageWarning):
+            measured.start()  # it may say that what it measures has been imported before
 
 
 @pytest.fixture
