@@ -37,8 +37,8 @@ def call_here(capsys):
         with patch.dict(os.environ, environ):
             try:
                 status = main(list(map(str, arguments)))
-            except SystemExit as ended:
-                status = ended.code
+            except SystemExit as ended:  # of argparse
+                status = int(ended.code)
         said = capsys.readouterr()
         return subprocess.CompletedProcess(arguments, status, said.out, said.err)
 
