@@ -1,6 +1,7 @@
 """Real stores for the tests: one PostgreSQL and one Valkey for the run, emptied before each test that uses them."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -52,19 +53,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith(tuple(f"tests/{path}" for path in LONG_TESTS)))
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Leaves tests that are marked ``without_coverage`` out of what ``coverage run`` measures."""
-    is_left_out = "COVERAGE_RUN" in os.environ and item.get_closest_marker("without_coverage") is not None
-    measured = coverage.Coverage.current() if is_left_out else None
+@contextlib.contextmanager
+def without_coverage() -> Iterator[None]:
+    """Suspends what ``coverage run`` measures, but not what mutation testing does."""
+    measured = coverage.Coverage.current() if "COVERAGE_RUN" in os.environ else None
     if measured is None:
-        return (yield)
+        yield
+        return
     measured.stop()
     try:
-        return (yield)
+        yield
     finally:
         with warnings.catch_warnings(action="ignore", category=coverage.exceptions.CoverageWarning):
             measured.start()  # it may say that what it measures has been imported before
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collects without coverage: this file has imported the server already, and what else is imported are tests."""
+    with without_coverage():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Runs the tests that are marked so without coverage."""
+    if item.get_closest_marker("without_coverage") is None:
+        return (yield)
+    with without_coverage():
+        return (yield)
 
 
 @pytest.fixture
