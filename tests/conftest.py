@@ -1,13 +1,16 @@
 """Real stores for the tests: one PostgreSQL and one Valkey for the run, emptied before each test that uses them."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import coverage
 import jwt
 import psycopg2
 import pytest
@@ -37,11 +40,48 @@ for name in [name for name in os.environ if name.startswith("LESSON_")]:
     del os.environ[name]
 
 
+# The files and folders of the tests that take seconds. They run first: at the end, no process of xdist waits long for
+# the last test of the other.
+LONG_TESTS = ("cli/", "end_to_end/", "faults/", "scripts/", "stores/redis/test_client.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that need stores, so that the others can be run without."""
+    """Marks the tests that need stores, so that the others can be run without, and moves the long ones to the front."""
     for item in items:
         if isinstance(item, pytest.Function) and "running_stores" in item.fixturenames:
             item.add_marker("stores")
+    items.sort(key=lambda item: not item.nodeid.startswith(tuple(f"tests/{path}" for path in LONG_TESTS)))
+
+
+@contextlib.contextmanager
+def without_coverage() -> Iterator[None]:
+    """Suspends what ``coverage run`` measures, but not what mutation testing does."""
+    measured = coverage.Coverage.current() if "COVERAGE_RUN" in os.environ else None
+    if measured is None:
+        yield
+        return
+    measured.stop()
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings(action="ignore", category=coverage.exceptions.CoverageWarning):
+            measured.start()  # it may say that what it measures has been imported before
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collects without coverage: this file has imported the server already, and what else is imported are tests."""
+    with without_coverage():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Runs the tests that are marked so without coverage."""
+    if item.get_closest_marker("without_coverage") is None:
+        return (yield)
+    with without_coverage():
+        return (yield)
 
 
 @pytest.fixture
@@ -63,12 +103,41 @@ def running_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedde
         yield stores
 
 
+# The lessons as a first start leaves them; nothing is written when they are.
+RESTORE_LESSONS = """
+DELETE FROM lessons WHERE id <> '1';
+UPDATE lessons SET seat_count = 30, title = '' WHERE (seat_count, title) IS DISTINCT FROM (30, '')
+"""
+
+
+@pytest.fixture(scope="session")
+def restore_lessons(running_stores: EmbeddedStores) -> Iterator[Callable[[], None]]:
+    """Makes lesson 1 the only one, on one connection: for each new one PostgreSQL would start a process."""
+    connection: psycopg2.extensions.connection | None = None
+
+    def restore() -> None:
+        nonlocal connection
+        for _ in range(2):
+            if connection is None or connection.closed:
+                connection = psycopg2.connect(running_stores.dsn)
+                connection.autocommit = True
+            try:
+                with connection.cursor() as cursor:
+                    cursor.execute(RESTORE_LESSONS)
+                return
+            except psycopg2.OperationalError:  # a test has ended all connections
+                connection.close()
+        raise AssertionError("RDS is gone")
+
+    yield restore
+    if connection is not None:
+        connection.close()
+
+
 @pytest.fixture
-def stores(running_stores: EmbeddedStores) -> EmbeddedStores:
+def stores(running_stores: EmbeddedStores, restore_lessons: Callable[[], None]) -> EmbeddedStores:
     """The stores as a first start leaves them: lesson 1 with 30 seats, and nothing in Redis."""
-    with psycopg2.connect(running_stores.dsn) as connection, connection.cursor() as cursor:
-        cursor.execute("DELETE FROM lessons WHERE id <> '1'; UPDATE lessons SET seat_count = 30, title = ''")
-    connection.close()
+    restore_lessons()
     with redis.Redis.from_url(running_stores.redis_url) as client:
         client.flushall()
     return running_stores

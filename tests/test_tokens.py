@@ -243,6 +243,7 @@ def test_nonsense_is_refused(text: object) -> None:
     refused(verifier(public_pem(PRIVATE_KEYS["ES256"]), "ES256"), text)
 
 
+@pytest.mark.without_coverage
 @given(st.text() | st.binary().map(segment) | st.lists(st.binary().map(segment), min_size=3, max_size=3).map(".".join))
 def test_any_text_is_refused(text: str) -> None:
     refused(WHO, text)

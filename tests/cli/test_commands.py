@@ -1,9 +1,15 @@
-"""The command line, run as an operator runs it."""
+"""The command line, run as an operator runs it.
 
+A command that ends by itself is called in this process, where that does not matter: the process of the operator only
+calls the same function, and takes half a second to begin.
+"""
+
+import os
 import re
 import signal
 import subprocess
 import urllib.request
+from unittest.mock import patch
 
 import jwt
 import psutil
@@ -12,6 +18,8 @@ import pytest
 from cluster import KEY, ROOT
 from commands import COMMAND, clean_environ, running
 
+from lesson_server.cli.commands import main
+
 
 def call(*arguments, **environ):
     """Runs a command to its end."""
@@ -19,6 +27,22 @@ def call(*arguments, **environ):
     return subprocess.run(
         command, env=clean_environ(**environ), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
+
+
+@pytest.fixture
+def call_here(capsys):
+    """Runs a command to its end, in this process."""
+
+    def call_here(*arguments, **environ):
+        with patch.dict(os.environ, environ):
+            try:
+                status = main(list(map(str, arguments)))
+            except SystemExit as ended:  # of argparse
+                status = int(ended.code)
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, status, said.out, said.err)
+
+    return call_here
 
 
 def embedded_processes(data_dir):
@@ -130,8 +154,8 @@ def test_a_token_is_signed_with_the_configured_key():
     assert claims["exp"] - claims["iat"] == 60
 
 
-def test_a_token_without_a_key_says_what_to_do(tmp_path):
-    ended = call("token", "--role", "teacher", "--subject", "x", LESSON_SERVER_DATA_DIR=str(tmp_path))
+def test_a_token_without_a_key_says_what_to_do(call_here, tmp_path):
+    ended = call_here("token", "--role", "teacher", "--subject", "x", LESSON_SERVER_DATA_DIR=str(tmp_path))
     assert ended.returncode == 1
     assert "LESSON_AUTH_KEY" in ended.stderr
 
@@ -139,8 +163,8 @@ def test_a_token_without_a_key_says_what_to_do(tmp_path):
 @pytest.mark.parametrize(
     ("role", "subject", "ttl"), [("a b", "x", 60), ("x", "lesson_x", 60), ("x", "x", 0), ("x", "x", "soon")]
 )
-def test_a_token_that_no_server_accepts_is_not_printed(role, subject, ttl):
-    ended = call("token", "--role", role, "--subject", subject, "--ttl", ttl, LESSON_AUTH_KEY=KEY)
+def test_a_token_that_no_server_accepts_is_not_printed(call_here, role, subject, ttl):
+    ended = call_here("token", "--role", role, "--subject", subject, "--ttl", ttl, LESSON_AUTH_KEY=KEY)
     assert ended.returncode != 0
     assert ended.stdout == ""
     assert "Traceback" not in ended.stderr
@@ -149,33 +173,33 @@ def test_a_token_that_no_server_accepts_is_not_printed(role, subject, ttl):
 # lesson
 
 
-def test_lessons_are_added_changed_and_listed(environ):
-    assert "added" in call("lesson", "add", "b", **environ).stdout
-    assert "changed" in call("lesson", "add", "b", "--seats", "5", "--title", "B", **environ).stdout
-    assert call("lesson", "list", **environ).stdout.splitlines()[1:] == ["1          30", "b           5  B"]
+def test_lessons_are_added_changed_and_listed(call_here, environ):
+    assert "added" in call_here("lesson", "add", "b", **environ).stdout
+    assert "changed" in call_here("lesson", "add", "b", "--seats", "5", "--title", "B", **environ).stdout
+    assert call_here("lesson", "list", **environ).stdout.splitlines()[1:] == ["1          30", "b           5  B"]
 
 
-def test_a_lesson_that_nobody_could_join_is_not_added(environ, sql):
-    ended = call("lesson", "add", "a b", **environ)
+def test_a_lesson_that_nobody_could_join_is_not_added(call_here, environ, sql):
+    ended = call_here("lesson", "add", "a b", **environ)
     assert ended.returncode == 1
     sql.execute("SELECT count(*) FROM lessons")
     assert sql.fetchone() == (1,)
 
 
-def test_a_lesson_with_more_seats_than_a_join_could_make_is_not_added(environ):
-    ended = call("lesson", "add", "huge", "--seats", 10_001, **environ)
+def test_a_lesson_with_more_seats_than_a_join_could_make_is_not_added(call_here, environ):
+    ended = call_here("lesson", "add", "huge", "--seats", 10_001, **environ)
     assert (ended.returncode, "10000 seats at most" in ended.stderr) == (1, True)
 
 
-def test_only_run_needs_every_setting(environ):
-    assert call("lesson", "list", LESSON_RDS_DSN=environ["LESSON_RDS_DSN"]).returncode == 0
-    assert call("settings", LESSON_RDS_DSN=environ["LESSON_RDS_DSN"]).returncode == 0
+def test_only_run_needs_every_setting(call_here, environ):
+    assert call_here("lesson", "list", LESSON_RDS_DSN=environ["LESSON_RDS_DSN"]).returncode == 0
+    assert call_here("settings", LESSON_RDS_DSN=environ["LESSON_RDS_DSN"]).returncode == 0
 
 
-def test_a_platform_without_the_table_is_told_so(environ, sql):
+def test_a_platform_without_the_table_is_told_so(call_here, environ, sql):
     sql.execute("ALTER TABLE lessons RENAME TO gone")
     try:
-        ended = call("lesson", "list", **environ)
+        ended = call_here("lesson", "list", **environ)
     finally:
         sql.execute("ALTER TABLE gone RENAME TO lessons")
     assert ended.returncode == 1
@@ -201,7 +225,7 @@ def test_the_schema_can_be_applied_again(environ):
     connection.close()
 
 
-def test_without_a_command_it_says_what_there_is():
-    ended = call()
+def test_without_a_command_it_says_what_there_is(call_here):
+    ended = call_here()
     assert ended.returncode == 2
     assert "COMMAND" in ended.stderr

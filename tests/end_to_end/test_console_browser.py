@@ -17,9 +17,10 @@ from axe_playwright_python.async_playwright import Axe
 from clients import client, join
 from cluster import KEY, free_port
 from playwright.async_api import async_playwright, expect
+from processes import unmeasured
 from waiting import until
 
-from lesson_server.http import trial
+from lesson_server.http import console, figures, stream, trial, watch
 from lesson_server.server import LessonServer
 from lesson_server.settings.sources import load
 
@@ -30,6 +31,7 @@ OPTIONS = [
 ]
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
+STATIC = ROOT / "lesson_server/http/static"
 CLIENT = ROOT / "tests/js/node_modules/socket.io-client/dist/socket.io.esm.min.js"
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
 TOKEN = "the admin token of the tests"
@@ -39,6 +41,27 @@ SCHEMES = ("light", "dark")
 expect.set_options(timeout=20_000)  # milliseconds: for what always comes
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")
+
+
+@pytest.fixture(autouse=True)
+def quick_pages(monkeypatch):
+    """What is shown is renewed ten times as often as in production, and a lost stream is resumed ten times as soon."""
+    for module, name in (
+        (console, "LOOK_INTERVAL"),
+        (console, "READ_INTERVAL"),
+        (figures, "PUBLISH_INTERVAL"),
+        (watch, "READ_INTERVAL"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name) / 10)
+    monkeypatch.setattr(stream, "RETRY", stream.RETRY // 10)
+
+
+async def play_quickly(page):
+    """The page shows the steps of a join one after the other, as ever, but each for 10 ms only."""
+    script = (STATIC / "playback.js").read_text()
+    script, count = re.subn(r"^const PACE = \d+;$", "const PACE = 10;", script, flags=re.MULTILINE)
+    assert count == 1
+    await page.route("**/playback.js*", lambda route: route.fulfill(body=script, content_type="text/javascript"))
 
 
 class Browser:
@@ -76,7 +99,7 @@ async def browser():
 def simulator(server, name, *arguments):
     """A simulator whose clients stay in their lesson until the end of the ``with``."""
     command = [sys.executable, SCRIPTS / f"simulate_{name}.py", "--url", server.url, "--key", KEY, "--hold", "60"]
-    process = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, *arguments], env=unmeasured(), stdout=subprocess.DEVNULL)
     try:
         yield process
     finally:
@@ -98,8 +121,12 @@ async def is_pleasant(page, name):
         for scheme in SCHEMES:
             await page.set_viewport_size({"width": width, "height": 900})
             await page.emulate_media(color_scheme=scheme)
-            await page.wait_for_timeout(100)  # for the layout of the screenshot only
+            await page.wait_for_function(
+                "([width, scheme]) => innerWidth === width && matchMedia(`(prefers-color-scheme: ${scheme})`).matches",
+                arg=[width, scheme],
+            )
             if SCREENSHOTS:
+                await page.wait_for_timeout(100)  # for the layout of the screenshot only
                 await page.screenshot(path=Path(SCREENSHOTS) / f"{name}-{width}-{scheme}.png", full_page=True)
             assert await page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0, (name, width)
             if (width, scheme) not in ((360, "dark"), (1440, "light")):
@@ -217,6 +244,7 @@ def test_a_newcomer_sees_the_chart_of_a_join_walk(io_loop, environ, monkeypatch)
         await server.start()
         async with browser() as chromium:
             page = await chromium.open(server.url)
+            await play_quickly(page)
             await page.goto(server.url)
             await page.get_by_role("link", name="Try a join").first.click()
             await page.get_by_label("Name").fill("anna")

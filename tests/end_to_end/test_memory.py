@@ -31,6 +31,8 @@ from lesson_server.protocol.limits import (
 )
 from lesson_server.protocol.transport import MAX_EVENT_SIZE, MAX_WAITING_EVENTS
 
+pytestmark = pytest.mark.without_coverage  # its own memory would count, too
+
 KB = 1_000
 BOUND = 100 * KB
 CONNECTIONS = 20
@@ -252,7 +254,7 @@ async def test_websockets_that_read_nothing(clients, data):
     async def deaf(clients: Clients) -> Client:
         return await clients.connected(GUEST, receive_buffer=4096)
 
-    assert (await cost(clients, deaf, data, CONNECTIONS // 5)).peak < BOUND
+    assert (await cost(clients, deaf, data, CONNECTIONS // 10)).peak < BOUND
 
 
 @pytest.mark.usefixtures("small_buffers")

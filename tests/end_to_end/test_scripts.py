@@ -14,6 +14,8 @@ from urllib.request import urlopen
 
 import psutil
 import pytest
+import simulate_participants
+from processes import unmeasured
 
 ROOT = Path(__file__).parents[2]
 TEACHER = "simulate_teacher.py"
@@ -22,10 +24,11 @@ PARTICIPANTS = "simulate_participants.py"
 STOP_TIMEOUT = 30
 SCRIPT_TIMEOUT = 60
 
-# For processes whose working directory is elsewhere.
+# For processes whose working directory is elsewhere. The simulators import nothing of the server.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("LESSON_")} | {
     "PYTHONPATH": str(ROOT)
 }
+SIMULATORS_ENVIRONMENT = unmeasured(ENVIRONMENT)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,7 @@ def held_participants(home: Path, url: str, hold: int) -> Iterator[subprocess.Po
     with subprocess.Popen(
         command(PARTICIPANTS, "--url", url, "--count", "3", "--hold", str(hold), "--json"),
         cwd=home,
-        env=ENVIRONMENT,
+        env=SIMULATORS_ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -103,9 +106,15 @@ def command(script: str, *args: str) -> list[str]:
 
 
 def run(home: Path, script: str, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(script, *args), cwd=home, env=ENVIRONMENT, capture_output=True, text=True, timeout=SCRIPT_TIMEOUT
-    )
+    return run_command(command(script, *args), home, SIMULATORS_ENVIRONMENT)
+
+
+def run_demo(home: Path) -> subprocess.CompletedProcess[str]:
+    return run_command(command("demo.py"), home, ENVIRONMENT)
+
+
+def run_command(words: list[str], home: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, cwd=home, env=environ, capture_output=True, text=True, timeout=SCRIPT_TIMEOUT)
 
 
 def processes_in(directory: Path) -> list[psutil.Process]:
@@ -159,9 +168,7 @@ def test_the_table_has_the_percentiles_of_the_seats_below_those_of_the_joins(hom
 
 def test_more_clients_than_the_usual_limit_of_open_files(home: Path, url: str) -> None:
     limited = f"ulimit -Sn 64; exec {' '.join(command(PARTICIPANTS, '--url', url, '--count', '100', '--json'))}"
-    done = subprocess.run(
-        ["sh", "-c", limited], cwd=home, env=ENVIRONMENT, capture_output=True, text=True, timeout=SCRIPT_TIMEOUT
-    )
+    done = run_command(["sh", "-c", limited], home, SIMULATORS_ENVIRONMENT)
     assert json.loads(done.stdout)["outcomes"] == {"SUCCESS": 100}
 
 
@@ -264,10 +271,15 @@ def test_guests_need_no_key(home: Path, url: str) -> None:
         ["--plot", "nowhere/picture.png"],
     ],
 )
-def test_a_wrong_argument_is_named(tmp_path: Path, args: list[str]) -> None:
-    done = run(tmp_path, PARTICIPANTS, *args)
-    assert done.returncode == 2
-    assert f"error: argument {args[0]}: " in done.stderr
+def test_a_wrong_argument_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: list[str]
+) -> None:
+    """In this process: all that the script does besides is to exit with the status that ``main`` returns."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exited:
+        simulate_participants.main(args)
+    assert exited.value.code == 2
+    assert f"error: argument {args[0]}: " in capsys.readouterr().err
 
 
 def test_ctrl_c_while_held_still_reports(home: Path, url: str) -> None:
@@ -292,7 +304,7 @@ def test_a_client_that_is_dropped_while_held_has_failed(tmp_path: Path) -> None:
 
 
 def test_the_demo_shows_a_lesson_and_leaves_nothing_running(tmp_path: Path) -> None:
-    done = run(tmp_path, "demo.py")
+    done = run_demo(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     for shown in (r"SUCCESS .* 31 ", r"participant .* registered .* 27 ", r"lesson_teacher_1 .* hash", "All is well"):
         assert re.search(shown, done.stdout)
@@ -302,7 +314,7 @@ def test_the_demo_shows_a_lesson_and_leaves_nothing_running(tmp_path: Path) -> N
 
 def test_a_demo_that_fails_says_why_and_shows_the_log(tmp_path: Path) -> None:
     (tmp_path / ".lesson-server").write_text("no directory")
-    done = run(tmp_path, "demo.py")
+    done = run_demo(tmp_path)
     assert done.returncode == 1
     assert ".lesson-server" in done.stdout
     assert "The demo has failed: the server has ended without listening" in done.stdout

@@ -15,6 +15,8 @@ from lesson_server.stores.redis.claims import Claims
 from lesson_server.stores.redis.presence import Presence
 from lesson_server.stores.redis.removals import Removals
 
+pytestmark = pytest.mark.without_coverage
+
 # More than any of the scenarios here has: a test that is cut has not seen every order.
 LIMIT = 2_000
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import socketio
 from clients import SUCCESS, client, join, refusal
-from cluster import PATIENCE, ROOT
+from cluster import PATIENCE, QUICK_NODES, ROOT
 from everyone import (
     answered,
     everyone,
@@ -214,7 +214,8 @@ async def test_a_deploy_sends_everybody_away_and_leaves_nothing(start_node, frag
 async def test_a_deploy_while_redis_hangs_ends_in_time_and_another_node_removes_the_rest(
     start_node, environ, fragile, redis_proxy, redis_client, mint
 ):
-    node, other = start_node(fragile, LESSON_SERVER_DRAIN="0.5"), start_node(environ)
+    node = start_node(fragile, QUICK_NODES | {"server.PRESENCE_DEADLINE": 0.5}, LESSON_SERVER_DRAIN="0.5")
+    other = start_node(environ)
     async with everyone(node, mint), everyone_elsewhere(other, mint) as elsewhere:
         redis_proxy.hang()
         node.send(signal.SIGTERM)

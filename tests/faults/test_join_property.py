@@ -9,6 +9,7 @@ import asyncio
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+import pytest
 from fakes import Faults, Hold, World, run, settle, store_down
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -224,6 +225,7 @@ IS_REMOVED_TWICE = [
 ]
 
 
+@pytest.mark.without_coverage
 @settings(max_examples=500, deadline=None)
 @given(casts, schedules)
 @example(TWICE[:1], FAILS_AND_COMES_BACK)

@@ -78,7 +78,7 @@ async def test_a_join_in_the_middle_of_flushall_is_whole(server, redis_proxy, re
 
 
 @pytest.mark.parametrize("own_redis", [True, False], indirect=True, ids=["with its data", "empty"])
-def test_a_restart_of_redis_is_survived(io_loop, start_server, own_redis, mint, caplog):
+def test_a_restart_of_redis_is_survived(io_loop, own_redis, start_server, mint, caplog):
     server = start_server(LESSON_REDIS_URL=own_redis.url)
 
     async def story():

@@ -9,6 +9,7 @@ import pytest
 import schemathesis
 from clients import SUCCESS, client, join
 from cluster import NodeProcess
+from processes import unmeasured
 from roster_api import TOKEN, operation_of, read
 
 from lesson_server.http.openapi import document
@@ -88,6 +89,7 @@ def test_schemathesis_finds_no_answer_that_the_document_does_not_describe(io_loo
                 *("--generation-database", "none"),
             ],
             cwd=tmp_path,
+            env=unmeasured(),
             capture_output=True,
             text=True,
             timeout=60,

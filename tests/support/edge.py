@@ -140,6 +140,8 @@ class Edge(Clients):
         await self.server.stop()
         await until(lambda: not self.sio.eio.sockets and not self.sio.eio._tasks)
         await self.rooms.close()
+        # redis-py loses a cancellation in the middle of a connect, and the next one comes after CANCEL_INTERVAL.
+        await self._subscription._subscribed.wait()
         await self._subscription.close()
         await self._redis.close()
 

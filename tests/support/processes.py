@@ -1,10 +1,16 @@
 """Processes and their children."""
 
+import os
 import time
 
 import psutil
 
 LONG = 20.0
+
+
+def unmeasured(environ=os.environ):
+    """The environment of a process that runs none of the server's code: without coverage it starts sooner."""
+    return {name: value for name, value in environ.items() if name != "COVERAGE_PROCESS_CONFIG"}
 
 
 def until(condition, patience=LONG):

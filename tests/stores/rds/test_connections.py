@@ -48,6 +48,12 @@ def through_proxy(open_lessons, proxy, dsn_of_proxy):
     proxy.restore()
 
 
+@pytest.fixture
+def quick_probes(monkeypatch):
+    """An RDS that is known not to answer is asked again sooner."""
+    monkeypatch.setattr(availability, "PROBE_INTERVAL", 0.05)
+
+
 @pytest.fixture(scope="module")
 def own_rds(tmp_path_factory):
     with closing(Postgres(tmp_path_factory.mktemp("rds"))) as postgres:
@@ -86,6 +92,7 @@ def test_joins_wait_for_no_more_than_the_contract_s_times():
     assert availability.PROBE_TIMEOUT + availability.PROBE_INTERVAL < 2
 
 
+@pytest.mark.usefixtures("quick_probes")
 @pytest.mark.parametrize("fault", ["hang", "refuse"])
 def test_a_join_costs_no_time_while_rds_is_known_not_to_answer(io_loop, through_proxy, proxy, fault, caplog):
     async def story():
@@ -113,6 +120,7 @@ def test_readiness_asks_rds_and_waits_no_longer_than_a_join(io_loop, through_pro
     io_loop.run_sync(story, timeout=20)
 
 
+@pytest.mark.usefixtures("quick_probes")
 def test_a_stopped_rds_is_known_not_to_answer_and_is_used_again_when_it_goes_on(io_loop, own_rds, open_lessons):
     lessons = open_lessons(dsn=own_rds.dsn, timeout=TIMEOUT)
 
@@ -127,6 +135,7 @@ def test_a_stopped_rds_is_known_not_to_answer_and_is_used_again_when_it_goes_on(
     io_loop.run_sync(story, timeout=20)
 
 
+@pytest.mark.usefixtures("quick_probes")
 def test_a_restarted_rds_is_used_again(io_loop, own_rds, open_lessons):
     lessons = open_lessons(dsn=own_rds.dsn, timeout=TIMEOUT)
 
@@ -155,6 +164,7 @@ def test_joins_that_wait_when_rds_is_found_not_to_answer_are_failed_at_once(io_l
     io_loop.run_sync(story, timeout=20)
 
 
+@pytest.mark.usefixtures("quick_probes")
 def test_connections_that_hang_are_not_used_again(io_loop, open_lessons, sql):
     """As behind a router that has forgotten them: only new ones get an answer."""
     sql.execute("SELECT pid FROM pg_stat_activity WHERE datname = 'lessons' AND pid <> pg_backend_pid()")

@@ -376,7 +376,7 @@ def test_after_a_failure_what_is_no_master_of_the_cluster_any_more_is_left(io_lo
     assert caplog.messages == ["Redis 127.0.0.1:1 is no master of the cluster any more"]
 
 
-def test_a_whole_server_works_on_a_redis_cluster(io_loop, start_server, mint, valkeys, cluster_of_one):
+def test_a_whole_server_works_on_a_redis_cluster(io_loop, valkeys, cluster_of_one, start_server, mint):
     port = cluster_of_one
     wait_for_slots(valkeys, port)
     server = start_server(LESSON_REDIS_URL=f"redis+cluster://127.0.0.1:{port}")

@@ -17,6 +17,7 @@ from lesson_server.stores.redis.removals import BATCH_SIZE
 # What it costs
 
 
+@pytest.mark.without_coverage
 @pytest.mark.gen_test(timeout=60)
 async def test_a_heartbeat_costs_the_same_however_many_connections_there_are(a, redis_client):
     costs = []
