@@ -56,11 +56,13 @@ def clients(server):
 def unread_by_the_server(clients: Clients) -> int:
     """Bytes that have arrived for the server and wait in the system."""
     total = 0
+    local, established = f":{clients.port:04X}", "01"
     with Path("/proc/net/tcp").open() as table:  # by the line: it is long, and would count
-        next(table)
         for line in table:
-            _, local, _, state, queues, *_ = line.split()
-            if int(local.split(":")[1], 16) == clients.port and state == "01":  # established
+            if local not in line:
+                continue
+            _, address, _, state, queues, *_ = line.split()
+            if address.endswith(local) and state == established:
                 total += int(queues.split(":")[1], 16)
     return total
 

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,6 +23,7 @@ import redis
 from contestants import BUN_COMMAND, CONTESTANTS, NODE, OURS, WORKERS, BenchError, Contestant
 from load_generator import LESSON_SIZE, Load, frame
 from measuring import NODE_COUNTS, Process, Stores
+from processes import unmeasured
 from workloads import LESSONS, SEATS, LoadProcess, Scale, Workloads, is_warm, load_generator, not_kept_up
 
 from lesson_server.embedded.stores import EmbeddedStores
@@ -39,6 +39,13 @@ needs_node = pytest.mark.skipif(
 needs_bun = pytest.mark.skipif(not BUN_COMMAND.exists(), reason="needs the peer on Bun")
 
 NODE_AND_BUN = (pytest.param("node", marks=needs_node), pytest.param("bun", marks=needs_bun))
+
+
+@pytest.fixture(autouse=True)
+def unmeasured_processes() -> Iterator[None]:
+    """The load generator has nothing of the server in it, and the servers are killed at the end."""
+    with patch.dict(os.environ, unmeasured(), clear=True):
+        yield
 
 
 @pytest.fixture
@@ -57,20 +64,11 @@ def run(bench_stores: Stores, tmp_path: Path) -> Run:
         key = secrets.token_urlsafe(32)
         with (
             contestants.running(contestant, bench_stores, key, None, tmp_path / "log") as server,
-            unmeasured_load(server.port, key) as load,
+            load_generator(server.port, key) as load,
         ):
             what(Workloads(server, load, bench_stores, scale), load)
 
     return run
-
-
-@contextmanager
-def unmeasured_load(port: int, key: str) -> Iterator[LoadProcess]:
-    """The load generator without coverage: it runs none of the server's code."""
-    with patch.dict(os.environ):
-        os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
-        with load_generator(port, key) as load:
-            yield load
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ closed, a connection that is reset. Only the times are shorter than those in pro
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from platform import machine
 
 import psutil
 import redis
+from processes import unmeasured
 
 from lesson_server.embedded.stores import EmbeddedStores
 
@@ -281,7 +281,7 @@ class NodeProcess:
     """
 
     def __init__(self, environ, times=QUICK_NODES):
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("LESSON_")}
+        clean = {name: value for name, value in unmeasured().items() if not name.startswith("LESSON_")}
         self.process = subprocess.Popen(
             [sys.executable, ROOT / "tests/support/node.py", json.dumps(times), "run"],
             env=clean | {"PYTHONPATH": str(ROOT)} | environ,

@@ -9,8 +9,12 @@ LONG = 20.0
 
 
 def unmeasured(environ=os.environ):
-    """The environment of a process that runs none of the server's code: without coverage it starts sooner."""
-    return {name: value for name, value in environ.items() if name != "COVERAGE_PROCESS_CONFIG"}
+    """The environment of a process that ``coverage run`` learns nothing from: it starts 0.25 s sooner without coverage.
+
+    It runs none of the server's code, or is killed, or runs what other tests run, too. Mutation testing measures it.
+    """
+    left_out = {"COVERAGE_PROCESS_CONFIG"} if "COVERAGE_RUN" in environ else set()
+    return {name: value for name, value in environ.items() if name not in left_out}
 
 
 def until(condition, patience=LONG):
