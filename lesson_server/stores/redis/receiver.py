@@ -35,6 +35,7 @@ class Receiver:
 
     Attributes:
         channels: the channels, each with whether it is sharded where the server has sharded pub/sub.
+        is_lost: whether the last connection, or the last attempt to connect, has failed.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Receiver:
     ) -> None:
         self.server = server
         self.channels: dict[str, bool] = {}
+        self.is_lost = False
         self._connect = connect
         self._on_message = on_message
         self._on_subscribed = on_subscribed
@@ -54,6 +56,7 @@ class Receiver:
         self._pubsub: Any = None
         self._has_sharded = False
         self._requested: dict[str, bool] = {}  # the channels of which the server has been told
+        self._confirmed: set[str] = set()  # those of them that the server has confirmed
         self._unsubscribed = Counter[str]()  # sharded channels → the unsubscriptions that are not confirmed yet
         self._requests: asyncio.Task[None] | None = None
         self._has_channels = asyncio.Event()
@@ -67,6 +70,8 @@ class Receiver:
     def add(self, channel: str, *, sharded: bool) -> None:
         """Receive the messages on a channel too."""
         self.channels[channel] = sharded
+        if channel in self._confirmed:  # it has just been removed, and the server has not been told
+            self._on_subscribed(channel)
         self._has_channels.set()
         self._request_soon()
 
@@ -86,8 +91,10 @@ class Receiver:
                 pass  # the round trips log an outage
             except Exception:
                 logger.exception("a subscription to %s failed", self.server)
+            self.is_lost = True
             was_connected = bool(self._requested)
             self._requested = {}
+            self._confirmed.clear()
             self._unsubscribed.clear()
             await self._on_lost(self)
             if not was_connected:
@@ -118,7 +125,10 @@ class Receiver:
             if kind in ("message", "smessage"):
                 await self._on_message(channel, message["data"])
             elif kind in ("subscribe", "ssubscribe"):
-                self._on_subscribed(channel)
+                self.is_lost = False
+                if channel in self._requested and not self._unsubscribed[channel]:  # it has not been removed meanwhile
+                    self._confirmed.add(channel)
+                    self._on_subscribed(channel)
             elif kind == "sunsubscribe" and self._unsubscribed[channel]:
                 self._unsubscribed[channel] -= 1
             elif kind == "sunsubscribe":
@@ -148,6 +158,7 @@ class Receiver:
             sharded = self._requested[channel] = self.channels[channel]
             await (self._pubsub.ssubscribe if sharded and self._has_sharded else self._pubsub.subscribe)(channel)
         elif channel in self._requested and channel not in self.channels:
+            self._confirmed.discard(channel)
             if self._requested.pop(channel) and self._has_sharded:
                 self._unsubscribed[channel] += 1
                 await self._pubsub.sunsubscribe(channel)

@@ -20,6 +20,10 @@ if type(answer) == 'table' then
 end
 """
 
+# Seconds that a caller waits until Redis has confirmed a subscription. Redis takes less than a millisecond. If it hangs
+# or is slow, the round trips of a join must still fit into the deadline of the event.
+CONFIRMATION_TIMEOUT = 0.2
+
 Handler = Callable[[str], Awaitable[None]]
 
 
@@ -46,6 +50,7 @@ class Subscription:
         self._sharded: set[str] = set()
         self._receivers: dict[str, Receiver] = {}  # server → its receiver
         self._receiver_of: dict[str, Receiver] = {}  # channel → the receiver of its messages
+        self._unconfirmed: dict[str, tuple[asyncio.Event, asyncio.TimerHandle]] = {}  # channel → what callers wait for
         self._echoes: dict[str, asyncio.Future[None]] = {}
         self._subscribed = asyncio.Event()
         self._started = False
@@ -68,13 +73,26 @@ class Subscription:
         if sharded:
             self._sharded.add(name)
         if self._started:
+            timer = asyncio.get_running_loop().call_later(CONFIRMATION_TIMEOUT, self._end_wait, name)
+            self._unconfirmed[name] = asyncio.Event(), timer
             self._place(name)
+
+    async def confirmed(self, channel: str) -> None:
+        """Wait until Redis has confirmed the subscription to a channel: no later message is missed.
+
+        Return after CONFIRMATION_TIMEOUT nevertheless, and at once while the connection to Redis is lost: messages are
+        missed then, until the subscription is renewed.
+        """
+        unconfirmed = self._unconfirmed.get(self._store.key(channel))
+        if unconfirmed is not None:
+            await unconfirmed[0].wait()
 
     def off(self, channel: str) -> None:
         """End the subscription to a channel."""
         name = self._store.key(channel)
         del self._handlers[name]
         self._sharded.discard(name)
+        self._end_wait(name)
         receiver = self._receiver_of.pop(name, None)
         if receiver is not None:
             receiver.remove(name)
@@ -126,6 +144,7 @@ class Subscription:
             return
         server = self._store.server_of(channel, sharded=channel in self._sharded)
         if server is None:  # the master of the channel's slot has failed, and no replica has replaced it yet
+            self._end_wait(channel)
             asyncio.get_running_loop().call_later(RECONNECT_INTERVAL, self._place, channel)
             return
         receiver = self._receivers.get(server)
@@ -139,8 +158,18 @@ class Subscription:
                 former.remove(channel)
             self._receiver_of[channel] = receiver
             receiver.add(channel, sharded=channel in self._sharded)
+        if receiver.is_lost:
+            self._end_wait(channel)
+
+    def _end_wait(self, channel: str) -> None:
+        """Let those go on who wait for the confirmation of a channel."""
+        event, timer = self._unconfirmed.pop(channel, (None, None))
+        if event is not None and timer is not None:
+            event.set()
+            timer.cancel()
 
     def _note_subscribed(self, channel: str) -> None:
+        self._end_wait(channel)
         if channel == self._echo_channel:
             self._subscribed.set()
             self.on_subscribed()
