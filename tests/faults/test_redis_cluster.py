@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+from collections import deque
 from itertools import islice
 
 import pytest
@@ -32,6 +33,8 @@ class Cluster:
             self.valkeys.ask(port, "CLUSTER", "ADDSLOTSRANGE", first, last)
         for port in self.ports[1:]:
             self.valkeys.ask(self.ports[0], "CLUSTER", "MEET", "127.0.0.1", port)
+
+    def wait_until_it_serves(self):
         for port in self.ports:
             eventually(lambda port=port: self._knows_all(port))
 
@@ -60,9 +63,26 @@ class Cluster:
         return self.valkeys.ask(self.ports[self.master_of(key)], "HGETALL", key)
 
 
+# Clusters that are started before the tests that need them. A master serves nothing in its first two seconds, and most
+# tests take one.
+STARTED_BEFORE = 2
+
+
+@pytest.fixture(scope="module")
+def next_clusters():
+    """Clusters that have been started, and have not been used."""
+    clusters = deque()
+    yield clusters
+    for cluster in clusters:
+        cluster.valkeys.kill_all()
+
+
 @pytest.fixture
-def cluster(tmp_path):
-    cluster = Cluster(tmp_path)
+def cluster(next_clusters, tmp_path_factory):
+    while len(next_clusters) <= STARTED_BEFORE:
+        next_clusters.append(Cluster(tmp_path_factory.mktemp("cluster")))
+    cluster = next_clusters.popleft()
+    cluster.wait_until_it_serves()
     yield cluster
     cluster.valkeys.kill_all()
 
