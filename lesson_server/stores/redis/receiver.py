@@ -7,6 +7,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from redis.crc import key_slot
+from redis.exceptions import MovedError
+
 from lesson_server.errors import StoreUnavailable
 from lesson_server.stores.redis.pipelines import Redis
 from lesson_server.stores.redis.shard import FAILURES
@@ -32,6 +35,8 @@ class Receiver:
         on_message: called with the channel and the text of each message, one at a time; the next message waits.
         on_subscribed: called with each channel when the server has confirmed the subscription.
         on_lost: called when the connection is lost, and after each failed attempt to connect.
+        on_moved: called with the channels that this server does not serve any more, because their slot of the cluster
+            has moved to another server. They have been removed here.
 
     Attributes:
         channels: the channels, each with whether it is sharded where the server has sharded pub/sub.
@@ -45,6 +50,7 @@ class Receiver:
         on_message: Callable[[str, str], Awaitable[None]],
         on_subscribed: Callable[[str], None],
         on_lost: Callable[["Receiver"], Awaitable[None]],
+        on_moved: Callable[[list[str]], None],
     ) -> None:
         self.server = server
         self.channels: dict[str, bool] = {}
@@ -53,6 +59,7 @@ class Receiver:
         self._on_message = on_message
         self._on_subscribed = on_subscribed
         self._on_lost = on_lost
+        self._on_moved = on_moved
         self._pubsub: Any = None
         self._has_sharded = False
         self._requested: dict[str, bool] = {}  # the channels of which the server has been told
@@ -116,7 +123,11 @@ class Receiver:
         clock = asyncio.get_running_loop().time
         last_received = clock()
         while clock() - last_received < RECEIVE_TIMEOUT:
-            message = await pubsub.get_message(timeout=PING_INTERVAL)
+            try:
+                message = await pubsub.get_message(timeout=PING_INTERVAL)
+            except MovedError as error:  # the answer to a request
+                self._remove_slot(error.slot_id)
+                continue
             if message is None:
                 await pubsub.ping()
                 continue
@@ -131,8 +142,18 @@ class Receiver:
                     self._on_subscribed(channel)
             elif kind == "sunsubscribe" and self._unsubscribed[channel]:
                 self._unsubscribed[channel] -= 1
-            elif kind == "sunsubscribe":
-                return  # the server does not serve this channel any more: its slot has moved to another master
+            elif kind == "sunsubscribe":  # by the server
+                self._remove_slot(key_slot(channel.encode()))
+
+    def _remove_slot(self, slot: int) -> None:
+        """Remove the channels of a slot that has moved to another server; the other channels miss nothing."""
+        moved = [name for name, sharded in self.channels.items() if sharded and key_slot(name.encode()) == slot]
+        for channel in moved:
+            del self.channels[channel]
+            self._requested.pop(channel, None)
+            self._confirmed.discard(channel)
+        if moved:
+            self._on_moved(moved)
 
     # Requests. Only one task sends them, so that the server gets them in order.
 

@@ -9,6 +9,7 @@ from functools import partial
 from lesson_server.stores.redis import keys
 from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.receiver import RECONNECT_INTERVAL, Receiver
+from lesson_server.tasks import end
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,9 @@ end
 # Seconds that a caller waits until Redis has confirmed a subscription. Redis takes less than a millisecond. If it hangs
 # or is slow, the round trips of a join must still fit into the deadline of the event.
 CONFIRMATION_TIMEOUT = 0.2
+
+# Seconds between two attempts to find the servers of channels that have moved: the masters need a moment to agree.
+MOVE_INTERVAL = 0.1
 
 Handler = Callable[[str], Awaitable[None]]
 
@@ -50,6 +54,8 @@ class Subscription:
         self._sharded: set[str] = set()
         self._receivers: dict[str, Receiver] = {}  # server → its receiver
         self._receiver_of: dict[str, Receiver] = {}  # channel → the receiver of its messages
+        self._moved: list[str] = []  # channels that have no receiver, because their slot has moved
+        self._moving: asyncio.Task[None] | None = None
         self._unconfirmed: dict[str, tuple[asyncio.Event, asyncio.TimerHandle]] = {}  # channel → what callers wait for
         self._echoes: dict[str, asyncio.Future[None]] = {}
         self._subscribed = asyncio.Event()
@@ -107,6 +113,7 @@ class Subscription:
     async def close(self) -> None:
         """Stop receiving messages."""
         self._started = False
+        await end(self._moving)
         await asyncio.gather(*(receiver.close() for receiver in self._receivers.values()))
 
     async def publish(self, channel: str, text: str, *, sharded: bool = False) -> None:
@@ -150,7 +157,9 @@ class Subscription:
         receiver = self._receivers.get(server)
         if receiver is None:
             connect = partial(self._store.new_client, server)
-            receiver = Receiver(server, connect, self._handle, self._note_subscribed, self._move_channels)
+            receiver = Receiver(
+                server, connect, self._handle, self._note_subscribed, self._move_channels, self._note_moved
+            )
             self._receivers[server] = receiver
         former = self._receiver_of.get(channel)
         if former is not receiver:
@@ -181,6 +190,25 @@ class Subscription:
         await self._store.find_servers()
         for channel in list(receiver.channels):
             self._place(channel)
+
+    def _note_moved(self, channels: list[str]) -> None:
+        for channel in channels:
+            del self._receiver_of[channel]
+        self._moved += channels
+        if self._moving is None or self._moving.done():
+            self._moving = asyncio.create_task(self._place_moved())
+
+    async def _place_moved(self) -> None:
+        """Give the channels whose slots have moved to the receivers of the servers that serve them now.
+
+        A receiver whose server does not serve a channel gives it back.
+        """
+        while self._moved:
+            await self._store.find_servers()
+            moved, self._moved = self._moved, []
+            for channel in moved:
+                self._place(channel)
+            await asyncio.sleep(MOVE_INTERVAL)
 
     async def _handle(self, channel: str, text: str) -> None:
         handler = self._handlers.get(channel)
