@@ -63,6 +63,20 @@ async def test_a_lost_subscription_counts_as_none_until_it_is_renewed_and_the_no
 
 
 @pytest.mark.gen_test
+async def test_a_lost_subscription_is_renewed_by_one_new_connection(server, redis_client):
+    """Of another connection, which redis-py would make and close, nobody would get what Redis publishes to it."""
+
+    def subscriptions():
+        return redis_client.info("commandstats")["cmdstat_subscribe"]["calls"]
+
+    await server._subscription.ping()
+    before = subscriptions()
+    redis_client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    await until_echoed(server)
+    assert subscriptions() == before + 3  # the channels of the rooms, of the messages, and of the echoes
+
+
+@pytest.mark.gen_test
 async def test_a_handler_that_raises_is_logged_and_later_messages_are_handled(server, redis_client, caplog):
     received = []
 
