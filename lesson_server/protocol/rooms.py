@@ -53,6 +53,8 @@ class Rooms(AsyncPubSubManager, LocalRooms):  # type: ignore[misc]
 
     async def enter_room(self, sid: str, namespace: str, room: str, eio_sid: str | None = None) -> None:
         await LocalRooms.enter_room(self, sid, namespace, room)
+        # Nothing that is emitted to the room after the client has entered may be missed.
+        await self._subscription.confirmed(self._subscription.room_channel(room))
 
     async def leave_room(self, sid: str, namespace: str, room: str) -> None:
         await LocalRooms.leave_room(self, sid, namespace, room)

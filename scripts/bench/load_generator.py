@@ -22,7 +22,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import jwt
 
@@ -107,6 +107,8 @@ class Load:
         port: the server's port.
         key: signs the access tokens.
     """
+
+    COMMANDS: ClassVar[tuple[str, ...]] = ("prepare", "connect", "join", "leave", "drop", "steady", "idle")
 
     def __init__(self, host: str, port: int, key: str) -> None:
         self._address = host, port
@@ -394,27 +396,19 @@ class Load:
             self._unsettled -= 1
 
 
-COMMANDS = ("prepare", "connect", "join", "leave", "drop", "steady", "idle")
-
-
 def serve(load: Load, lines: Iterable[str]) -> None:
     """Execute commands, one per line: ``{"command": name, argument: value, ...}``."""
     for line in lines:
         request = json.loads(line)
         command = request.pop("command")
-        assert command in COMMANDS
+        assert command in load.COMMANDS
         print(json.dumps(getattr(load, command)(**request)), flush=True)
 
 
-def main() -> None:
+def execute_commands(load: Load) -> None:
     """Execute commands from stdin until end-of-file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, required=True)
-    args = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    load = Load(args.host, args.port, os.environ["BENCH_KEY"])
     stdin = sys.stdin.fileno()
     load.watch(stdin)
 
@@ -429,6 +423,15 @@ def main() -> None:
                 yield from (line.decode() for line in whole)
 
     serve(load, lines())
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    args = parser.parse_args()
+    execute_commands(Load(args.host, args.port, os.environ["BENCH_KEY"]))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Stores that can be cut off, and nodes in processes of their own."""
 
 import re
+from collections import deque
 
 import pytest
 from cluster import QUICK_NODES, NodeProcess, Proxy
+from redis_cluster import Cluster
 
 from lesson_server.server import LessonServer
 from lesson_server.settings.sources import load
@@ -71,3 +73,27 @@ def start_node():
     yield start_node
     for node in started:
         node.close()
+
+
+# Clusters that are started before the tests that need them. A master serves nothing in its first two seconds, and most
+# tests take one.
+STARTED_BEFORE = 2
+
+
+@pytest.fixture(scope="module")
+def next_clusters():
+    """Clusters that have been started, and have not been used."""
+    clusters = deque()
+    yield clusters
+    for cluster in clusters:
+        cluster.valkeys.kill_all()
+
+
+@pytest.fixture
+def cluster(next_clusters, tmp_path_factory):
+    while len(next_clusters) <= STARTED_BEFORE:
+        next_clusters.append(Cluster(tmp_path_factory.mktemp("cluster")))
+    cluster = next_clusters.popleft()
+    cluster.wait_until_it_serves()
+    yield cluster
+    cluster.valkeys.kill_all()

@@ -33,7 +33,7 @@ from lesson_server import server as server_module
 from lesson_server.events import join_lesson
 from lesson_server.settings.schema import Settings
 from lesson_server.stores import availability
-from lesson_server.stores.redis import nodes, receiver, removals, seat_sweeper
+from lesson_server.stores.redis import nodes, receiver, removals, seat_sweeper, subscription
 
 pytestmark = pytest.mark.usefixtures("quick_nodes")
 
@@ -349,7 +349,7 @@ def test_every_time_of_the_matrix_is_what_its_constants_make_of_it():
            for name, value in constants_of(module).items()},
         **{name: constants_of(module)[name] for module, name in (
             (join_lesson, "DEADLINE"), (removals, "REMOVAL_PATIENCE"), (removals, "LATE_WRITE"),
-            (availability, "PROBE_INTERVAL"), (availability, "PROBE_TIMEOUT"),
+            (availability, "PROBE_INTERVAL"), (availability, "PROBE_TIMEOUT"), (subscription, "CONFIRMATION_TIMEOUT"),
             (server_module, "PRESENCE_DEADLINE"), (server_module, "ANALYTICS_DEADLINE"),
             (seat_sweeper, "SWEEP_INTERVAL"), (receiver, "RECONNECT_INTERVAL"), (receiver, "RECEIVE_TIMEOUT"),
             (receiver, "PING_INTERVAL"))},

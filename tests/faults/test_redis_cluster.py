@@ -3,114 +3,21 @@
 import asyncio
 import contextlib
 import signal
-from collections import deque
-from itertools import islice
 
 import pytest
-from clients import SUCCESS, UNAVAILABLE, client, join
-from redis.crc import key_slot
+from clients import SUCCESS, UNAVAILABLE, join
+from redis_cluster import lesson_on, participants
 from roster_api import TOKEN, ask, read
-from valkeys import Valkeys, eventually
 from waiting import until
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.stores.redis import nodes
 from lesson_server.stores.redis.client import RedisStore
 
-SLOTS = ((0, 5460), (5461, 10922), (10923, 16383))
-# Seconds in which a master counts as failed for the others. Its slots are not served then, those of the others are.
-NODE_TIMEOUT = 1000
-
-
-class Cluster:
-    """Three masters, each with a third of the slots and no replica."""
-
-    def __init__(self, directory):
-        self.valkeys = Valkeys(directory)
-        options = ("cluster-enabled yes", "cluster-require-full-coverage no", f"cluster-node-timeout {NODE_TIMEOUT}")
-        self.ports = [self.valkeys.start(*options) for _ in SLOTS]
-        for port, (first, last) in zip(self.ports, SLOTS, strict=True):
-            self.valkeys.ask(port, "CLUSTER", "ADDSLOTSRANGE", first, last)
-        for port in self.ports[1:]:
-            self.valkeys.ask(self.ports[0], "CLUSTER", "MEET", "127.0.0.1", port)
-
-    def wait_until_it_serves(self):
-        for port in self.ports:
-            eventually(lambda port=port: self._knows_all(port))
-
-    def _knows_all(self, port):
-        info = self.valkeys.ask(port, "CLUSTER", "INFO")
-        return "cluster_state:ok" in info and "cluster_slots_ok:16384" in info
-
-    @property
-    def url(self):
-        return f"redis+cluster://127.0.0.1:{self.ports[0]}"
-
-    def master_of(self, key):
-        """The index of the master that serves a key."""
-        slot = key_slot(key.encode())
-        return next(index for index, (first, last) in enumerate(SLOTS) if first <= slot <= last)
-
-    def names(self, master, count):
-        """Keys that are served by that master."""
-        numbered = (f"n{number}" for number in range(10_000))
-        return list(islice((name for name in numbered if self.master_of(name) == master), count))
-
-    def signal(self, master, number):
-        self.valkeys._running[self.ports[master]].send_signal(number)
-
-    def hgetall(self, key):
-        return self.valkeys.ask(self.ports[self.master_of(key)], "HGETALL", key)
-
-
-# Clusters that are started before the tests that need them. A master serves nothing in its first two seconds, and most
-# tests take one.
-STARTED_BEFORE = 2
-
-
-@pytest.fixture(scope="module")
-def next_clusters():
-    """Clusters that have been started, and have not been used."""
-    clusters = deque()
-    yield clusters
-    for cluster in clusters:
-        cluster.valkeys.kill_all()
-
-
-@pytest.fixture
-def cluster(next_clusters, tmp_path_factory):
-    while len(next_clusters) <= STARTED_BEFORE:
-        next_clusters.append(Cluster(tmp_path_factory.mktemp("cluster")))
-    cluster = next_clusters.popleft()
-    cluster.wait_until_it_serves()
-    yield cluster
-    cluster.valkeys.kill_all()
-
 
 @pytest.fixture
 def server(start_server, cluster):
     return start_server(LESSON_REDIS_URL=cluster.url, LESSON_REDIS_TIMEOUT="1.0")
-
-
-def lesson_on(cluster, sql, master):
-    """A lesson whose keys in Redis are all on one master."""
-    for number in range(10_000):
-        lesson_id = f"L{number}"
-        if cluster.master_of(f"lesson_seat_{lesson_id}") == cluster.master_of(f"lesson_student_{lesson_id}") == master:
-            sql.execute("INSERT INTO lessons (id, seat_count) VALUES (%s, 3)", (lesson_id,))
-            return lesson_id
-    raise AssertionError
-
-
-@contextlib.asynccontextmanager
-async def participants(server, mint, lesson_id, people):
-    async with contextlib.AsyncExitStack() as stack:
-        yield [
-            await stack.enter_async_context(
-                client(server, client="participant", lesson_id=lesson_id, access_token=mint(person))
-            )
-            for person in people
-        ]
 
 
 @pytest.mark.parametrize("fault", ["dead", "hung"])

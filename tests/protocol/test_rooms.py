@@ -12,6 +12,9 @@ from waiting import until
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.stores.redis import receiver as receiver_module
+from lesson_server.stores.redis.receiver import Receiver
+
+ROOM = "lesson_node_room:{lesson_seat_1}"
 
 
 @pytest.fixture
@@ -70,6 +73,29 @@ async def test_a_killed_subscription_is_renewed_and_receives_again(nodes, redis_
             await until(lambda: redis_client.pubsub_numsub("lesson_node_rooms") == [("lesson_node_rooms", 2)])
             await here._protocol.sio.emit("news", {}, room="1")
             await until(partial(received.__eq__, expected))
+
+
+@pytest.mark.gen_test
+async def test_a_join_is_answered_when_the_node_hears_the_lesson(server, mint, monkeypatch):
+    """The first to join a lesson on a node sees every change from then on, the own seat too."""
+    change = Receiver._change
+    slowed = []
+
+    async def change_slowly(receiver, channel):
+        if channel == ROOM:
+            slowed.append(channel)
+            await asyncio.sleep(0.1)
+        await change(receiver, channel)
+
+    await server._subscription.ping()
+    monkeypatch.setattr(Receiver, "_change", change_slowly)
+    async with client(server, client="participant", lesson_id="1", access_token=mint("p1")) as sio:
+        received = []
+        sio.on("seat_changed", received.append)
+        assert await join(sio) == SUCCESS
+        assert slowed
+        assert await sio.call("take_seat") == {"status": "SUCCESS", "data": {"seat": 1}}
+        await until(lambda: received == [{"seat": 1, "client_id": "p1"}])
 
 
 def hearers(redis_client, lesson_id):

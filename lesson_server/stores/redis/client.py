@@ -73,7 +73,8 @@ def _retry(retries: int) -> Retry:
 
     It does not retry after a timeout: no time is left, and Redis may still execute the first attempt.
     """
-    return Retry(NoBackoff(), retries, supported_errors=(RedisConnectionError,))
+    # redis-py connects again even if nothing is left to retry: a subscription would be renewed, and lost again at once.
+    return Retry(NoBackoff(), retries, supported_errors=(RedisConnectionError,) if retries else ())
 
 
 def _connect_to_master(url: str, options: dict[str, Any]) -> Redis:

@@ -7,6 +7,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from redis.crc import key_slot
+from redis.exceptions import MovedError
+
 from lesson_server.errors import StoreUnavailable
 from lesson_server.stores.redis.pipelines import Redis
 from lesson_server.stores.redis.shard import FAILURES
@@ -32,9 +35,12 @@ class Receiver:
         on_message: called with the channel and the text of each message, one at a time; the next message waits.
         on_subscribed: called with each channel when the server has confirmed the subscription.
         on_lost: called when the connection is lost, and after each failed attempt to connect.
+        on_moved: called with the channels that this server does not serve any more, because their slot of the cluster
+            has moved to another server. They have been removed here.
 
     Attributes:
         channels: the channels, each with whether it is sharded where the server has sharded pub/sub.
+        is_lost: whether the last connection, or the last attempt to connect, has failed.
     """
 
     def __init__(
@@ -44,16 +50,20 @@ class Receiver:
         on_message: Callable[[str, str], Awaitable[None]],
         on_subscribed: Callable[[str], None],
         on_lost: Callable[["Receiver"], Awaitable[None]],
+        on_moved: Callable[[list[str]], None],
     ) -> None:
         self.server = server
         self.channels: dict[str, bool] = {}
+        self.is_lost = False
         self._connect = connect
         self._on_message = on_message
         self._on_subscribed = on_subscribed
         self._on_lost = on_lost
+        self._on_moved = on_moved
         self._pubsub: Any = None
         self._has_sharded = False
         self._requested: dict[str, bool] = {}  # the channels of which the server has been told
+        self._confirmed: set[str] = set()  # those of them that the server has confirmed
         self._unsubscribed = Counter[str]()  # sharded channels → the unsubscriptions that are not confirmed yet
         self._requests: asyncio.Task[None] | None = None
         self._has_channels = asyncio.Event()
@@ -67,6 +77,8 @@ class Receiver:
     def add(self, channel: str, *, sharded: bool) -> None:
         """Receive the messages on a channel too."""
         self.channels[channel] = sharded
+        if channel in self._confirmed:  # it has just been removed, and the server has not been told
+            self._on_subscribed(channel)
         self._has_channels.set()
         self._request_soon()
 
@@ -86,8 +98,10 @@ class Receiver:
                 pass  # the round trips log an outage
             except Exception:
                 logger.exception("a subscription to %s failed", self.server)
+            self.is_lost = True
             was_connected = bool(self._requested)
             self._requested = {}
+            self._confirmed.clear()
             self._unsubscribed.clear()
             await self._on_lost(self)
             if not was_connected:
@@ -109,7 +123,11 @@ class Receiver:
         clock = asyncio.get_running_loop().time
         last_received = clock()
         while clock() - last_received < RECEIVE_TIMEOUT:
-            message = await pubsub.get_message(timeout=PING_INTERVAL)
+            try:
+                message = await pubsub.get_message(timeout=PING_INTERVAL)
+            except MovedError as error:  # the answer to a request
+                self._remove_slot(error.slot_id)
+                continue
             if message is None:
                 await pubsub.ping()
                 continue
@@ -118,11 +136,24 @@ class Receiver:
             if kind in ("message", "smessage"):
                 await self._on_message(channel, message["data"])
             elif kind in ("subscribe", "ssubscribe"):
-                self._on_subscribed(channel)
+                self.is_lost = False
+                if channel in self._requested and not self._unsubscribed[channel]:  # it has not been removed meanwhile
+                    self._confirmed.add(channel)
+                    self._on_subscribed(channel)
             elif kind == "sunsubscribe" and self._unsubscribed[channel]:
                 self._unsubscribed[channel] -= 1
-            elif kind == "sunsubscribe":
-                return  # the server does not serve this channel any more: its slot has moved to another master
+            elif kind == "sunsubscribe":  # by the server
+                self._remove_slot(key_slot(channel.encode()))
+
+    def _remove_slot(self, slot: int) -> None:
+        """Remove the channels of a slot that has moved to another server; the other channels miss nothing."""
+        moved = [name for name, sharded in self.channels.items() if sharded and key_slot(name.encode()) == slot]
+        for channel in moved:
+            del self.channels[channel]
+            self._requested.pop(channel, None)
+            self._confirmed.discard(channel)
+        if moved:
+            self._on_moved(moved)
 
     # Requests. Only one task sends them, so that the server gets them in order.
 
@@ -148,6 +179,7 @@ class Receiver:
             sharded = self._requested[channel] = self.channels[channel]
             await (self._pubsub.ssubscribe if sharded and self._has_sharded else self._pubsub.subscribe)(channel)
         elif channel in self._requested and channel not in self.channels:
+            self._confirmed.discard(channel)
             if self._requested.pop(channel) and self._has_sharded:
                 self._unsubscribed[channel] += 1
                 await self._pubsub.sunsubscribe(channel)

@@ -9,6 +9,7 @@ from functools import partial
 from lesson_server.stores.redis import keys
 from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.receiver import RECONNECT_INTERVAL, Receiver
+from lesson_server.tasks import end
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,13 @@ if type(answer) == 'table' then
     redis.call('PUBLISH', KEYS[1], ARGV[1])
 end
 """
+
+# Seconds that a caller waits until Redis has confirmed a subscription. Redis takes less than a millisecond. If it hangs
+# or is slow, the round trips of a join must still fit into the deadline of the event.
+CONFIRMATION_TIMEOUT = 0.2
+
+# Seconds between two attempts to find the servers of channels that have moved: the masters need a moment to agree.
+MOVE_INTERVAL = 0.1
 
 Handler = Callable[[str], Awaitable[None]]
 
@@ -46,6 +54,9 @@ class Subscription:
         self._sharded: set[str] = set()
         self._receivers: dict[str, Receiver] = {}  # server → its receiver
         self._receiver_of: dict[str, Receiver] = {}  # channel → the receiver of its messages
+        self._moved: list[str] = []  # channels that have no receiver, because their slot has moved
+        self._moving: asyncio.Task[None] | None = None
+        self._unconfirmed: dict[str, tuple[asyncio.Event, asyncio.TimerHandle]] = {}  # channel → what callers wait for
         self._echoes: dict[str, asyncio.Future[None]] = {}
         self._subscribed = asyncio.Event()
         self._started = False
@@ -68,13 +79,26 @@ class Subscription:
         if sharded:
             self._sharded.add(name)
         if self._started:
+            timer = asyncio.get_running_loop().call_later(CONFIRMATION_TIMEOUT, self._end_wait, name)
+            self._unconfirmed[name] = asyncio.Event(), timer
             self._place(name)
+
+    async def confirmed(self, channel: str) -> None:
+        """Wait until Redis has confirmed the subscription to a channel: no later message is missed.
+
+        Return after CONFIRMATION_TIMEOUT nevertheless, and at once while the connection to Redis is lost: messages are
+        missed then, until the subscription is renewed.
+        """
+        unconfirmed = self._unconfirmed.get(self._store.key(channel))
+        if unconfirmed is not None:
+            await unconfirmed[0].wait()
 
     def off(self, channel: str) -> None:
         """End the subscription to a channel."""
         name = self._store.key(channel)
         del self._handlers[name]
         self._sharded.discard(name)
+        self._end_wait(name)
         receiver = self._receiver_of.pop(name, None)
         if receiver is not None:
             receiver.remove(name)
@@ -89,6 +113,7 @@ class Subscription:
     async def close(self) -> None:
         """Stop receiving messages."""
         self._started = False
+        await end(self._moving)
         await asyncio.gather(*(receiver.close() for receiver in self._receivers.values()))
 
     async def publish(self, channel: str, text: str, *, sharded: bool = False) -> None:
@@ -126,12 +151,15 @@ class Subscription:
             return
         server = self._store.server_of(channel, sharded=channel in self._sharded)
         if server is None:  # the master of the channel's slot has failed, and no replica has replaced it yet
+            self._end_wait(channel)
             asyncio.get_running_loop().call_later(RECONNECT_INTERVAL, self._place, channel)
             return
         receiver = self._receivers.get(server)
         if receiver is None:
             connect = partial(self._store.new_client, server)
-            receiver = Receiver(server, connect, self._handle, self._note_subscribed, self._move_channels)
+            receiver = Receiver(
+                server, connect, self._handle, self._note_subscribed, self._move_channels, self._note_moved
+            )
             self._receivers[server] = receiver
         former = self._receiver_of.get(channel)
         if former is not receiver:
@@ -139,8 +167,18 @@ class Subscription:
                 former.remove(channel)
             self._receiver_of[channel] = receiver
             receiver.add(channel, sharded=channel in self._sharded)
+        if receiver.is_lost:
+            self._end_wait(channel)
+
+    def _end_wait(self, channel: str) -> None:
+        """Let those go on who wait for the confirmation of a channel."""
+        event, timer = self._unconfirmed.pop(channel, (None, None))
+        if event is not None and timer is not None:
+            event.set()
+            timer.cancel()
 
     def _note_subscribed(self, channel: str) -> None:
+        self._end_wait(channel)
         if channel == self._echo_channel:
             self._subscribed.set()
             self.on_subscribed()
@@ -152,6 +190,25 @@ class Subscription:
         await self._store.find_servers()
         for channel in list(receiver.channels):
             self._place(channel)
+
+    def _note_moved(self, channels: list[str]) -> None:
+        for channel in channels:
+            del self._receiver_of[channel]
+        self._moved += channels
+        if self._moving is None or self._moving.done():
+            self._moving = asyncio.create_task(self._place_moved())
+
+    async def _place_moved(self) -> None:
+        """Give the channels whose slots have moved to the receivers of the servers that serve them now.
+
+        A receiver whose server does not serve a channel gives it back.
+        """
+        while self._moved:
+            await self._store.find_servers()
+            moved, self._moved = self._moved, []
+            for channel in moved:
+                self._place(channel)
+            await asyncio.sleep(MOVE_INTERVAL)
 
     async def _handle(self, channel: str, text: str) -> None:
         handler = self._handlers.get(channel)

@@ -27,7 +27,7 @@ def times(monkeypatch):
 @pytest.fixture
 def hearing(io_loop, stores):
     """A receiver and what it has told: messages, confirmed subscriptions and losses."""
-    told = SimpleNamespace(messages=[], subscribed=[], losses=[])
+    told = SimpleNamespace(messages=[], subscribed=[], losses=[], moved=[])
 
     def connect():
         return aioredis.Redis.from_url(stores.redis_url, decode_responses=True, retry=Retry(NoBackoff(), 0))
@@ -39,7 +39,7 @@ def hearing(io_loop, stores):
         told.losses.append(receiver)
 
     async def start():
-        told.receiver = Receiver("Redis", lambda: told.connect(), hear, told.subscribed.append, lose)
+        told.receiver = Receiver("Redis", lambda: told.connect(), hear, told.subscribed.append, lose, told.moved.extend)
 
     told.connect = connect
     io_loop.run_sync(start)

@@ -9,6 +9,10 @@ from subscriptions import until_echoed
 from tornado.httpclient import AsyncHTTPClient
 from waiting import until
 
+from lesson_server.stores.redis import subscription as subscription_module
+from lesson_server.stores.redis.receiver import Receiver
+from lesson_server.stores.redis.subscription import CONFIRMATION_TIMEOUT
+
 
 @pytest.mark.gen_test
 async def test_a_ping_proves_that_the_node_receives_messages(server):
@@ -56,6 +60,20 @@ async def test_a_lost_subscription_counts_as_none_until_it_is_renewed_and_the_no
     redis_client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
     await until(lambda: subscriptions)
     assert (lost, subscriptions) == (["lost"], [True])
+
+
+@pytest.mark.gen_test
+async def test_a_lost_subscription_is_renewed_by_one_new_connection(server, redis_client):
+    """Of another connection, which redis-py would make and close, nobody would get what Redis publishes to it."""
+
+    def subscriptions():
+        return redis_client.info("commandstats")["cmdstat_subscribe"]["calls"]
+
+    await server._subscription.ping()
+    before = subscriptions()
+    redis_client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    await until_echoed(server)
+    assert subscriptions() == before + 3  # the channels of the rooms, of the messages, and of the echoes
 
 
 @pytest.mark.gen_test
@@ -113,3 +131,49 @@ async def test_what_is_published_on_a_sharded_channel_arrives(server):
     await until_echoed(server)
     await server._subscription.publish("news", "sharded", sharded=True)
     await until(lambda: received == ["sharded"])
+
+
+@pytest.mark.gen_test
+async def test_a_confirmed_channel_misses_no_message_however_often_it_was_left_before(
+    server, redis_client, monkeypatch
+):
+    monkeypatch.setattr(subscription_module, "CONFIRMATION_TIMEOUT", 60)
+    received = []
+
+    async def handle(text):
+        received.append(text)
+
+    for turn in range(50):
+        server._subscription.on("news", handle, sharded=True)
+        if turn % 3:
+            await asyncio.sleep(0)  # in some turns, the request has been sent before the channel is left
+            server._subscription.off("news")
+            await asyncio.sleep(0)
+            server._subscription.on("news", handle, sharded=True)
+        await server._subscription.confirmed("news")
+        assert redis_client.execute_command("SPUBLISH", "news", str(turn)) == 1
+        await until(partial(received.__contains__, str(turn)))
+        server._subscription.off("news")
+    assert received == [str(turn) for turn in range(50)]
+
+
+@pytest.mark.gen_test
+async def test_a_redis_that_hangs_or_is_away_does_not_hold_up_who_waits_for_a_confirmation(server, monkeypatch):
+    async def request(receiver):
+        await asyncio.sleep(60)
+
+    async def handle(text):
+        pass
+
+    clock = asyncio.get_running_loop().time
+    await server._subscription.ping()
+    monkeypatch.setattr(Receiver, "_request", request)
+    server._subscription.on("hanging", handle, sharded=True)
+    start = clock()
+    await server._subscription.confirmed("hanging")
+    assert clock() - start >= CONFIRMATION_TIMEOUT * 0.9
+    (receiver,) = server._subscription._receivers.values()
+    receiver.is_lost = True
+    server._subscription.on("lost", handle, sharded=True)
+    assert server._subscription._unconfirmed == {}
+    await server._subscription.confirmed("lost")
