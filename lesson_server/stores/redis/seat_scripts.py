@@ -177,9 +177,9 @@ return tonumber(seat)
 """
 
 # ARGV[5]: the person. ARGV[6]: what the index had of the person when the person was found absent. Returns the seat that
-# was freed, or 0.
+# was freed, or 0; -1 if the index has changed meanwhile.
 FREE_IF_UNCHANGED = f"""{SEATS}
-if call('HGET', index, ARGV[5]) ~= ARGV[6] then return 0 end
+if call('HGET', index, ARGV[5]) ~= ARGV[6] then return -1 end
 local seat = seat_of(ARGV[5])
 call('HDEL', index, ARGV[5])
 if not seat then return 0 end
