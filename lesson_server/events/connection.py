@@ -5,6 +5,7 @@ has a region for each event that the client has sent, so an event that the clien
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 import time
@@ -53,11 +54,12 @@ class Connection:
         machines: the machine of each chart, by the class of its region.
 
     Attributes:
+        is_ending: whether the client is gone. The regions end as soon as the running transition is done.
         seat: the person's seat in the lesson when this connection last heard of it, to be written again if Redis loses
             it; 0: none. The seat belongs to the person, whose other connections may change it.
     """
 
-    __slots__ = ("_regions", "connected_at", "handshake", "lock", "machines", "seat", "services", "sid")
+    __slots__ = ("_regions", "connected_at", "handshake", "is_ending", "lock", "machines", "seat", "services", "sid")
 
     def __init__(
         self,
@@ -72,6 +74,7 @@ class Connection:
         self.services = services
         self.machines = machines
         self.lock = asyncio.Lock()
+        self.is_ending = False
         self.seat = 0
         self._regions: tuple[Region, ...] = ()
 
@@ -90,8 +93,8 @@ class Connection:
 
     @property
     def has_joined(self) -> bool:
-        """Whether the client has joined its lesson, with or without an access token."""
-        return any(region.is_present or region.is_guest for region in self)
+        """Whether the client has joined its lesson, with or without an access token, and is not gone."""
+        return not self.is_ending and any(region.is_present or region.is_guest for region in self)
 
     async def restore(self) -> bool:
         """Write the data of this connection again after Redis has lost it.
@@ -106,8 +109,11 @@ class Connection:
 
     async def end(self) -> None:
         """End the connection in all of its regions, the newest first, and clean up."""
-        for region in reversed(self._regions):
-            await region.attempt("disconnect")
+        self.is_ending = True
+        async with self.lock:  # one lock for all of them: a step of a join must not run between two ends
+            for region in reversed(self._regions):
+                with contextlib.suppress(InvalidTransition):
+                    await region.move("disconnect")
 
 
 class Region:
@@ -207,7 +213,7 @@ class Region:
     async def fire(self, trigger: str) -> bool:
         """Fire a trigger of the chart.
 
-        All transitions of a connection go through this method, one at a time; a later transition waits.
+        All transitions of a connection but its end go through this method, one at a time; a later one waits.
 
         Returns:
             False when a condition of the chart does not hold; the state is unchanged.
@@ -217,13 +223,17 @@ class Region:
             Refusal: a step refused; the state is unchanged.
         """
         async with self.connection.lock:
-            former = self.state
-            moved = await self.machine.fire(self, trigger)
-            if self.state != former:
-                self.machine.count(former, self.state)
-                self.since = time.monotonic()
-            self.history = (*self.history[1 - HISTORY_LENGTH :], f"{trigger} → {self.state}")
-            return moved
+            return await self.move(trigger)
+
+    async def move(self, trigger: str) -> bool:
+        """Fire a trigger of the chart, as :meth:`fire` does; the caller has the lock of the connection."""
+        former = self.state
+        moved = await self.machine.fire(self, trigger)
+        if self.state != former:
+            self.machine.count(former, self.state)
+            self.since = time.monotonic()
+        self.history = (*self.history[1 - HISTORY_LENGTH :], f"{trigger} → {self.state}")
+        return moved
 
     async def run(self) -> None:
         """Fire the remaining triggers of the event.

@@ -10,7 +10,7 @@ from typing import Any
 from lesson_server.errors import StoreUnavailable
 from lesson_server.stores.redis.claims import Claim, Claims
 from lesson_server.stores.redis.records import decode
-from lesson_server.stores.redis.store import Command, Store
+from lesson_server.stores.redis.store import LATE_WRITE, Command, Store
 
 logger = logging.getLogger(__name__)
 
@@ -20,9 +20,6 @@ REMOVAL_PATIENCE = 0.5
 RETRY_INTERVAL = 1.0
 # Seconds for which removed claims are collected, before one command deletes them from the index. No caller waits.
 UNINDEX_INTERVAL = 0.1
-# Seconds after which Redis no longer executes a write that it has not answered: the timeout of the write, plus the time
-# of TCP retransmissions.
-LATE_WRITE = 10.0
 # Maximum number of records that are removed concurrently, and of index entries read in one round trip.
 BATCH_SIZE = 100
 

@@ -33,7 +33,7 @@ end
 # ARGV: the number of seats, the TTL, the person or ''. Returns the person's seat, or 0.
 ENSURE_SEAT_MAP = f"""{ENSURE}
 ensure(tonumber(ARGV[1]))
-redis.call('EXPIRE', KEYS[1], ARGV[2])
+for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ARGV[2]) end
 local value = ARGV[3] ~= '' and redis.call('HGET', KEYS[2], ARGV[3])
 return value and tonumber(string.match(value, '^%d+')) or 0
 """
@@ -46,6 +46,10 @@ local map, index, freed = KEYS[1], KEYS[2], KEYS[3]
 local call = redis.call
 local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function expire()
+    for _, key in ipairs(KEYS) do call('EXPIRE', key, ARGV[3]) end
+end
 
 local function announce(seat, person)
     local text = string.format(
@@ -70,6 +74,7 @@ local function open_index()
     for position = 1, #seats, 2 do
         if seats[position + 1] ~= '' then keep(seats[position + 1], seats[position]) end
     end
+    expire()
 end
 
 -- Returns the seat that the index has of a person: 0 if the person has left it, nil if the person never had one.
@@ -122,10 +127,6 @@ local function lowest_free_seat()
     if not seat and now - searched >= {SEARCH_INTERVAL} then seat = search(0, now) end
     return seat
 end
-
-local function expire()
-    for _, key in ipairs(KEYS) do call('EXPIRE', key, ARGV[3]) end
-end
 """
 
 # ARGV[5]: the person. ARGV[6]: the seat, or '' for any. ARGV[7]: the number of seats. Returns the outcome and the seat.
@@ -176,13 +177,14 @@ return tonumber(seat)
 """
 
 # ARGV[5]: the person. ARGV[6]: what the index had of the person when the person was found absent. Returns the seat that
-# was freed, or 0.
+# was freed, or 0; -1 if the index has changed meanwhile.
 FREE_IF_UNCHANGED = f"""{SEATS}
-if call('HGET', index, ARGV[5]) ~= ARGV[6] then return 0 end
+if call('HGET', index, ARGV[5]) ~= ARGV[6] then return -1 end
 local seat = seat_of(ARGV[5])
 call('HDEL', index, ARGV[5])
 if not seat then return 0 end
 vacate(seat)
+expire()
 return tonumber(seat)
 """
 
@@ -199,6 +201,7 @@ for position = 1, #seats, 2 do
     end
 end
 call('HDEL', index, ARGV[5])
+expire()
 return count
 """
 

@@ -23,7 +23,7 @@ from lesson_server.stores.redis.seat_scripts import (
     RESTORE,
     TAKE,
 )
-from lesson_server.stores.redis.store import Command, Store
+from lesson_server.stores.redis.store import LATE_WRITE, Command, Store
 
 
 class Taking(StrEnum):
@@ -53,6 +53,8 @@ class Seats:
         self._store = store
         self._retention = retention
         self._grace = round(grace * 1000)
+        # Of a seat that is taken, the deadline must not pass before Redis has executed the script.
+        self._reminder = round(max(grace, LATE_WRITE) * 1000)
         self._observe = observe
         self.deadlines = SeatDeadlines(store)
 
@@ -95,7 +97,7 @@ class Seats:
         """
         wanted = "" if seat is None else seat
         _, (outcome, taken) = await self._store.execute(
-            self.deadlines.addition(lesson_id, client_id, self._grace),
+            self.deadlines.addition(lesson_id, client_id, self._reminder),
             self._script(TAKE, lesson_id, client_id, wanted, seat_count),
         )
         if outcome == Taking.TAKEN:
@@ -129,7 +131,7 @@ class Seats:
             StoreUnavailable: Redis failed or was too slow.
         """
         _, restored = await self._store.execute(
-            self.deadlines.addition(lesson_id, client_id, self._grace),
+            self.deadlines.addition(lesson_id, client_id, self._reminder),
             self._script(RESTORE, lesson_id, client_id, seat),
         )
         if restored:
@@ -201,11 +203,13 @@ class Seats:
         # still unchanged when the seat is freed, the person has been absent since before the seat was due.
         students = self._store.key(keys.students(lesson_id))
         (is_present,) = await self._store.execute(("HEXISTS", students, client_id))
-        if not is_present:
-            (seat,) = await self._store.execute(self._script(FREE_IF_UNCHANGED, lesson_id, client_id, known))
-            if seat:
-                self._observe("freed")
-        return 0
+        if is_present:
+            return 0
+        (seat,) = await self._store.execute(self._script(FREE_IF_UNCHANGED, lesson_id, client_id, known))
+        if seat > 0:
+            self._observe("freed")
+        # A change need not be listed: a departure may have come to Redis late, after that of its retry was listed.
+        return 1 if seat < 0 else 0
 
     # Commands
 

@@ -2,6 +2,10 @@
 
 from typing import Any, Protocol
 
+# Seconds after which Redis no longer executes a write that it has not answered: the timeout of the write, plus the time
+# of TCP retransmissions.
+LATE_WRITE = 10.0
+
 # The words of a command, e.g. ("HGET", key, field).
 Command = tuple[str | bytes | int, ...]
 
