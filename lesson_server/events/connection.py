@@ -54,12 +54,11 @@ class Connection:
         machines: the machine of each chart, by the class of its region.
 
     Attributes:
-        is_ending: whether the client is gone. The regions end as soon as the running transition is done.
         seat: the person's seat in the lesson when this connection last heard of it, to be written again if Redis loses
             it; 0: none. The seat belongs to the person, whose other connections may change it.
     """
 
-    __slots__ = ("_regions", "connected_at", "handshake", "is_ending", "lock", "machines", "seat", "services", "sid")
+    __slots__ = ("_regions", "connected_at", "handshake", "lock", "machines", "seat", "services", "sid")
 
     def __init__(
         self,
@@ -74,7 +73,6 @@ class Connection:
         self.services = services
         self.machines = machines
         self.lock = asyncio.Lock()
-        self.is_ending = False
         self.seat = 0
         self._regions: tuple[Region, ...] = ()
 
@@ -93,8 +91,8 @@ class Connection:
 
     @property
     def has_joined(self) -> bool:
-        """Whether the client has joined its lesson, with or without an access token, and is not gone."""
-        return not self.is_ending and any(region.is_present or region.is_guest for region in self)
+        """Whether the client has joined its lesson, with or without an access token."""
+        return any(region.is_present or region.is_guest for region in self)
 
     async def restore(self) -> bool:
         """Write the data of this connection again after Redis has lost it.
@@ -109,7 +107,6 @@ class Connection:
 
     async def end(self) -> None:
         """End the connection in all of its regions, the newest first, and clean up."""
-        self.is_ending = True
         async with self.lock:  # one lock for all of them: a step of a join must not run between two ends
             for region in reversed(self._regions):
                 with contextlib.suppress(InvalidTransition):

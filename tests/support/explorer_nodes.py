@@ -162,8 +162,8 @@ class Member:
         return await self.gateway.answer(JOIN_LESSON, tab.sid)
 
     async def leave(self, tab: Tab) -> None:
-        self.sockets.close(tab.sid)
         await self.gateway.disconnect(tab.sid, "transport close")
+        self.sockets.close(tab.sid)
 
 
 @cache

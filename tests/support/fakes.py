@@ -104,8 +104,8 @@ class Faults:
 class FakeSockets:
     """The Socket.IO server: rooms of the in-memory manager, sessions of the engine.
 
-    As in the real one, a sid loses its session when its transport closes, but leaves its rooms only after the handler
-    of ``disconnect``. So what is in ``rooms`` when that handler is done was forgotten by it.
+    As in the real one, a sid loses its session, and leaves its rooms, only after the handler of ``disconnect``. So what
+    is in ``rooms`` when that handler is done was forgotten by it.
     """
 
     def __init__(self, faults: Faults) -> None:
@@ -468,9 +468,9 @@ class World:
         return await self.sockets.handlers["join_lesson"](sid, *data)
 
     async def disconnect(self, sid: str) -> None:
-        """The transport closes, and in the same turn of the loop the handler begins, as in the real engine."""
-        self.sockets.close(sid)
+        """The transport has closed; when the handler is done, the session is gone too, as in the real engine."""
         await self.sockets.handlers["disconnect"](sid, "transport close")
+        self.sockets.close(sid)
 
     def joins(self, client: str) -> dict[str, float]:
         """The answers counted for a client, by outcome."""
