@@ -37,6 +37,7 @@ bench: $(VENV)/bench.installed  ## the server and its peers, measured in turn: d
 
 explore: $(VENV)/dev.installed  ## every order of commands in small scenarios, with a fault at each point: minutes; ARGS="twice --limit 10000"
 	$(BIN)/python tests/support/explore.py $(ARGS)
+	$(BIN)/python -m pytest tests/faults/explore_seats.py
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

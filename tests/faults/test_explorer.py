@@ -1,7 +1,6 @@
 """The smallest scenarios of the explorer, and that it finds defects which are planted: the rest is `make explore`."""
 
 from dataclasses import replace
-from inspect import signature
 
 import explorer_nodes
 import pytest
@@ -9,7 +8,9 @@ import redis
 from explorer import Counterexample, explore, replay
 from explorer_choices import touches_of
 from explorer_loop import NodeLoop
-from explorer_scenarios import FAULTS, SCENARIOS, Scenario, participant
+from explorer_scenarios import FAULTS, Scenario, participant
+from explorer_scenarios import PRESENCE_SCENARIOS as SCENARIOS
+from planted import plant
 
 from lesson_server.stores.redis.claims import Claims
 from lesson_server.stores.redis.presence import Presence
@@ -55,17 +56,6 @@ def test_presence_tells_the_truth_after_every_order(client, name):
 
 
 # The explorer finds what is wrong
-
-
-def plant(original):
-    """Marks a method as the replacement of another: one that has changed or is gone would plant nothing."""
-
-    def check(method):
-        assert method.__name__ == original.__name__
-        assert list(signature(method).parameters) == list(signature(original).parameters), f"{original} has changed"
-        return method
-
-    return check
 
 
 class ChecksThenActs(Claims):

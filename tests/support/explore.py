@@ -14,16 +14,18 @@ from pathlib import Path
 
 import redis
 from explorer import Counterexample, Report, explore, replay
-from explorer_scenarios import SCENARIOS, Scenario
+from explorer_scenarios import PRESENCE_SCENARIOS, Scenario
+from explorer_seat_scenarios import SEAT_SCENARIOS
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from lesson_server.embedded.stores import EmbeddedStores
 
+SCENARIOS = {**PRESENCE_SCENARIOS, **SEAT_SCENARIOS}
 # Schedules of one scenario with so many faults. All of them take minutes; what is cut is said.
 LIMIT = 3_000
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, emoji=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -58,7 +58,9 @@ from explorer_choices import Choice
 from explorer_nodes import LogHandler, controlled
 from explorer_rules import nobody_is_absent, violations
 from explorer_scenarios import Scenario
-from explorer_world import ENDLESS, Violation, World
+from explorer_seat_rules import seat_violations
+from explorer_seats import Listener, Violation, listening
+from explorer_world import ENDLESS, World
 
 # The search
 
@@ -136,6 +138,9 @@ class _Frame:
     chosen: Choice
     past: int = 0
 
+    def offers(self, name: str) -> bool:
+        return any(choice.name == name for choice in self.offered)
+
     def next_sleeping(self) -> dict[str, Choice]:
         return {name: choice for name, choice in self.sleeping.items() if not choice.conflicts(self.chosen)}
 
@@ -159,7 +164,11 @@ def _find_races(path: list[_Frame]) -> None:
             continue
         earlier = path[position].chosen
         conflicts = earlier.conflicts(last.chosen)
-        causes = last.chosen.cause == position + 1 or (conflicts and earlier.of == last.chosen.of)
+        causes = (
+            last.chosen.cause == position + 1
+            or (conflicts and earlier.of == last.chosen.of)
+            or (last.chosen.is_tried_everywhere and not path[position].offers(last.chosen.name))
+        )
         if not (causes or conflicts):
             continue
         if not causes:
@@ -181,8 +190,6 @@ def _reverse(path: list[_Frame], position: int) -> None:
     if first & frame.wanted:
         return
     offered = [choice.name for choice in frame.offered if choice.name in first]
-    if not offered and path[-1].chosen.is_fault:
-        return  # the earlier choice is what made the fault possible
     if not offered:
         raise NotDeterministic(f"{first} are not offered at {position}")
     frame.wanted.add(offered[0])
@@ -212,9 +219,9 @@ def explore(
         NotDeterministic: the scenario can't be explored.
     """
     report = Report(scenario)
-    with controlled() as log:
+    with controlled() as log, listening(client, scenario) as listener:
         for faults in range(scenario.max_faults + 1):
-            _explore(client, faults, limit, report, log, on_schedule, every_choice)
+            _explore(client, faults, limit, report, log, listener, on_schedule, every_choice)
             if report.counterexample:
                 break
     return report
@@ -226,6 +233,7 @@ def _explore(
     limit: int,
     report: Report,
     log: LogHandler,
+    listener: Listener,
     on_schedule: Callable[[Report], object],
     every_choice: bool,
 ) -> None:
@@ -236,7 +244,7 @@ def _explore(
         if report.schedules[faults] >= limit:
             report.cut.add(faults)
             return
-        world = World(client, scenario, faults, log)
+        world = World(client, scenario, faults, log, listener)
         try:
             if _run(world, path, every_choice):
                 report.pruned += 1
@@ -277,7 +285,7 @@ def _run(world: World, path: list[_Frame], every_choice: bool) -> bool:
         chosen = next((choice for choice in offered if choice.name not in sleeping), None)
         if chosen is None:
             return True
-        wanted = {choice.name for choice in offered if every_choice or choice.is_fault}
+        wanted = {choice.name for choice in offered if every_choice or choice.is_tried_everywhere}
         path.append(_Frame(offered, sleeping, wanted | {chosen.name}, chosen))
         world.perform(chosen.name)
         _check_at_once(world, chosen)
@@ -287,8 +295,11 @@ def _run(world: World, path: list[_Frame], every_choice: bool) -> bool:
 
 def _check_at_once(world: World, choice: Choice) -> None:
     """Checks the rules that hold at any time, where the choice may have changed what they say."""
-    if any(touch.what[1].startswith(("lesson_student_", "lesson_teacher_")) for touch in choice.footprint):
+    touched = {touch.what[1] for touch in choice.footprint}
+    if any(name.startswith(("lesson_student_", "lesson_teacher_")) for name in touched):
         nobody_is_absent(world)
+    if any(name.startswith(("lesson_seat_", "lesson_node_seats:")) for name in touched):
+        world.seats.check()
 
 
 def _settle(world: World) -> None:
@@ -298,7 +309,7 @@ def _settle(world: World) -> None:
         Violation: a rule does not hold.
     """
     world.settle(lambda choice: _check_at_once(world, choice))
-    if wrong := violations(world):
+    if wrong := [*violations(world), *seat_violations(world)]:
         raise Violation(*wrong)
 
 
@@ -311,8 +322,8 @@ def replay(client: redis.Redis, scenario: Scenario, schedule: Sequence[str]) -> 
     Raises:
         ValueError: a choice of the schedule is not offered where it stands.
     """
-    with controlled() as log:
-        world = World(client, scenario, len(schedule), log)
+    with controlled() as log, listening(client, scenario) as listener:
+        world = World(client, scenario, len(schedule), log, listener)
         try:
             for name in schedule:
                 offered = {choice.name: choice for choice in world.choices()}

@@ -1,7 +1,11 @@
 """What an explorer can choose, and which choices may be swapped. See explorer.py."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
+from explorer_clock import reads_clock
+
+from lesson_server.stores.redis.seat_scripts import READ_DUE
 from lesson_server.stores.redis.store import Command
 
 
@@ -28,10 +32,13 @@ Footprint = tuple[Touch, ...]
 
 DATA = ("all keys", "")
 BUDGET = ("the budget of faults", "")
+CLOCK = ("the clock of Redis", "")
 
 READS = frozenset({"EXISTS", "HEXISTS", "HGET", "HGETALL", "HLEN", "HRANDFIELD", "HSCAN", "TTL"})
 # What nodes ask all the time, and what a history leaves out once time passes.
 ROUTINE = READS | {"EXPIRE", "HINCRBY", "HSETNX"}
+# Scripts that change nothing.
+READING_SCRIPTS = frozenset({READ_DUE})
 KEYLESS = frozenset({"PING", "PUBLISH"})
 
 
@@ -44,6 +51,7 @@ def keys_of(command: Command) -> tuple[str, ...]:
     return (str(command[1]),)
 
 
+@lru_cache(10_000)  # each schedule of a scenario has nearly the same commands
 def touches_of(command: Command) -> Footprint:
     """What a command touches in Redis."""
     name, *words = command
@@ -54,7 +62,9 @@ def touches_of(command: Command) -> Footprint:
         part = frozenset(map(str, words[2::2]))
     elif name == "ZREM":
         part = frozenset(map(str, words[1:]))
-    return tuple(Touch(("key", key), name not in READS, part) for key in keys_of(command))
+    is_read = name in READS or (name == "EVAL" and words[0] in READING_SCRIPTS)
+    touches = tuple(Touch(("key", key), not is_read, part) for key in keys_of(command))
+    return (*touches, Touch(CLOCK, writes=False)) if reads_clock(command) else touches
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,7 @@ class Choice:
         of: the step or the actor whose next move it is.
         cause: how many choices had been made when it was first offered.
         is_fault: whether it uses up the budget.
+        is_tried_everywhere: whether it is tried at every point that is reached, and not only where there is a race.
     """
 
     name: str
@@ -74,6 +85,7 @@ class Choice:
     of: str
     cause: int
     is_fault: bool = False
+    is_tried_everywhere: bool = False
 
     def conflicts(self, other: "Choice") -> bool:
         return any(one.conflicts(two) for one in self.footprint for two in other.footprint)

@@ -19,16 +19,17 @@ class NodeLoop(asyncio.AbstractEventLoop):
 
     Args:
         name: of the node.
+        now: the time at which the clock stands.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, now: float = 0.0) -> None:
         self.name = name
         self.errors: list[str] = []
         self.ids = itertools.count(1)
         self._ready: deque[asyncio.Handle] = deque()
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._numbers = itertools.count()
-        self._now = 0.0
+        self._now = now
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # What asyncio asks of a loop

@@ -14,27 +14,30 @@ from unittest.mock import patch
 
 from explorer_choices import keys_of
 from explorer_loop import NodeLoop, origin
-from explorer_scenarios import Scenario, Tab
+from explorer_scenarios import Scenario, Tab, seat_in, tab_of
 from fakes import FakeAnalytics, FakeLessons, FakeSockets, FakeTokens, Faults, unlimited
-from presences import GRACE, new_presence
 
+from lesson_server.errors import StoreUnavailable
 from lesson_server.events.join_lesson import JOIN_LESSON
+from lesson_server.events.leave_seat import LEAVE_SEAT
 from lesson_server.events.registry import EVENTS
 from lesson_server.events.services import Services
+from lesson_server.events.take_seat import TAKE_SEAT
 from lesson_server.gateway.handlers import Answer, Gateway
 from lesson_server.metrics import Metrics
 from lesson_server.stores.redis import nodes, removals
 from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.nodes import Node
-from lesson_server.stores.redis.seats import Seats
+from lesson_server.stores.redis.presence import Presence
 from lesson_server.stores.redis.store import Command
 
 RETENTION = 7 * 86_400
-SEAT_COUNT = 2
 
 # The constants of production, made small; see above.
 LOST_AFTER = 1
 CHECK_PERIOD = 1.0
+# Seconds since the machine of each node has started: longer than anything looks back.
+UPTIME = 1_000.0
 # Seconds after which everything has settled: a node has been found lost and swept, its sweep has been noticed by a node
 # that lives after all, and every record has been checked twice.
 SETTLED_AFTER = (LOST_AFTER + 3) * nodes.HEARTBEAT_INTERVAL + 2 * CHECK_PERIOD
@@ -132,38 +135,67 @@ class Member:
     def __init__(self, name: str, scenario: Scenario, submit: Callable[[Step], None]) -> None:
         self.name = name
         self.alive = True
-        self.loop = NodeLoop(name)
+        self.loop = NodeLoop(name, UPTIME)
         self.store: Any = ExploredStore(self.loop, scenario.cluster, submit)
         faults = Faults()
         self.sockets: Any = FakeSockets(faults)
         self.analytics = FakeAnalytics()
+        self.seats = scenario.seats(self.store, RETENTION, scenario.grace)
         with self.loop.running():  # it gives itself a name
-            self.presence = new_presence(self.store, RETENTION, scenario.claims, scenario.removals)
-        seat_maps = Seats(self.store, RETENTION, GRACE)
+            claims = scenario.claims(self.store, RETENTION, self.seats)
+        self.presence = Presence(self.store, claims, scenario.removals(self.store, claims))
+        self.tabs = {tab.sid: tab for tab in scenario.tabs}
         services: Any = Services(
             sockets=self.sockets,
-            lessons=FakeLessons(faults, {tab.lesson_id: SEAT_COUNT for tab in scenario.tabs}),
-            seats=seat_maps,
+            lessons=FakeLessons(faults, {tab.lesson_id: scenario.seat_count for tab in scenario.tabs}),
+            seats=self.seats,
             presence=self.presence,
             tokens=FakeTokens(),
             analytics=self.analytics,
             metrics=_metrics(),
             trust_teacher_user_id=False,
         )
-        self.gateway = Gateway(self.sockets, services, unlimited(), EVENTS)
-        self.node = Node(self.store, self.presence, seat_maps, self.gateway)
+        events = [event for event in EVENTS if event.name in scenario.events]
+        self.gateway = Gateway(self.sockets, services, unlimited(events), events)
+        self.node = Node(self.store, self.presence, self.seats, self.gateway)
 
     # The events of a scenario
 
-    async def join(self, tab: Tab) -> Answer | None:
-        if tab.sid not in self.gateway.connections:
-            self.sockets.open(tab.sid)
-            self.gateway.connect(tab.sid, {}, tab.auth)
-        return await self.gateway.answer(JOIN_LESSON, tab.sid)
+    def begin(self, verb: str, who: str, origin: str) -> "asyncio.Task[Any] | None":
+        """Begins an event of this node; returns what the node does for it, if that has an end."""
+        if verb == "tick":
+            self.loop.pass_time(self.loop.time() + nodes.HEARTBEAT_INTERVAL)
+            return None
+        if verb == "check":
+            with self.loop.running():
+                self.node.check_all()
+            return None
+        if verb == "sweep":
+            return self.loop.begin(self._sweep_seats(), origin)
+        return self.loop.begin(self._answer(verb, self.tabs[tab_of(who)], seat_in(who)), origin)
 
-    async def leave(self, tab: Tab) -> None:
-        await self.gateway.disconnect(tab.sid, "transport close")
-        self.sockets.close(tab.sid)
+    async def _answer(self, verb: str, tab: Tab, seat: int | None) -> Answer | None:
+        """An event of a client, and its acknowledgement."""
+        match verb:
+            case "join":
+                if tab.sid not in self.gateway.connections:
+                    self.sockets.open(tab.sid)
+                    self.gateway.connect(tab.sid, {}, tab.auth)
+                return await self.gateway.answer(JOIN_LESSON, tab.sid)
+            case "take":
+                return await self.gateway.answer(TAKE_SEAT, tab.sid, *([] if seat is None else [{"seat": seat}]))
+            case "leave_seat":
+                return await self.gateway.answer(LEAVE_SEAT, tab.sid)
+            case "leave":
+                await self.gateway.disconnect(tab.sid, "transport close")
+                self.sockets.close(tab.sid)
+                return None
+        raise ValueError(f"there is no event {verb}")
+
+    async def _sweep_seats(self) -> None:
+        """What the node's SeatSweeper does twice a second."""
+        with contextlib.suppress(StoreUnavailable):
+            await self.seats.sweep()
 
 
 @cache

@@ -5,13 +5,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from explorer_nodes import SEAT_COUNT
+from explorer_clock import keys_of_server
 from explorer_scenarios import FLUSH, Tab
-from explorer_world import Violation, World
+from explorer_seats import Violation
+from explorer_world import World
 from joins import join_of
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.gateway.handlers import Answer
+from lesson_server.stores.redis import keys
 from lesson_server.stores.redis.records import decode
 
 LESSONS = "lesson_node_lessons"
@@ -110,10 +112,10 @@ def _records(world: World) -> Iterator[str]:
         yield from _lessons(world, tabs)
         yield from (_teacher if client == "teacher" else _participant)(world, tabs)
     for lesson_id in {tab.lesson_id for tab in world.tabs.values() if is_live(world, tab)}:
-        if world.redis.hlen(f"lesson_seat_{lesson_id}") != SEAT_COUNT:
+        if world.redis.hlen(f"lesson_seat_{lesson_id}") != world.scenario.seat_count:
             yield f"lesson {lesson_id} has no seat map"
-    for key in world.redis.scan_iter():
-        if not key.startswith("lesson_node_") and world.redis.ttl(key) < 0:
+    for key in keys_of_server(world.redis):
+        if (not key.startswith("lesson_node_") or key in _keys_of_seats(world)) and world.redis.ttl(key) < 0:
             yield f"{key} has no TTL"
 
 
@@ -183,7 +185,7 @@ def _own_keys(world: World) -> Iterator[str]:
                 for entry in tab.record.entries():
                     claims_key = f"{CLAIMS}{entry.fields[0]}{{{entry.name}}}"
                     expected.setdefault(claims_key, set()).add(tab.sid)
-    for key in world.redis.scan_iter("lesson_node_*"):
+    for key in keys_of_server(world.redis, "lesson_node_*"):
         if key.startswith(CLAIMS):
             shown_claims: Any = world.redis.zrange(key, 0, -1, withscores=True)
             for claim, order in shown_claims:
@@ -194,6 +196,7 @@ def _own_keys(world: World) -> Iterator[str]:
             presence.claims.nodes_key,
             presence.claims.figures_key,
             LESSONS,
+            *_keys_of_seats(world),
             *map(presence.claims.index_key, living),
         ):
             yield f"{key} belongs to nobody"
@@ -204,6 +207,12 @@ def _own_keys(world: World) -> Iterator[str]:
     for key in sorted(expected.keys() | found.keys()):
         if expected.get(key, set()) != found.get(key, set()):
             yield f"{key} holds {sorted(found.get(key, ()))}, and should hold {sorted(expected.get(key, ()))}"
+
+
+def _keys_of_seats(world: World) -> set[str]:
+    """The keys beside the seat maps. The deadlines are not among them: none is left when all has settled."""
+    maps = {keys.seat_map(tab.lesson_id) for tab in world.tabs.values()}
+    return {key_of(key) for key in maps for key_of in (keys.seat_index, keys.freed_seats)}
 
 
 def _reconnects(world: World) -> Iterator[str]:

@@ -1,10 +1,14 @@
 """What is explored: who joins, leaves and dies in which scenario. See explorer.py."""
 
+import re
 from dataclasses import dataclass
 
 from lesson_server.stores.redis.claims import Claims
 from lesson_server.stores.redis.records import ClientRecord, Record, TeacherRecord
 from lesson_server.stores.redis.removals import Removals
+from lesson_server.stores.redis.seat_deadlines import REPEAT_AFTER
+from lesson_server.stores.redis.seats import Seats
+from lesson_server.stores.redis.store import LATE_WRITE
 
 # Kinds of faults; see explorer.py.
 LOST, LATE, UNANSWERED, CRASH, FLUSH = "lost", "late", "unanswered", "crash", "flush"
@@ -37,7 +41,22 @@ class Tab:
         return ClientRecord(self.sid, self.lesson_id, self.subject, "student")
 
 
+# A verb and whom it concerns; see Scenario.actors.
 Event = tuple[str, str]
+
+# The Socket.IO events, by their verbs.
+EVENTS_OF = {"join": "join_lesson", "take": "take_seat", "leave_seat": "leave_seat"}
+
+
+def tab_of(who: str) -> str:
+    """The tab, or the node, of the second half of an event."""
+    return re.split("[@/]", who)[0]
+
+
+def seat_in(who: str) -> int | None:
+    """The seat that an event names, if it names one."""
+    _, _, seat = who.partition("@")
+    return int(seat) if seat else None
 
 
 @dataclass(frozen=True)
@@ -50,15 +69,20 @@ class Scenario:
         tabs: the connections that there are.
         before: events that come first, each with all that follows from it.
         actors: the events of each actor. One begins when the one before it has begun, and need not have ended.
-            ``("join", sid)``, ``("leave", sid)``; ``("tick", node)``: a heartbeat's time passes on a node;
-            ``("check", node)``: all its records are to be checked.
+            ``("join", sid)``, ``("leave", sid)``; ``("take", sid)``, ``("take", "sid@seat")``, ``("leave_seat", sid)``;
+            ``("tick", node)``: a heartbeat's time passes on a node; ``("check", node)``: all its records are to be
+            checked; ``("sweep", node)``: it frees seats that are due; ``("pass", "time")``: so much time passes by the
+            clock of Redis that everything is due. That is longer than a step waits, or a late write is on its way: it
+            happens while nothing but sweeps of seats is under way.
         witness: nodes of which nothing happens, and that find out when another one dies.
         stalled: nodes that live and may be taken for lost: while they are being swept, their people are absent.
         faults: the kinds of faults that are injected. A kind that never happened is an error.
         max_faults: in one schedule.
         cluster: every key is on a master of its own, so that commands of one step have no order.
+        seat_count: of each lesson.
+        grace: seconds for which a seat outlives the last connection of its holder.
         claims: the class of the claims, for planted defects.
-        removals: the class of the removals, likewise.
+        removals, seats: likewise.
     """
 
     name: str
@@ -71,14 +95,29 @@ class Scenario:
     faults: tuple[str, ...] = FAULTS
     max_faults: int = 1
     cluster: bool = False
+    seat_count: int = 2
+    grace: float = 0.0
     claims: type[Claims] = Claims
     removals: type[Removals] = Removals
+    seats: type[Seats] = Seats
+
+    @property
+    def events(self) -> set[str]:
+        """The names of the Socket.IO events that are sent: the charts of others would only cost time."""
+        verbs = {verb for actor in (self.before, *self.actors) for verb, _ in actor}
+        return {name for verb, name in EVENTS_OF.items() if verb in verbs}
 
     @property
     def nodes(self) -> tuple[str, ...]:
         named = {*self.witness, *(tab.node for tab in self.tabs)}
-        named |= {who for actor in (self.before, *self.actors) for verb, who in actor if verb in ("tick", "check")}
+        events = [event for actor in (self.before, *self.actors) for event in actor]
+        named |= {who for verb, who in events if verb in ("tick", "check", "sweep")}
         return tuple(sorted(named))
+
+    @property
+    def long_time(self) -> int:
+        """Milliseconds after which everything that a node has written with a deadline is due."""
+        return round(max(self.grace, LATE_WRITE) * 1_000) + REPEAT_AFTER + 1
 
 
 def participant(sid: str, node: str, subject: str = "anna", lesson_id: str = "1") -> Tab:
@@ -89,7 +128,7 @@ def teacher(sid: str, node: str, subject: str = "hill", lesson_id: str = "1") ->
     return Tab(sid, node, "teacher", subject, lesson_id)
 
 
-SCENARIOS = {
+PRESENCE_SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         Scenario(

@@ -8,20 +8,17 @@ from functools import partial
 from typing import Any
 
 import redis
-from explorer_choices import BUDGET, DATA, ROUTINE, Choice, Footprint, Touch, touches_of
+from explorer_choices import BUDGET, CLOCK, DATA, ROUTINE, Choice, Footprint, Touch, touches_of
+from explorer_clock import RedisClock, keys_of_server
 from explorer_nodes import SETTLED_AFTER, LogHandler, Member, Step
-from explorer_scenarios import CRASH, FLUSH, LATE, LOST, UNANSWERED, Event, Scenario
+from explorer_scenarios import CRASH, FLUSH, LATE, LOST, UNANSWERED, Event, Scenario, tab_of
+from explorer_scripts import script_names, short
+from explorer_seats import Listener, SeatWatch, Violation
 
 from lesson_server.errors import StoreUnavailable
-from lesson_server.stores.redis import nodes, presence_scripts, seats
-from lesson_server.stores.redis.store import Command
 
 # More choices than any scenario has: one that goes on has a node that asks without end.
 ENDLESS = 2_000
-
-
-class Violation(Exception):
-    """A rule does not hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +38,24 @@ class World:
         scenario: what happens.
         max_faults: in this run.
         log: of :func:`~explorer_nodes.controlled`, within which the world must run.
+        listener: to what is told of the seats.
 
     Attributes:
         tabs, members: of the scenario, by their names.
         begun: the events that have begun.
         left: the tabs whose end has begun.
         writes: key → the tabs whose joins have written there, in their order.
+        seats: what has happened to the seats.
         injected: the kinds of the faults that have happened.
         history: what has happened, for people.
     """
 
-    def __init__(self, client: redis.Redis, scenario: Scenario, max_faults: int, log: LogHandler) -> None:
+    def __init__(
+        self, client: redis.Redis, scenario: Scenario, max_faults: int, log: LogHandler, listener: Listener
+    ) -> None:
         client.flushall()
+        self.clock = RedisClock(client)
+        self.seats = SeatWatch(client, self.clock, scenario, listener)
         log.messages.clear()
         self.injected: list[str] = []
         self.history: list[str] = []
@@ -67,6 +70,7 @@ class World:
         self.begun: list[Begun] = []
         self.left: set[str] = set()
         self.writes: dict[str, list[str]] = {}
+        self._script_names = script_names()
         self._actions: dict[str, Callable[[], None]] = {}
         self._settling = False
         self._actors = _labelled(scenario.actors)
@@ -103,10 +107,10 @@ class World:
         self._steps.append(step)
 
     def _offer(
-        self, name: str, action: Callable[[], None], of: str, cause: int, *footprint: Touch, is_fault: bool = False
+        self, name: str, action: Callable[[], None], of: str, cause: int, *footprint: Touch, **kind: bool
     ) -> Choice:
         self._actions[name] = action
-        return Choice(name, footprint, of, cause, is_fault)
+        return Choice(name, footprint, of, cause, **kind)
 
     def _step_choices(self) -> Iterator[Choice]:
         for step in self._steps:
@@ -134,33 +138,45 @@ class World:
                         Touch(DATA, writes=False),
                         Touch(("step", step.name), writes=True, part=frozenset({str(number)})),
                         *touches_of(step.commands[waiting[0]]),
+                        *self.seats.sees(step.commands[waiting[0]]),
                     )
 
     def _event_choices(self) -> Iterator[Choice]:
         for number, actor in enumerate(self._actors):
-            if actor:
-                label, event = actor[0]
-                node = self.node_of(event)
-                if self.members[node].alive:
+            if not actor:
+                continue
+            label, event = actor[0]
+            action = partial(self._begin_next, actor)
+            own = Touch(("actor", str(number)), writes=True)
+            if event[0] == "pass":
+                if all(step.origin.startswith("sweep:") for step in self._steps):
                     yield self._offer(
-                        label,
-                        partial(self._begin_next, actor),
-                        f"actor {number}",
-                        0,
-                        Touch(("life of", node), writes=False),
-                        Touch(("node", node), writes=True),
-                        Touch(("actor", str(number)), writes=True),
-                        *self._sees(":".join(event)),
+                        label, action, f"actor {number}", 0, own, Touch(CLOCK, writes=True), is_tried_everywhere=True
                     )
+                continue
+            node = self.node_of(event)
+            if self.members[node].alive:
+                yield self._offer(
+                    label,
+                    action,
+                    f"actor {number}",
+                    0,
+                    Touch(("life of", node), writes=False),
+                    Touch(("node", node), writes=True),
+                    # While anything but a sweep is under way, no long time passes.
+                    *([] if event[0] == "sweep" else [Touch(CLOCK, writes=False)]),
+                    own,
+                    *self._sees(label),
+                )
 
     def _sees(self, origin: str) -> Footprint:
         """Whether a person is there, for the rule that nobody who is there is absent: an answer and an end read what
         Redis says, so that the rule is checked for every order of these and of what changes it."""
-        verb, _, sid = origin.partition(":")
-        return (Touch(("key", self.tabs[sid].lesson_key), writes=False),) if verb in ("join", "leave") else ()
+        verb, _, who = origin.partition(":")
+        return (Touch(("key", self.tabs[tab_of(who)].lesson_key), writes=False),) if verb in ("join", "leave") else ()
 
     def _fault_choices(self) -> Iterator[Choice]:
-        offer = partial(self._offer, is_fault=True)
+        offer = partial(self._offer, is_fault=True, is_tried_everywhere=True)
         budget = Touch(BUDGET, writes=True)
         for step in self._steps:
             if not step.awaited:
@@ -187,8 +203,9 @@ class World:
             yield offer(FLUSH, self._flush, FLUSH, 0, budget, Touch(DATA, writes=True))
 
     def node_of(self, event: Event) -> str:
-        verb, who = event
-        return self.tabs[who].node if verb in ("join", "leave") else who
+        _, who = event
+        tab = self.tabs.get(tab_of(who))
+        return who if tab is None else tab.node
 
     # What happens
 
@@ -198,36 +215,35 @@ class World:
 
     def _begin(self, label: str, event: Event) -> None:
         verb, who = event
+        if verb == "pass":
+            self._pass_time(label)
+            return
         member = self.members[self.node_of(event)]
         self._note(label, f"node {member.name}")
-        task = None
-        if verb == "join":
-            task = member.loop.begin(member.join(self.tabs[who]), f"join:{who}")
-        elif verb == "leave":
-            self.left.add(who)
-            task = member.loop.begin(member.leave(self.tabs[who]), f"leave:{who}")
-        elif verb == "tick":
-            member.loop.pass_time(member.loop.time() + nodes.HEARTBEAT_INTERVAL)
-        elif verb == "check":
-            with member.loop.running():
-                member.node.check_all()
-        else:
-            raise ValueError(f"there is no event {verb}")
-        self.begun.append(Begun(label, event, task))
+        if verb == "leave":
+            self.left.add(tab_of(who))
+        self.begun.append(Begun(label, event, member.begin(verb, who, label.strip("()"))))
         member.loop.run_ready()
+
+    def _pass_time(self, label: str) -> None:
+        self.clock.set(self.clock.now() + 1_000 * self.scenario.long_time)
+        self._note(label, "all that Redis has a deadline for is due")
 
     def _execute(self, step: Step, waiting: "deque[int]") -> None:
         position = waiting.popleft()
         command = step.commands[position]
         try:
-            answer = self.redis.execute_command(*command)
+            answer = self.clock.execute(command)
         except redis.RedisError as error:
-            raise Violation(f"Valkey refuses {_short(command)}: {error}") from error
+            raise Violation(f"Valkey refuses {short(command, self._script_names)}: {error}") from error
         step.answers[position] = answer
         if not self._settling or command[0] not in ROUTINE:
-            self._note(step.name, f"node {step.loop.name}, {step.origin}: {_short(command)} → {answer}")
-        if command[:2] == ("EVAL", presence_scripts.WRITE) and step.origin.startswith("join:"):
-            self.writes.setdefault(str(command[3]), []).append(step.origin.removeprefix("join:"))
+            text = short(command, self._script_names)
+            self._note(step.name, f"node {step.loop.name}, {step.origin}: {text} → {answer}")
+        script = self._script_names[str(command[1])] if command[0] == "EVAL" else ""
+        if script == "presence.WRITE":
+            self.writes.setdefault(str(command[3]), []).append(tab_of(step.origin.removeprefix("join:")))
+        self.seats.observe(step.origin, script, command, answer)
         if step.is_carried_out and not step.awaited:
             self._steps.remove(step)
 
@@ -261,10 +277,13 @@ class World:
         self._steps[:] = [step for step in self._steps if step.loop is not member.loop]
 
     def _flush(self) -> None:
-        assert self.redis.dbsize(), "there is nothing that could be lost"
+        assert keys_of_server(self.redis), "there is nothing that could be lost"
         self.injected.append(FLUSH)
         self._note(FLUSH, "FLUSHALL")
+        now = self.clock.now()
         self.redis.flushall()
+        self.clock.set(now)
+        self.seats.forget({sid for sids in self.writes.values() for sid in sids})
 
     def _note(self, choice: str, text: str) -> None:
         self.history.append(f"{choice:<16} {text}")
@@ -286,9 +305,13 @@ class World:
         while True:
             loop = min(ends, key=lambda loop: loop.next_timer() - ends[loop])
             if loop.next_timer() > ends[loop]:
-                return
+                break
             loop.pass_time(loop.next_timer())
             self._execute_all(on_choice)
+        self._pass_time("")
+        sweeper = next(name for name, member in self.members.items() if member.alive)
+        self._begin(f"(sweep:{sweeper})", ("sweep", sweeper))
+        self._execute_all(on_choice)
 
     def _execute_all(self, on_choice: Callable[[Choice], None] = lambda choice: None) -> None:
         """What has been asked, in the order in which it was asked."""
@@ -311,21 +334,6 @@ _FAULT_TEXTS = {
     LATE: "StoreUnavailable; the rest is carried out later",
     UNANSWERED: "the answer gets lost; StoreUnavailable",
 }
-
-_SCRIPTS = {
-    text: name
-    for module in (presence_scripts, seats)
-    for name, text in vars(module).items()
-    if name.isupper() and isinstance(text, str) and "redis.call" in text
-}
-
-
-def _short(command: Command) -> str:
-    """A command for people: a script by its name."""
-    if command[0] == "EVAL":
-        command = (_SCRIPTS.get(str(command[1]), "EVAL"), *command[3:])
-    words = [word.decode() if isinstance(word, bytes) else str(word) for word in command]
-    return " ".join(words)
 
 
 def _labelled(actors: tuple[tuple[Event, ...], ...]) -> list[deque[tuple[str, Event]]]:
