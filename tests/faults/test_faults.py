@@ -348,7 +348,7 @@ def test_every_time_of_the_matrix_is_what_its_constants_make_of_it():
         **{f"{module.__name__.rpartition('.')[2]}.{name}": value for module in (nodes, removals)
            for name, value in constants_of(module).items()},
         **{name: constants_of(module)[name] for module, name in (
-            (join_lesson, "DEADLINE"), (removals, "REMOVAL_PATIENCE"), (removals, "LATE_WRITE"),
+            (join_lesson, "DEADLINE"), (removals, "REMOVAL_PATIENCE"), (store, "LATE_WRITE"),
             (availability, "PROBE_INTERVAL"), (availability, "PROBE_TIMEOUT"), (subscription, "CONFIRMATION_TIMEOUT"),
             (server_module, "PRESENCE_DEADLINE"), (server_module, "ANALYTICS_DEADLINE"),
             (seat_sweeper, "SWEEP_INTERVAL"), (receiver, "RECONNECT_INTERVAL"), (receiver, "RECEIVE_TIMEOUT"),
