@@ -33,7 +33,7 @@ from lesson_server import server as server_module
 from lesson_server.events import join_lesson
 from lesson_server.settings.schema import Settings
 from lesson_server.stores import availability
-from lesson_server.stores.redis import nodes, receiver, removals, seat_sweeper, subscription
+from lesson_server.stores.redis import nodes, receiver, removals, seat_sweeper, store, subscription
 
 pytestmark = pytest.mark.usefixtures("quick_nodes")
 
