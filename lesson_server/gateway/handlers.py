@@ -198,6 +198,16 @@ class Gateway:
                 seated[connection.handshake.lesson_id].append(sid)
         return seated
 
+    def holders(self) -> dict[str, tuple[str, str]]:
+        """Return the connections of people who have a seat: sid → the lesson and the ``client_id``."""
+        return {
+            sid: (connection.handshake.lesson_id, region.person)
+            for sid, connection in self.connections.items()
+            if connection.seat
+            for region in connection
+            if region.is_present and region.person is not None
+        }
+
     async def restore(self, sids: Sequence[str]) -> int:
         """Write the Redis data of these connections again.
 

@@ -9,6 +9,7 @@ import pytest
 from fakes import World, settle, store_down
 from handshakes import GUEST, PARTICIPANT, TEACHER
 from joins import join_of
+from seat_events import send
 from socketio.exceptions import ConnectionRefusedError  # noqa: A004 (the library's, not the builtin)
 
 from lesson_server.errors import InvalidTransition
@@ -392,6 +393,19 @@ async def test_those_who_are_present_are_registered_and_a_seat_map_has_somebody_
     await world.disconnect("participant")
     assert world.gateway.present() == ["no seats"]
     assert world.gateway.seated() == {"1": ["guest"], "single": ["one seat"]}
+
+
+@pytest.mark.gen_test
+async def test_who_has_taken_a_seat_and_not_left_it_has_one_that_redis_should_know():
+    world = World()
+    for sid, auth in (("participant", PARTICIPANT), ("guest", GUEST), ("teacher", TEACHER)):
+        await world.connect(sid, auth)
+        await world.join(sid)
+    assert world.gateway.holders() == {}
+    await send(world, "take_seat", "participant", {"seat": 2})
+    assert world.gateway.holders() == {"participant": ("1", "p-1")}
+    await send(world, "leave_seat", "participant")
+    assert world.gateway.holders() == {}
 
 
 @pytest.mark.gen_test

@@ -26,6 +26,7 @@ class House:
         self.node = Node(self.store, self.presence, self.seats, self)
         self.records = {}
         self.lessons = {}
+        self.seat_of = {}  # sid → seat
 
     @property
     def node_id(self):
@@ -63,6 +64,11 @@ class House:
     def seated(self):
         return self.lessons
 
+    def holders(self):
+        return {
+            sid: (record.lesson_id, record.client_id) for sid, record in self.records.items() if sid in self.seat_of
+        }
+
     async def restore(self, sids):
         for sid in sids:
             for lesson_id, seated in self.lessons.items():
@@ -70,6 +76,9 @@ class House:
                     await self.seats.ensure_map(lesson_id, 3)
             if sid in self.records:
                 await self.presence.restore(self.records[sid])
+            if sid in self.seat_of:
+                lesson_id, person = self.holders()[sid]
+                await self.seats.restore(lesson_id, person, self.seat_of[sid])
         return len(self.records.keys() & sids)
 
 

@@ -64,6 +64,9 @@ class Connections(Protocol):
     def seated(self) -> Mapping[str, Sequence[str]]:
         """Return the lessons whose seat map Redis should hold, each with the sids of the connections in the lesson."""
 
+    def holders(self) -> Mapping[str, tuple[str, str]]:
+        """Return the connections of people who have a seat: sid → the lesson and the ``client_id``."""
+
     async def restore(self, sids: Sequence[str]) -> int:
         """Write again what these connections hold in Redis.
 
@@ -255,6 +258,7 @@ class Node:
             if await self._is_interrupted(pause):
                 return
         await self._check_seat_maps()
+        await self._check_seats()
         for former in list(self._former):  # its claims have just been replaced
             removed += await self._remove_all_of(former)
             self._former.discard(former)
@@ -272,6 +276,15 @@ class Node:
             for lesson_id in await self._seats.missing(lessons[start : start + BATCH_SIZE]):
                 for first in range(0, len(seated[lesson_id]), BATCH_SIZE):
                     await self._connections.restore(seated[lesson_id][first : first + BATCH_SIZE])
+
+    async def _check_seats(self) -> None:
+        """Restore seats in a seat map that another node has written again without them."""
+        holders = self._connections.holders()
+        sids = list(holders)
+        for start in range(0, len(sids), BATCH_SIZE):
+            batch = {sid: holders[sid] for sid in sids[start : start + BATCH_SIZE]}
+            if lost := await self._seats.lost(batch):
+                await self._connections.restore(lost)
 
     async def _is_interrupted(self, pause: float) -> bool:
         """Wait, and return whether a check of all records has been requested."""

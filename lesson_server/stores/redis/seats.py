@@ -8,7 +8,7 @@ the seat is due, and lists the holder in the deadlines (seat_deadlines.py), the 
 absent from the lesson at that time frees the seat. So a seat whose holder is gone is freed, whatever has failed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 
 from lesson_server.stores.redis import keys
@@ -159,6 +159,19 @@ class Seats:
         all_keys = [key for lesson_id in lesson_ids for key in self._keys(lesson_id)]
         answers = await self._store.execute(*(("EXPIRE", key, self._retention) for key in all_keys))
         return [lesson_id for lesson_id, exists in zip(lesson_ids, answers[::3], strict=True) if not exists]
+
+    async def lost(self, holders: Mapping[str, tuple[str, str]]) -> list[str]:
+        """Return the connections of people whose seats Redis does not know any more, in one round trip.
+
+        Args:
+            holders: the connections of people who have a seat: sid → the lesson and the ``client_id``.
+
+        Raises:
+            StoreUnavailable: Redis failed or was too slow.
+        """
+        indexes = ((self._keys(lesson_id)[1], client_id) for lesson_id, client_id in holders.values())
+        known = await self._store.execute(*(("HEXISTS", *entry) for entry in indexes))
+        return [sid for sid, is_known in zip(holders, known, strict=True) if not is_known]
 
     # The grace
 

@@ -40,9 +40,10 @@ def hold_many(house, monkeypatch):
     """A house with more than fits into two batches, all of it in order.
 
     Returns:
-        the batches that are checked from now on, of records and of seat maps.
+        the batches that are checked from now on, of records, of seat maps, and of seats.
     """
-    house.records = {f"sid-{number}": None for number in range(2 * BATCH_SIZE + 1)}
+    house.records = {f"sid-{number}": CLIENT for number in range(2 * BATCH_SIZE + 1)}
+    house.seat_of = dict.fromkeys(house.records, 1)
     house.lessons = {str(number): "sid-1" for number in range(2 * BATCH_SIZE + 1)}
     batches = []
 
@@ -52,16 +53,17 @@ def hold_many(house, monkeypatch):
 
     monkeypatch.setattr(house.presence, "check", check)
     monkeypatch.setattr(house.seats, "missing", check)
+    monkeypatch.setattr(house.seats, "lost", check)
     return batches
 
 
 @pytest.mark.parametrize("paced", [True, False])
-def test_a_round_checks_each_record_and_seat_map_once_and_not_all_at_the_same_time(io_loop, a, monkeypatch, paced):
+def test_a_round_checks_each_record_seat_map_and_seat_once_and_not_all_at_the_same_time(io_loop, a, monkeypatch, paced):
     monkeypatch.setattr(nodes, "CHECK_PERIOD", 0.1)
     batches = hold_many(a, monkeypatch)
     begun = io_loop.time()
     io_loop.run_sync(lambda: a.node.check_records(paced=paced), timeout=5)
-    assert list(chain(*batches)) == [*a.records, *a.lessons]
+    assert list(chain(*batches)) == [*a.records, *a.lessons, *a.records]
     assert max(map(len, batches)) == BATCH_SIZE
     assert not paced or io_loop.time() > begun + 0.09
 
@@ -197,6 +199,22 @@ async def test_after_a_flush_everything_is_there_again_and_nothing_is_reported(q
         )
         assert server._metrics.registry.get_sample_value("lesson_reconnects_total") == 0
     await until(lambda: sorted(redis_client.keys()) == ["lesson_seat_1", "p1"])
+
+
+@pytest.mark.gen_test
+async def test_a_seat_map_that_is_lost_alone_gets_the_seats_of_each_node_again(a, b, redis_client):
+    """The node that checks first writes the map, so the others don't miss it any more."""
+    for house, who in ((a, "anna"), (b, "ben")):
+        record = ClientRecord(f"sid-{who}", "1", who, "student")
+        await house.join(record)
+        house.lessons["1"] = [record.sid]
+        _, house.seat_of[record.sid] = await house.seats.take("1", who, None, 3)
+    seats = redis_client.hgetall("lesson_seat_1")
+    assert seats == {"1": "anna", "2": "ben", "3": ""}
+    redis_client.delete(*redis_client.keys("*lesson_seat_1*"))
+    for house in (a, b):
+        await house.node.check_records()
+    assert redis_client.hgetall("lesson_seat_1") == seats
 
 
 @pytest.mark.gen_test
