@@ -121,6 +121,10 @@ class StoreRefused(StoreUnavailable):
     """Redis has a key of another type in place of a record; an operator must remove the key."""
 
 
+# What the error budget of joins counts; conf/prometheus/alerts.yaml has their outcomes.
+OUR_FAULTS = (Refusal, ServiceBusy, StoreUnavailable)
+
+
 class InvalidTransition(Exception):
     """The chart has no such transition: the trigger is refused and nothing has changed.
 

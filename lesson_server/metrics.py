@@ -1,11 +1,14 @@
 """The Prometheus metrics of the server: every metric's name is here and nowhere else.
 
 Names begin with ``lesson_``, durations are in seconds, and counters end in ``_total``. Label values are only names that
-the code defines: never an id, a token or an address.
+the code defines: never an id, a token or an address. A label value that an alert needs is exported from the start, with
+0: a counter that begins with its first failure has no increase.
+
+docs/operating/alerts.md tells what the alerts on these metrics mean.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import cache, partial
 
 import prometheus_client
@@ -24,6 +27,15 @@ from prometheus_client.multiprocess import MultiProcessCollector
 # Seconds. A join takes about a millisecond; five seconds are the limit of an event.
 EVENT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 STEP_BUCKETS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+# A timer of uvloop is late by up to a millisecond anyway; a node that stands still for 10 s is lost.
+LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# A sweep is one command, a few milliseconds, while no seat is due. A seat is freed half a second late at most.
+SWEEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+# The values of labels that are exported from the start.
+SEAT_CHANGES = ("taken", "left", "freed", "restored")
+CORRECTIONS = ("swept", "restored", "removed")
+MIXPANEL_OUTCOMES = ("sent", "failed", "dropped")
 
 # No second series for each counter and histogram with its creation time: nobody needs it.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -51,6 +63,12 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="livesum",
         )
+        self.connections_limit = Gauge(
+            "lesson_connections_limit",
+            "Connections that the server holds at most",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self.events = Counter(
             "lesson_events", "Events answered", ("event", "client", "outcome"), registry=self.registry
         )
@@ -72,6 +90,18 @@ class Metrics:
         self.events_of = cache(self.events.labels)
         self.event_seconds_of = cache(self.event_seconds.labels)
         self.reconnects = Counter("lesson_reconnects", "Participants who came back", registry=self.registry)
+        self.handshakes_refused = Counter(
+            "lesson_handshakes_refused",
+            "Handshakes refused: the client gets connect_error",
+            ("reason",),
+            registry=self.registry,
+        )
+        self.clients_dropped = Counter(
+            "lesson_clients_dropped",
+            "Clients whose Engine.IO socket the server ended because of what they did or did not do",
+            ("reason",),
+            registry=self.registry,
+        )
         self.seat_changes = Counter(
             "lesson_seats_changed",
             "Seats taken, left, freed after their grace or with a removed person, and restored after a loss of data",
@@ -81,6 +111,99 @@ class Metrics:
         self.mixpanel_events = Counter(
             "lesson_mixpanel_events", "Events for Mixpanel", ("outcome",), registry=self.registry
         )
+        self._add_nodes()
+        self._add_process()
+        for change in SEAT_CHANGES:
+            self.seat_changes.labels(change)
+        for correction in CORRECTIONS:
+            self.presence_corrections.labels(correction)
+        for outcome in MIXPANEL_OUTCOMES:
+            self.mixpanel_events.labels(outcome)
+
+    def _add_nodes(self) -> None:
+        """Add the metrics of the stores, the nodes, and what the nodes do in the background."""
+        self.store_up = Gauge(
+            "lesson_store_up",
+            "Whether the store answers this node (with several workers: each of them)",
+            ("store",),
+            registry=self.registry,
+            multiprocess_mode="livemin",
+        )
+        self.rooms_up = Gauge(
+            "lesson_rooms_up",
+            "Whether this node (with several workers: each of them) receives what nodes publish to the rooms",
+            registry=self.registry,
+            multiprocess_mode="livemin",
+        )
+        self.nodes = Gauge(
+            "lesson_nodes",
+            "Nodes that were alive at the last heartbeat of this node, itself included",
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+        self.nodes_lost = Counter(
+            "lesson_nodes_lost",
+            "Other nodes that this node was the first to find lost",
+            registry=self.registry,
+        )
+        self.presence_corrections = Counter(
+            "lesson_presence_corrections",
+            "Presence records swept of lost nodes, restored after a loss of data, removed for want of a connection",
+            ("correction",),
+            registry=self.registry,
+        )
+        self.seat_sweep_seconds = Histogram(
+            "lesson_seats_sweep_seconds",
+            "Sweeps of the seats that have succeeded, from the first command until no seat was due",
+            buckets=SWEEP_BUCKETS,
+            registry=self.registry,
+        )
+
+    def _add_process(self) -> None:
+        """Add the metrics of the process: prometheus_client's own don't exist with several workers."""
+        self.event_loop_lag = Histogram(
+            "lesson_event_loop_lag_seconds",
+            "How late the event loop ran a timer",
+            buckets=LAG_BUCKETS,
+            registry=self.registry,
+        )
+        self.cpu_seconds = Counter(
+            "lesson_cpu_seconds", "CPU time, in user and system mode, of all workers", registry=self.registry
+        )
+        self.memory = Gauge(
+            "lesson_memory_bytes",
+            "Resident memory of all workers; what workers share counts several times",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
+        self.open_files = Gauge(
+            "lesson_open_files",
+            "Open files of the process (of the worker that has most)",
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+        self.open_files_limit = Gauge(
+            "lesson_open_files_limit",
+            "Files that a process may open",
+            registry=self.registry,
+            multiprocess_mode="livemin",
+        )
+
+    def begin_at_zero(
+        self, events: Iterable[tuple[str, str]], outcomes: Collection[str], reasons: Iterable[str]
+    ) -> None:
+        """Export counters before their first increment.
+
+        Args:
+            events: pairs of an event and a client that may send the event.
+            outcomes: outcomes of each event.
+            reasons: reasons for the refusal of a handshake.
+        """
+        for event, client in events:
+            for outcome in outcomes:
+                self.events_of(event, client, outcome)
+        for reason in reasons:
+            self.handshakes_refused.labels(reason)
 
     def count_connections(self, counts: Iterable[tuple[StateOf, int]]) -> None:
         """Set the number of connections of this process in each state.
@@ -124,6 +247,22 @@ class Metrics:
             histogram_of(step).observe(seconds)
 
         return observe
+
+    def observe_handshake_refused(self, reason: str) -> None:
+        """Count a handshake that was refused; the reason is the ``outcome`` of the refusal."""
+        self.handshakes_refused.labels(reason).inc()
+
+    def observe_drop(self, why: str) -> None:
+        """Count a client that was dropped.
+
+        Args:
+            why: one of a fixed set of texts. What stands in parentheses, the name of an exception, is left out.
+        """
+        self.clients_dropped.labels(why.partition(" (")[0].replace(" ", "_")).inc()
+
+    def observe_correction(self, correction: str, count: int) -> None:
+        """Count presence records that were ``swept``, ``restored`` or ``removed``."""
+        self.presence_corrections.labels(correction).inc(count)
 
     def observe_seat(self, change: str) -> None:
         """Count a change of a seat map: ``taken``, ``left``, ``freed`` or ``restored``."""

@@ -11,11 +11,12 @@ from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 
 from lesson_server.analytics import make_analytics
+from lesson_server.errors import OUR_FAULTS, HandshakeRefused, ServiceBusy
 from lesson_server.events.event import Event
 from lesson_server.events.registry import EVENTS
 from lesson_server.events.services import Services
 from lesson_server.gateway.admission import Admission
-from lesson_server.gateway.handlers import Gateway
+from lesson_server.gateway.handlers import SUCCESS, Gateway
 from lesson_server.gateway.removal import Removal
 from lesson_server.gateway.tracing import Tracing
 from lesson_server.http.access import Access, is_loopback
@@ -27,6 +28,7 @@ from lesson_server.metrics import Metrics
 from lesson_server.protocol.rooms import Rooms
 from lesson_server.protocol.server import EXTRA_SOCKETS, ProtocolServer
 from lesson_server.protocol.worker import Worker
+from lesson_server.sampler import Sampler
 from lesson_server.settings.schema import Settings
 from lesson_server.stores.rds.lesson_admin import list_lessons
 from lesson_server.stores.rds.lessons import Lessons
@@ -122,7 +124,7 @@ class LessonServer:
             settings.redis.pool_size,
         )
         seats = Seats(self._redis, settings.presence.retention, settings.seats.grace, self._metrics.observe_seat)
-        self._sweeper = SeatSweeper(seats)
+        self._sweeper = SeatSweeper(seats, self._metrics.seat_sweep_seconds.observe)
         claims = Claims(self._redis, settings.presence.retention, seats)
         self._removals = Removals(self._redis, claims)
         self._presence = Presence(self._redis, claims, self._removals)
@@ -137,6 +139,7 @@ class LessonServer:
             max_connections=_max_connections(settings),
             allowed_origins=settings.server.allowed_origins,
             worker=worker,
+            observe_drop=self._metrics.observe_drop,
         )
         sio = self._protocol.sio
         tokens = TokenVerifier(settings.auth)
@@ -161,16 +164,21 @@ class LessonServer:
             ),
             events,
         )
-        self._node = Node(self._redis, self._presence, seats, self.gateway)
+        self._node = Node(
+            self._redis,
+            self._presence,
+            seats,
+            self.gateway,
+            self._metrics.nodes_lost.inc,
+            self._metrics.observe_correction,
+        )
         roster = Roster(self._redis, self.gateway.is_busy)
+        stores = {"RDS": lambda: self._lessons.status, "Redis": lambda: self._redis.status}
+        self._sampler = Sampler(self._metrics, self._readiness.silent, stores, lambda: self._node.alive)
         self._figures = Figures(
             self.gateway,
             self._metrics,
-            {
-                "RDS": lambda: self._lessons.status,
-                "Redis": lambda: self._redis.status,
-                "Mixpanel": lambda: self._analytics.status,
-            },
+            {**stores, "Mixpanel": lambda: self._analytics.status},
             lambda: claims.incarnation.node_id,
             messages,
         )
@@ -195,6 +203,12 @@ class LessonServer:
         self._protocol.add_pages(routes(self._readiness, self._metrics_text, admin))
         self._subscription.on_subscribed = self._node.check_all
         self._sockets: list[socket.socket] = []
+        self._metrics.connections_limit.set(_max_connections(settings))
+        self._metrics.begin_at_zero(
+            [(event.name, client) for event in events for client in event.regions],
+            [SUCCESS, *(refusal.outcome for refusal in OUR_FAULTS)],
+            [HandshakeRefused.outcome, ServiceBusy.outcome],
+        )
         # Periodic, because another worker may have to export the sum.
         self._counting = PeriodicCallback(self._count_connections, COUNT_INTERVAL * 1000)
 
@@ -232,6 +246,7 @@ class LessonServer:
         self._subscription.start()
         self._sweeper.start()
         self._figures.start()
+        self._sampler.start()
         self._protocol.start(self._sockets)
         if self._worker is not None:
             self._counting.start()
@@ -250,6 +265,7 @@ class LessonServer:
         Bounded in time: presence that could not be removed from Redis is left for other nodes to sweep.
         """
         self._counting.stop()
+        await self._sampler.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PRESENCE_DEADLINE):
                 await self._protocol.stop()

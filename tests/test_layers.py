@@ -15,7 +15,7 @@ LAYERS = [
     {"__init__"},
     {"errors", "metrics", "status", "tasks", "embedded"},
     {"settings"},
-    {"stores", "tokens", "analytics"},
+    {"stores", "tokens", "analytics", "sampler"},
     {"events", "protocol"},
     {"gateway"},
     {"http"},

@@ -13,7 +13,7 @@ for folder in ("docs", "lesson_server", "statecharts", "scripts", "tests"):
     ]
 # Not in the middle of a longer path; `tests/a/test_x.py` stands for any.
 NAMED = re.compile(
-    r"(?<![\w/*.])(?:lesson_server|tests|scripts|statecharts|docs|conf)/[\w/]+\.(?:py|md|toml|sql|conf)\b"
+    r"(?<![\w/*.])(?:lesson_server|tests|scripts|statecharts|docs|conf)/[\w/]+\.(?:py|md|toml|sql|conf|yaml)\b"
 )
 EXAMPLES = {"tests/a/test_x.py", "lesson_server/a/x.py"}
 

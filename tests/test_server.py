@@ -79,6 +79,57 @@ async def test_the_metrics_tell_what_happens(server, mint):
     assert seen["lesson_reconnects_total",] == 1
 
 
+@pytest.mark.gen_test
+async def test_the_metrics_are_there_before_anything_has_happened(server):
+    await until(lambda: server._metrics.registry.get_sample_value("lesson_store_up", {"store": "RDS"}) is not None)
+    seen = await metrics(server)
+    for outcome in ("success", "store_unavailable", "internal_error", "busy"):
+        assert seen["lesson_events_total", "participant", "join_lesson", outcome] == 0
+    assert seen["lesson_handshakes_refused_total", "busy"] == 0
+    assert seen["lesson_store_up", "RDS"] == seen["lesson_store_up", "Redis"] == seen["lesson_rooms_up",] == 1
+    assert seen["lesson_nodes",] == 1
+    assert (
+        seen["lesson_connections_limit",] == 25_000
+        or seen["lesson_connections_limit",] < seen["lesson_open_files_limit",]
+    )
+
+
+@pytest.mark.gen_test
+async def test_the_metrics_tell_who_was_refused_and_who_was_dropped(server):
+    await refusal(server, {"client": "hub", "lesson_id": "1"})
+    websocket = await websocket_connect(server.url.replace("http", "ws") + "/socket.io/?EIO=4&transport=websocket")
+    await websocket.write_message("no such packet")
+    while await websocket.read_message() is not None:
+        pass
+    websocket.close()
+    seen = await metrics(server)
+    assert seen["lesson_handshakes_refused_total", "handshake_refused"] == 1
+    assert seen["lesson_clients_dropped_total", "unknown_packet"] == 1
+
+
+def test_the_metrics_tell_which_store_is_down(io_loop, environ, own_redis, monkeypatch):
+    monkeypatch.setattr("lesson_server.sampler.SAMPLE_INTERVAL", 0.1)
+    server = LessonServer(load(environ={**environ, "LESSON_REDIS_URL": f"redis://127.0.0.1:{own_redis.start()}"}))
+
+    async def ups():
+        seen = await metrics(server)
+        return [
+            seen.get(name) for name in (("lesson_store_up", "RDS"), ("lesson_store_up", "Redis"), ("lesson_rooms_up",))
+        ]
+
+    async def story():
+        await server.start()
+        await until(lambda: is_told([1, 1, 1]))
+        own_redis.kill_all()
+        await until(lambda: is_told([1, 0, 0]))
+        await server.stop()
+
+    async def is_told(expected):
+        return await ups() == expected
+
+    io_loop.run_sync(story, timeout=30)
+
+
 def test_a_stop_ends_every_connection_with_its_presence(io_loop, environ, redis_client, mint):
     server = LessonServer(load(environ=environ))
 

@@ -112,6 +112,7 @@ class Gateway:
             handshake = parse_handshake(auth, self._clients)
             self._admission.admit_connection(len(self.connections))
         except Refusal as refusal:
+            self._metrics.observe_handshake_refused(refusal.outcome)
             raise ConnectionRefusedError(str(refusal)) from None
         self.connections[sid] = Connection(sid, handshake, self._services, self._machines)
         self._count_of[handshake.client] += 1

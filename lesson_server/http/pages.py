@@ -18,7 +18,7 @@ Probe = Callable[[], Awaitable[None]]
 
 
 class Readiness:
-    """Tells whether the server can serve a join; probes the stores at most once a second.
+    """Tells whether the server can serve a join; :meth:`down` probes the stores at most once a second.
 
     Args:
         probes: name → a function that raises StoreUnavailable if the store can't answer.
@@ -40,10 +40,14 @@ class Readiness:
         if not self._closed:
             async with self._lock:
                 if time.monotonic() - self._asked > READINESS_AGE:
-                    answers = await asyncio.gather(*(self._answers(probe) for probe in self._probes.values()))
-                    self._down = [name for name, answered in zip(self._probes, answers, strict=True) if not answered]
+                    self._down = await self.silent()
                     self._asked = time.monotonic()
         return ["the server"] if self._closed else self._down
+
+    async def silent(self) -> list[str]:
+        """Probe now, and return the names of the probes that were not answered."""
+        answers = await asyncio.gather(*(self._answers(probe) for probe in self._probes.values()))
+        return [name for name, answered in zip(self._probes, answers, strict=True) if not answered]
 
     @staticmethod
     async def _answers(probe: Probe) -> bool:

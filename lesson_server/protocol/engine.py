@@ -9,7 +9,7 @@ import asyncio
 import base64
 import logging
 import secrets
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -45,6 +45,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         socket_places: one for each Engine.IO socket.
         allowed_origins: values of ``Origin`` that are allowed besides the server's own; ``*`` allows all.
         worker: this worker, if there are several; None for a single process.
+        observe_drop: called with the reason for each client that is dropped.
         kwargs: the options that python-socketio passes to every Engine.IO server.
     """
 
@@ -56,6 +57,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         socket_places: Places,
         allowed_origins: tuple[str, ...] = (),
         worker: Worker | None = None,
+        observe_drop: Callable[[str], None] = lambda why: None,
         **kwargs: Any,
     ) -> None:
         super().__init__(async_mode="tornado", **kwargs)
@@ -64,6 +66,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
         self._final_payloads: dict[str, list[str]] = {}
         self._takes_new_clients = True
         self._worker = worker
+        self.observe_drop = observe_drop
         self._ids: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.websockets: set[Websocket] = set()

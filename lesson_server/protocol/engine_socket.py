@@ -33,6 +33,7 @@ class Callbacks(Protocol):
     async def on_close(self, socket: "EngineSocket", reason: str) -> None: ...
     def spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]": ...
     def keep_final_payloads(self, sid: str, payloads: list[str]) -> None: ...
+    def observe_drop(self, why: str) -> None: ...
 
 
 class EngineSocket:
@@ -200,10 +201,11 @@ class EngineSocket:
         """End the Engine.IO socket of a client that violated the protocol or disappeared; discard the unsent packets.
 
         Args:
-            why: for the log; one of a fixed set of texts, without client input.
+            why: for the log and the metrics; one of a fixed set of texts, without client input.
         """
         if not self.closed:
             logger.info("client dropped: %s", why, extra={"kind": why})
+            self._callbacks.observe_drop(why)
             self.end(self._callbacks.reason.TRANSPORT_ERROR, abort=True)
 
     def _on_evicted(self) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import math
 import random
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tornado.web import Application
@@ -48,6 +48,7 @@ class ProtocolServer:
         max_connections: clients that may be connected at the same time.
         allowed_origins: see :class:`~lesson_server.protocol.engine.Engine`.
         worker: this worker, if there are several; None for a single process.
+        observe_drop: see :class:`~lesson_server.protocol.engine.Engine`.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class ProtocolServer:
         max_connections: int,
         allowed_origins: tuple[str, ...] = (),
         worker: Worker | None = None,
+        observe_drop: Callable[[str], None] = lambda why: None,
     ) -> None:
         self.sio = SocketServer(
             client_manager=rooms,
             socket_places=Places(max_connections + EXTRA_ENGINE_SOCKETS),
             allowed_origins=allowed_origins,
             worker=worker,
+            observe_drop=observe_drop,
         )
         self.places = Places(max_connections + EXTRA_SOCKETS)
         self._application = Application(

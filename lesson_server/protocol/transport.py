@@ -13,7 +13,7 @@ changes.
 """
 
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import orjson
@@ -81,6 +81,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         socket_places: see :class:`~lesson_server.protocol.engine.Engine`.
         allowed_origins: likewise.
         worker: likewise.
+        observe_drop: likewise.
     """
 
     eio: Engine
@@ -91,6 +92,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
         socket_places: Places,
         allowed_origins: tuple[str, ...] = (),
         worker: Worker | None = None,
+        observe_drop: Callable[[str], None] = lambda why: None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -98,6 +100,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
             socket_places=socket_places,
             allowed_origins=allowed_origins,
             worker=worker,
+            observe_drop=observe_drop,
             logger=_logger_without_packets("socketio.server"),
             engineio_logger=_logger_without_packets("engineio.server"),
             **kwargs,

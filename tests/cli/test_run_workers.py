@@ -54,6 +54,11 @@ def test_two_workers_are_one_server(environ, io_loop, mint):
             until(lambda: figure(server.url, registered) == 20)
             joins = 'lesson_events_total{client="participant",event="join_lesson",outcome="success"}'
             assert {figure(server.url, joins) for _ in range(10)} == {20.0}
+            # A sample of each worker: the sum of both, or the smaller one.
+            memory = sum(psutil.Process(pid).memory_info().rss for pid in workers)
+            assert figure(server.url, "lesson_memory_bytes") == pytest.approx(memory, rel=0.3)
+            until(lambda: figure(server.url, "lesson_rooms_up") == 1)
+            assert figure(server.url, 'lesson_store_up{store="RDS"}') == 1
 
         io_loop.run_sync(class_joins)
 

@@ -17,6 +17,7 @@ from cluster import PATIENCE, QUICK_NODES, ROOT
 from everyone import (
     answered,
     everyone,
+    get,
     has_no_trace_of,
     held_up,
     indexed,
@@ -128,6 +129,9 @@ async def test_the_ghosts_of_a_killed_node_are_removed_by_another(
         assert has_no_trace_of(redis_client, "teacher")
         # The record by which a reconnect is known outlives its connection by the contract's 24 h.
         assert redis_client.hget("registered", "sid")
+        _, figures = await get(other, "/metrics")
+        assert "lesson_nodes_lost_total 1.0\n" in figures
+        assert re.search(r'lesson_presence_corrections_total\{correction="swept"\} [23]\.0\n', figures)
 
 
 @contextlib.asynccontextmanager

@@ -340,6 +340,7 @@ async def test_a_handshake_that_is_one_too_many_is_told_so_and_leaves_no_connect
     with pytest.raises(ConnectionRefusedError) as refused:
         await world.connect("second", PARTICIPANT)
     assert refused.value.error_args == {"message": BUSY}
+    assert world.metrics.registry.get_sample_value("lesson_handshakes_refused_total", {"reason": "busy"}) == 1
     await world.disconnect("first")
     await world.connect("third", PARTICIPANT)
     assert list(world.gateway.connections) == ["third"]

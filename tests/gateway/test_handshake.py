@@ -92,6 +92,8 @@ async def test_a_wrong_handshake_is_refused_with_its_message_and_leaves_no_conne
         await world.connect("sid", auth)
     assert refused.value.error_args == {"message": message}
     assert world.gateway.connections == {}
+    reason = {"reason": "handshake_refused"}
+    assert world.metrics.registry.get_sample_value("lesson_handshakes_refused_total", reason) == 1
 
 
 @pytest.mark.parametrize(

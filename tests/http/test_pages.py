@@ -117,6 +117,18 @@ async def test_readiness_names_what_is_down(
     assert answer(await get(http_client, f"{base_url}/readyz")) == (200, "ready\n")
 
 
+@pytest.mark.usefixtures("no_cache")
+@pytest.mark.gen_test
+async def test_a_server_that_drains_still_tells_the_metrics_which_store_is_silent(
+    rds: FakeStore, redis: FakeStore
+) -> None:
+    readiness = Readiness({"RDS": rds.ping, "Redis": redis.ping})
+    readiness.close()
+    redis.fault = StoreUnavailable("a store", "its cause")
+    assert await readiness.down() == ["the server"]
+    assert await readiness.silent() == ["Redis"]
+
+
 @pytest.mark.parametrize("hanging", ["rds", "redis"])
 @pytest.mark.gen_test
 async def test_a_store_that_hangs_is_down(

@@ -262,6 +262,7 @@ async def test_a_packet_that_no_client_may_send_ends_its_engine_socket(
     assert edge.application.joins == []
     [line] = edge.log
     assert line.startswith(f"client dropped: {why}")
+    assert edge.dropped == [line.removeprefix("client dropped: ")]
     edge.application.may_answer.set()
     await edge.serves_others()
 

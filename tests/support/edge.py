@@ -92,8 +92,13 @@ class Edge(Clients):
         self._redis = RedisStore(redis_url, "", 2.0, 2)
         self._subscription = Subscription(self._redis)
         self.rooms = Rooms(self._subscription)
+        self.dropped: list[str] = []  # why each client was dropped, for the metrics
         self.server = ProtocolServer(
-            self.rooms, max_connections=max_connections, allowed_origins=allowed_origins, worker=worker
+            self.rooms,
+            max_connections=max_connections,
+            allowed_origins=allowed_origins,
+            worker=worker,
+            observe_drop=self.dropped.append,
         )
         self.server.add_pages(routes(Readiness({}), lambda: METRICS))
         self.sio = self.server.sio

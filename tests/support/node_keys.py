@@ -1,6 +1,7 @@
 """Nodes in one process, and what the tests of nodes look at in Redis."""
 
 import asyncio
+from collections import Counter
 
 from presences import GRACE, KEYS_OF_NODES, new_presence
 
@@ -23,7 +24,9 @@ class House:
         self.store = RedisStore(url, "", 2.0, 8)
         self.presence = new_presence(self.store, retention)
         self.seats = Seats(self.store, RETENTION, GRACE)
-        self.node = Node(self.store, self.presence, self.seats, self)
+        self.lost = []  # for each node that this one was the first to find lost, how often it had been so before
+        self.corrected = Counter()
+        self.node = Node(self.store, self.presence, self.seats, self, self._note_lost, self._note_correction)
         self.records = {}
         self.lessons = {}
         self.seat_of = {}  # sid → seat
@@ -31,6 +34,12 @@ class House:
     @property
     def node_id(self):
         return self.presence.claims.incarnation.node_id
+
+    def _note_lost(self):
+        self.lost.append(len(self.lost))
+
+    def _note_correction(self, correction, count):
+        self.corrected[correction] += count
 
     async def join(self, *records):
         for record in records:

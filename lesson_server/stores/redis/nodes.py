@@ -23,7 +23,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -86,14 +86,27 @@ class Node:
         presence: writes and removes the records, and maintains the index.
         seats: the seat maps.
         connections: the connections of this node.
+        observe_lost: called for each node that this node is the first to find lost.
+        observe_correction: called with a kind of correction and a number of presence records: ``swept`` of a lost node,
+            ``restored`` after a loss of data, ``removed`` because they have no connection.
     """
 
-    def __init__(self, store: Store, presence: Presence, seats: Seats, connections: Connections) -> None:
+    def __init__(
+        self,
+        store: Store,
+        presence: Presence,
+        seats: Seats,
+        connections: Connections,
+        observe_lost: Callable[[], None] = lambda: None,
+        observe_correction: Callable[[str, int], None] = lambda correction, count: None,
+    ) -> None:
         self._store = store
         self._presence = presence
         self._claims = presence.claims
         self._seats = seats
         self._connections = connections
+        self._observe_lost = observe_lost
+        self._observe_correction = observe_correction
         # Node id → the node's count, and the number of successive heartbeats that have found it unchanged.
         self._silences: dict[str, tuple[int | None, int]] = {}
         self._former: set[str] = set()  # earlier ids of this node, still to be swept
@@ -101,6 +114,7 @@ class Node:
         self._wanted = asyncio.Event()  # all records are to be checked now
         self._failures = 0  # failures of Redis for which a check of all records has been requested
         self._tasks: list[asyncio.Task[None]] = []
+        presence.removals.on_removed = self._note_removed
 
     async def start(self) -> None:
         """Register the node, and start its heartbeats and checks.
@@ -126,6 +140,12 @@ class Node:
     def check_all(self) -> None:
         """Request a check of all records now, because Redis may have lost some without a heartbeat noticing."""
         self._wanted.set()
+
+    @property
+    def alive(self) -> int:
+        """The number of nodes that were alive at the last heartbeat, this node included."""
+        silences = self._silences.values()
+        return 1 + sum(count is not None and count >= 0 and beats < LOST_AFTER for count, beats in silences)
 
     # Heartbeats
 
@@ -182,6 +202,8 @@ class Node:
             beats = beats + 1 if count == last_count else 0
             is_lost = beats >= LOST_AFTER or (count is not None and count < 0)
             if is_lost:
+                if beats == LOST_AFTER and count is not None and count >= 0:  # no other node has marked it before
+                    self._observe_lost()
                 self._begin_sweep(node_id)
             if not is_lost or count is not None:
                 silences[node_id] = count, beats
@@ -214,6 +236,12 @@ class Node:
             swept += removed
         await self._unregister(node_id)
         return swept
+
+    def _note_removed(self, node_id: str, count: int) -> None:
+        if node_id == self._claims.incarnation.node_id:
+            self._observe_correction("removed", count)
+        elif node_id not in self._former:  # claims under a former id have been replaced
+            self._observe_correction("swept", count)
 
     async def _unregister(self, node_id: str) -> None:
         await self._store.execute(
@@ -254,7 +282,9 @@ class Node:
         restored = removed = 0
         for batch in batches:
             missing = await self._presence.check(batch)
-            restored += await self._connections.restore(missing)
+            restored_now = await self._connections.restore(missing)
+            self._observe_correction("restored", restored_now)
+            restored += restored_now
             if await self._is_interrupted(pause):
                 return
         await self._check_seat_maps()

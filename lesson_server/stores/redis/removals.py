@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
@@ -32,6 +32,10 @@ class Removals:
     Args:
         store: the connection to Redis.
         claims: the claims of this node.
+
+    Attributes:
+        on_removed: called with a node id and the number of claims in its index that this node has removed. A claim that
+            several nodes have removed at the same time is counted by one of them.
     """
 
     def __init__(self, store: Store, claims: Claims) -> None:
@@ -40,6 +44,7 @@ class Removals:
         self._pending: list[tuple[Claim, bool]] = []
         self._removed: list[tuple[Claim, bool]] = []  # still to be deleted from the index
         self._cleaner: asyncio.Task[None] | None = None
+        self.on_removed: Callable[[str, int], None] = lambda node_id, count: None
 
     async def remove(self, claim: Claim, *, undo: bool) -> None:
         """Remove a claim and its predecessors, at once or as soon as Redis answers.
@@ -131,7 +136,8 @@ class Removals:
             number for number, result in zip(entries, results, strict=True) if result is None and number not in kept
         ]
         if removed:
-            await self._store.execute(("HDEL", self._claims.index_key(node_id), *removed))
+            (deleted,) = await self._store.execute(("HDEL", self._claims.index_key(node_id), *removed))
+            self.on_removed(node_id, deleted)
         return len(removed)
 
     # Pending removals

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
+from time import perf_counter
 
 from lesson_server.errors import StoreRefused, StoreUnavailable
 from lesson_server.stores.redis.seat_deadlines import BATCH_SIZE
@@ -20,10 +22,12 @@ class SeatSweeper:
 
     Args:
         seats: the seats.
+        observe: called with the seconds that each sweep has taken until no seat was due; not after a failure.
     """
 
-    def __init__(self, seats: Seats) -> None:
+    def __init__(self, seats: Seats, observe: Callable[[float], None] = lambda seconds: None) -> None:
         self._seats = seats
+        self._observe = observe
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -37,9 +41,11 @@ class SeatSweeper:
     async def _sweep_repeatedly(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_INTERVAL)
+            started = perf_counter()
             try:
                 while await self._seats.sweep() == BATCH_SIZE:
                     pass
+                self._observe(perf_counter() - started)
             except StoreRefused as error:
                 logger.error("sweep of the seats refused: %s", error.cause)
             except StoreUnavailable:

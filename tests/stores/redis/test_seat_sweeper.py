@@ -31,8 +31,8 @@ class FakeSeats:
         return outcome
 
 
-async def sweep_all(seats):
-    sweeper = SeatSweeper(seats)
+async def sweep_all(seats, observed=None):
+    sweeper = SeatSweeper(seats, [].append if observed is None else observed.append)
     await sweeper.close()  # nothing to close
     sweeper.start()
     await until(lambda: not seats.outcomes and len(seats.pauses_before) > 3)
@@ -53,6 +53,19 @@ async def test_as_long_as_there_is_more_it_goes_on_without_a_pause(monkeypatch):
     seats = FakeSeats(BATCH_SIZE, BATCH_SIZE, 1)
     await sweep_all(seats)
     assert seats.pauses_before[:4] == [1, 1, 1, 2]
+
+
+@pytest.mark.gen_test
+async def test_a_sweep_is_observed_when_no_seat_is_due_any_more_and_not_when_it_failed(monkeypatch):
+    monkeypatch.setattr(seat_sweeper, "SWEEP_INTERVAL", 0.0)
+    failed = [BATCH_SIZE, BATCH_SIZE, StoreUnavailable("Redis", "away")]
+    seats = FakeSeats(*failed, BATCH_SIZE, BATCH_SIZE, 1)
+    # A clock that advances by a second with each command.
+    monkeypatch.setattr(seat_sweeper, "perf_counter", lambda: float(len(seats.pauses_before)))
+    observed = []
+    await sweep_all(seats, observed)
+    assert observed[0] == 3.0
+    assert set(observed[1:]) <= {1.0}
 
 
 @pytest.mark.gen_test
