@@ -83,5 +83,5 @@ setup(
         "uvloop>=0.21; platform_system != 'Windows'",
     ],
     extras_require={"embedded": EMBEDDED, "simulate": SIMULATE, "bench": BENCH, "test": TEST, "dev": DEV},
-    entry_points={"console_scripts": ["lesson-server = lesson_server.cli.commands:main"]},
+    entry_points={"console_scripts": ["lesson-server = lesson_server.cli.entry:main"]},
 )
