@@ -1,7 +1,7 @@
 """The console script ``lesson-server``: handles SIGTERM from the first moment, then imports and runs the commands.
 
-The imports take half a second. Before them, SIGTERM would kill ``lesson-server run`` with another status than 0. Process 1
-of a container would even ignore it, and the container would be killed at the end of its grace period.
+The imports take half a second. Before them, SIGTERM would end ``lesson-server run`` with another status than 0. Process
+1 of a container would even ignore SIGTERM, and the container would be killed at the end of its grace period.
 """
 
 import signal
