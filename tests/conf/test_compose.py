@@ -1,5 +1,6 @@
 """compose.yaml: what Docker Compose makes of it, in agreement with the files that it mounts and with the server."""
 
+import ipaddress
 import json
 import re
 import subprocess
@@ -18,15 +19,17 @@ EXAMPLE = variables(CONF / "compose.env.example")
 REQUIRED = {"POSTGRES_PASSWORD", "VALKEY_PASSWORD", "LESSON_AUTH_KEY", "GRAFANA_PASSWORD"}
 FILLED = {name: value or (f"{name}-" * 3 if name in REQUIRED else "") for name, value in EXAMPLE.items()}
 NGINX = (CONF / "compose/nginx.conf").read_text("utf-8")
-SERVERS = ["server-1", "server-2"]
+PAIR, SECOND_PAIR = ["server-1", "server-2"], ["server-3", "server-4"]
+SERVERS = PAIR + SECOND_PAIR
 
 
 def compose(variables, directory):
     """What `docker compose config` makes of the file; it needs no Docker."""
     file = directory / "variables"
     file.write_text("".join(f"{name}='{value}'\n" for name, value in variables.items()))
+    options = ["--env-file", file, "--file", ROOT / "compose.yaml", "--profile", "*"]
     return subprocess.run(
-        [program("docker-compose"), "--env-file", file, "--file", ROOT / "compose.yaml", "config", "--format", "json"],
+        [program("docker-compose"), *options, "config", "--format", "json"],
         env={name: value for name, value in clean_environ().items() if name not in EXAMPLE},
         capture_output=True,
         text=True,
@@ -80,8 +83,12 @@ def test_the_servers_get_settings_that_are_complete(services, server):
 
 
 def test_the_servers_are_alike(services):
-    alike = [{key: value for key, value in services[server].items() if key != "networks"} for server in SERVERS]
-    assert alike[0] == alike[1]
+    first, *others = [
+        {key: value for key, value in services[server].items() if key not in ("networks", "profiles")}
+        for server in SERVERS
+    ]
+    assert others == [first] * 3
+    assert [services[server].get("profiles") for server in SERVERS] == [None, None, ["second-pair"], ["second-pair"]]
 
 
 # Every service
@@ -105,9 +112,8 @@ def test_every_service_has_a_health_check(services):
 def test_every_service_waits_until_what_it_needs_is_healthy(services):
     waited = {name: set(service.get("depends_on", {})) for name, service in services.items()}
     assert waited == {
-        "server-1": {"postgres", "valkey"},
-        "server-2": {"postgres", "valkey"},
-        "nginx": set(SERVERS),
+        **{server: {"postgres", "valkey"} for server in SERVERS},
+        "nginx": set(PAIR),
         "grafana": {"prometheus"},
         "postgres": set(),
         "valkey": set(),
@@ -174,7 +180,25 @@ def test_postgresql_has_connections_for_all_servers(services):
 def test_nginx_knows_the_servers_and_their_addresses(services):
     addresses = {server: services[server]["networks"]["front"]["ipv4_address"] for server in SERVERS}
     assert dict(entry.split("=") for entry in services["nginx"]["extra_hosts"]) == addresses
-    assert re.findall(r"^ *server ([\w-]+):8080 ", NGINX, re.MULTILINE) == SERVERS
+    lines = re.findall(r"^ *(# )?server ([\w-]+)(:8080 .*)$", NGINX, re.MULTILINE)
+    assert [(mark, server) for mark, server, _ in lines] == [("", s) for s in PAIR] + [("# ", s) for s in SECOND_PAIR]
+    assert len({rest for _, _, rest in lines}) == 1
+
+
+def test_the_addresses_of_the_servers_are_their_own(config, services):
+    [subnet] = config["networks"]["front"]["ipam"]["config"]
+    networks = [services[server]["networks"]["front"] for server in SERVERS]
+    assert len({network["ipv4_address"] for network in networks}) == 4
+    assert len({network["mac_address"] for network in networks}) == 4
+    for network in networks:
+        assert ipaddress.ip_address(network["ipv4_address"]) in ipaddress.ip_network(subnet["subnet"])
+
+
+def test_nginx_reads_the_file_that_is_mounted(services):
+    [mount] = services["nginx"]["volumes"]
+    option, file = services["nginx"]["command"][1:3]
+    assert option == "-c"
+    assert Path(mount["source"]) / Path(file).relative_to(mount["target"]) == CONF / "compose/nginx.conf"
 
 
 def test_nginx_may_open_the_files_that_it_wants(services):
@@ -197,7 +221,7 @@ def test_prometheus_asks_each_server_and_reads_the_alerts(services):
     [settings] = documents(path)
     [scrape] = settings["scrape_configs"]
     [target] = scrape["static_configs"]
-    assert target["targets"] == [f"{server}:8080" for server in SERVERS]
+    assert target["targets"] == [f"{server}:8080" for server in PAIR]
     assert settings["rule_files"] == ["alerts.yaml"]
 
 
