@@ -11,6 +11,7 @@ import yaml
 from cluster import ROOT
 from commands import clean_environ
 from deployments import CONF, RESERVE, SECRETS, SETTINGS, STOP, documents, program, seconds, variables
+from promql import RULES, needs_promtool, promtool
 
 from lesson_server.settings.sources import load
 
@@ -192,6 +193,7 @@ def test_the_addresses_of_the_servers_are_their_own(config, services):
     assert len({network["mac_address"] for network in networks}) == 4
     for network in networks:
         assert ipaddress.ip_address(network["ipv4_address"]) in ipaddress.ip_network(subnet["subnet"])
+    assert re.findall(r"set_real_ip_from (\S+);", NGINX) == [subnet["gateway"]]
 
 
 def test_nginx_reads_the_file_that_is_mounted(services):
@@ -222,7 +224,12 @@ def test_prometheus_asks_each_server_and_reads_the_alerts(services):
     [scrape] = settings["scrape_configs"]
     [target] = scrape["static_configs"]
     assert target["targets"] == [f"{server}:8080" for server in PAIR]
-    assert settings["rule_files"] == ["alerts.yaml"]
+    assert [path.parent / name for name in settings["rule_files"]] == [RULES]
+
+
+@needs_promtool
+def test_prometheus_accepts_its_settings():
+    promtool("check", "config", CONF / "prometheus/prometheus.yaml")
 
 
 def test_grafana_finds_prometheus_and_the_dashboards(services):
@@ -235,3 +242,4 @@ def test_grafana_finds_prometheus_and_the_dashboards(services):
     [provider] = yaml.safe_load((provisioning / "dashboards/lesson-server.yaml").read_text("utf-8"))["providers"]
     assert provider["options"]["path"] == mount["target"]
     assert Path(mount["source"]) == CONF / "grafana"
+    assert (CONF / "grafana/lesson-server.json").exists()

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 
+import aiohttp
 import pytest
 import socketio
 from clients import SUCCESS, TRANSPORTS, join
@@ -60,6 +61,7 @@ def ports(nodes, tmp_path):
         (r"server server-1:8080", f"server {nodes[0].url.removeprefix('http://')}"),
         (r"server server-2:8080", f"server {nodes[1].url.removeprefix('http://')}"),
         (r"(?<= )/tmp/", f"{tmp_path}/"),
+        (r"set_real_ip_from 172.29.77.1;", "set_real_ip_from 127.0.0.1;"),
         (r"/dev/stdout", str(tmp_path / "access.log")),
         (r"worker_processes 2;", "worker_processes 1;"),
     ]
@@ -102,6 +104,20 @@ async def test_clients_join_with_every_transport(ports, transports):
     finally:
         await sio.disconnect()
         await sio.shutdown()
+
+
+@pytest.mark.gen_test
+async def test_clients_behind_what_terminates_tls_are_spread(ports, nodes):
+    for number in range(1, 9):
+        async with aiohttp.ClientSession(headers={"X-Forwarded-For": f"10.0.{number}.1"}) as session:
+            sio = socketio.AsyncClient(reconnection=False, http_session=session)
+            auth = {"client": "participant", "lesson_id": "1"}
+            await sio.connect(f"http://127.0.0.1:{ports[8080]}", transports=["polling"], auth=auth)
+            assert await join(sio) == SUCCESS
+            await sio.shutdown()
+    joined = [sum(node._metrics.outcomes().values()) for node in nodes]
+    assert sum(joined) == 8
+    assert all(joined)
 
 
 @pytest.mark.gen_test
