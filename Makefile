@@ -24,7 +24,7 @@ test: $(VENV)/dev.installed  ## all tests, with coverage; ARGS="tests/stores -k 
 	PATH="$(abspath $(BIN)):$$PATH" scripts/test $(ARGS)
 
 fast: $(VENV)/dev.installed  ## the tests that need no stores and start no processes: seconds
-	$(BIN)/python -m pytest --numprocesses 2 -m "not stores" $(addprefix --ignore=tests/,cli embedded end_to_end faults scripts)
+	$(BIN)/python -m pytest --numprocesses 2 -m "not stores" $(addprefix --ignore=tests/,cli conf embedded end_to_end faults scripts)
 
 check: $(VENV)/dev.installed  ## style, types, and diagrams that match the charts
 	PATH="$(abspath $(BIN)):$$PATH" scripts/check

