@@ -13,7 +13,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from lesson_server.errors import InvalidTransition, UnexpectedData
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
+from lesson_server.errors import InvalidTransition, Refusal, UnexpectedData
 from lesson_server.events.machine import Chart, ChartMachine
 from lesson_server.events.services import Services
 
@@ -113,13 +116,25 @@ class Connection:
                     await region.move("disconnect")
 
 
+class Nothing(TypedDict):
+    """No data."""
+
+
 class Region:
     """One chart on one connection: its state, and a method for each step and condition that the chart names.
+
+    ``DATA``, ``RESULT`` and ``REFUSALS`` are what ``/asyncapi.json`` says of the event for this client.
 
     Args:
         connection: the connection.
 
     Attributes:
+        CHART: the chart.
+        DATA: the type of the data of the event, which :meth:`parse` checks; no data counts as null.
+        RESULT: the type of the data of a successful acknowledgement; None: the event never succeeds.
+        BAD_DATA: the refusal of data that are not of that type.
+        REFUSALS: what :meth:`parse` and the steps may raise, in the order in which they are tried, without the refusals
+            that any event has; see :meth:`~lesson_server.events.event.Event.refusals`.
         state: the current state of the chart.
         since: when the region entered this state, in seconds of ``time.monotonic``.
         history: the last transitions, oldest first, as ``trigger → state``.
@@ -127,6 +142,10 @@ class Region:
     """
 
     CHART: ClassVar[Chart]
+    DATA: ClassVar[TypeAdapter[Any]] = TypeAdapter(None)
+    RESULT: ClassVar[type | None] = Nothing
+    BAD_DATA: ClassVar[type[Refusal]] = UnexpectedData
+    REFUSALS: ClassVar[tuple[type[Refusal], ...]] = ()
 
     __slots__ = ("_next_turn", "connection", "history", "machine", "request", "since", "state")
 
@@ -150,16 +169,16 @@ class Region:
     def parse(cls, data: tuple[object, ...]) -> object:
         """Parse the data of an event into a request; two requests are equal when both ask for the same.
 
-        Without an override, the event has no data, and its request is None. A single null counts as no data.
-
         Raises:
-            Refusal: the data is not valid for the event.
+            Refusal: the data is not of the type ``DATA``.
         """
-        if data not in ((), (None,)):
-            raise UnexpectedData(cls.CHART.EVENT)
-        return None
+        try:
+            (value,) = data or (None,)
+            return cls.DATA.validate_python(value, strict=True)  # JSON's true is an int in Python
+        except ValueError:  # also that of pydantic
+            raise cls.BAD_DATA(event=cls.CHART.EVENT) from None
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Mapping[str, Any]:
         """Return the data of the acknowledgement of an event that has succeeded."""
         return {}
 

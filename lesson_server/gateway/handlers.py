@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from socketio.exceptions import ConnectionRefusedError  # noqa: A004 (the library's, not the builtin)
 
-from lesson_server.errors import EventNotAllowed, InvalidTransition, Refusal, StoreUnavailable
+from lesson_server.errors import EventNotAllowed, InternalError, InvalidTransition, Refusal, StoreUnavailable
 from lesson_server.events.connection import Connection, Region
 from lesson_server.events.event import Event
 from lesson_server.events.machine import ChartMachine
@@ -133,7 +133,7 @@ class Gateway:
         cls = event.regions.get(client)
         try:
             if cls is None:
-                raise EventNotAllowed(client, event.name)
+                raise EventNotAllowed(client=client, event=event.name)
             region = connection.region(cls)
             request = cls.parse(data)
             while (running := self._running.get(region)) is not None:
@@ -258,7 +258,7 @@ class Gateway:
             return refusal
         if not (isinstance(error, InvalidTransition) and region.has_ended):
             logger.error("%r failed", region, exc_info=error)
-        return Refusal()
+        return InternalError()
 
     def _refused(self, event: Event, client: str, refusal: Refusal) -> Answer:
         self._count(event, client, refusal.outcome)

@@ -20,6 +20,7 @@ import orjson
 import socketio
 from socketio.packet import ACK, CONNECT, CONNECT_ERROR, DISCONNECT, EVENT, Packet
 
+from lesson_server.errors import NoSuchNamespace
 from lesson_server.protocol.engine import Engine
 from lesson_server.protocol.engine_packets import ProtocolError
 from lesson_server.protocol.engine_socket import EngineSocket
@@ -165,7 +166,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
             raise ProtocolError("connected twice")
         if packet.namespace not in (None, NAMESPACE):
             # The library would send a string; the JavaScript client expects an object with a ``message``.
-            refusal = StrictPacket(CONNECT_ERROR, {"message": "no such namespace"}, packet.namespace)
+            refusal = StrictPacket(CONNECT_ERROR, {"message": str(NoSuchNamespace())}, packet.namespace)
             socket.send(refusal.encode())
             socket.end(self.reason.SERVER_DISCONNECT)
             return
