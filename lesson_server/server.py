@@ -12,13 +12,14 @@ from tornado.netutil import bind_sockets
 
 from lesson_server.analytics import make_analytics
 from lesson_server.events.event import Event
-from lesson_server.events.registry import EVENTS
+from lesson_server.events.registry import EVENTS, SERVER_EVENTS
 from lesson_server.events.services import Services
 from lesson_server.gateway.admission import Admission
 from lesson_server.gateway.handlers import Gateway
 from lesson_server.gateway.removal import Removal
 from lesson_server.gateway.tracing import Tracing
 from lesson_server.http.access import Access, is_loopback
+from lesson_server.http.asyncapi import document
 from lesson_server.http.figures import Figures
 from lesson_server.http.pages import Readiness
 from lesson_server.http.routes import Admin, routes
@@ -192,7 +193,8 @@ class LessonServer:
             list_lessons=self._list_lessons,
             events=events,
         )
-        self._protocol.add_pages(routes(self._readiness, self._metrics_text, admin))
+        asyncapi = document(events, SERVER_EVENTS)
+        self._protocol.add_pages(routes(self._readiness, self._metrics_text, admin, asyncapi))
         self._subscription.on_subscribed = self._node.check_all
         self._sockets: list[socket.socket] = []
         # Periodic, because another worker may have to export the sum.

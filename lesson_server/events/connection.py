@@ -10,13 +10,13 @@ import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from lesson_server.errors import InvalidTransition, Refusal, UnexpectedData
+from lesson_server.events.handshake import Handshake
 from lesson_server.events.machine import Chart, ChartMachine
 from lesson_server.events.services import Services
 
@@ -28,23 +28,6 @@ PACE_BURST = 40
 HISTORY_LENGTH = 6
 
 AnyRegion = TypeVar("AnyRegion", bound="Region")
-
-
-@dataclass(frozen=True, slots=True)
-class Handshake:
-    """The client that connects, and its lesson.
-
-    Attributes:
-        client: the kind of client, ``teacher`` or ``participant``.
-        lesson_id: the lesson; not looked up yet.
-        access_token: not verified yet. None if the client sent none; an empty string is an invalid token.
-        user_id: used for a teacher if ``auth.trust_teacher_user_id`` is on. None and empty as for ``access_token``.
-    """
-
-    client: str
-    lesson_id: str
-    access_token: str | None
-    user_id: str | None
 
 
 class Connection:

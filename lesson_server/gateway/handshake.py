@@ -1,4 +1,4 @@
-"""Parse the ``auth`` object of a handshake into a :class:`~lesson_server.events.connection.Handshake`."""
+"""Parse the ``auth`` object of a handshake into a :class:`~lesson_server.events.handshake.Handshake`."""
 
 from collections.abc import Callable, Collection
 from typing import Annotated, Any, NotRequired
@@ -7,7 +7,7 @@ from pydantic import Field, TypeAdapter, WrapValidator
 from typing_extensions import TypedDict
 
 from lesson_server.errors import HubRefused, LessonIdMalformed, LessonIdRequired, Refusal, UnknownClient
-from lesson_server.events.connection import Handshake
+from lesson_server.events.handshake import Handshake
 from lesson_server.stores.rds.lesson import LESSON_ID
 from lesson_server.tokens import MAX_TOKEN_LENGTH
 
@@ -38,7 +38,7 @@ Credential = Annotated[
 
 
 class Auth(TypedDict):
-    """The ``auth`` object of a connection. Further fields are ignored."""
+    """What a client says of itself when it connects. Further fields are ignored."""
 
     client: Annotated[str, Field(description="The kind of client.")]
     lesson_id: Annotated[
