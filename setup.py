@@ -36,6 +36,7 @@ TEST = [
     "axe-playwright-python>=0.1.7,<0.2",  # brings axe-core
     "coverage>=7.10",  # 7.10 measures subprocesses
     "hypothesis>=6.100",
+    "jsonschema-rs>=0.40",
     "playwright>=1.50",  # drives the Chromium of the machine; downloads none
     "pytest>=8,<10",  # pytest-tornado 0.8 is not tried with 10
     "pytest-tornado>=0.8.1",

@@ -18,6 +18,7 @@ import redis
 import uvloop
 from cluster import KEY
 from configurations import WriteToml
+from recorder import no_drift
 from tornado.ioloop import IOLoop
 
 from lesson_server.embedded.stores import EmbeddedStores
@@ -82,6 +83,16 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         return (yield)
     with without_coverage():
         return (yield)
+
+
+@pytest.fixture(autouse=True)
+def drifts(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """Fails a test in which a server of this process sends a client what its AsyncAPI document does not describe."""
+    if request.node.get_closest_marker("unrecorded"):
+        yield []
+        return
+    with no_drift() as drifts:
+        yield drifts
 
 
 @pytest.fixture

@@ -28,6 +28,14 @@ Schema = dict[str, Any]
 CHANNEL = "main"
 PATH = "/socket.io/"
 TRANSPORTS = ("polling", "websocket")
+QUERY = {
+    "type": "object",
+    "properties": {
+        "EIO": {"const": "4", "description": "The protocol of Engine.IO."},
+        "transport": {"enum": TRANSPORTS},
+    },
+    "required": ["EIO", "transport"],
+}
 # The characters with a meaning in a regular expression; re.escape would escape others too, which JSON Schema forbids.
 SPECIAL = re.compile(r"[.*+?^${}()|\[\]\\]")
 # What stands in a message for a field, if the refusal does not say more.
@@ -222,26 +230,20 @@ def _refusal(refusal: type[Refusal], known: Mapping[str, str]) -> Schema:
     else:
         pattern = ""
         for literal, field, _, _ in parts:
-            pattern += SPECIAL.sub(r"\\\g<0>", literal)
+            pattern += _escaped(literal)
             if field is not None:
-                pattern += known.get(field) or refusal.fields.get(field, WORD)
+                pattern += _escaped(known[field]) if field in known else refusal.fields.get(field, WORD)
         schema["pattern"] = f"^{pattern}$"
     return schema | {"x-retryable": refusal.retryable}
+
+
+def _escaped(text: str) -> str:
+    return SPECIAL.sub(r"\\\g<0>", text)
 
 
 def _first_line(cls: type) -> str | None:
     """Return the first line of a class's own docstring, in Markdown."""
     return None if cls.__doc__ is None else inspect.cleandoc(cls.__doc__).partition("\n")[0].replace("``", "`")
-
-
-QUERY = {
-    "type": "object",
-    "properties": {
-        "EIO": {"const": "4", "description": "The protocol of Engine.IO."},
-        "transport": {"enum": TRANSPORTS},
-    },
-    "required": ["EIO", "transport"],
-}
 
 
 class AsyncApiHandler(PlainHandler):

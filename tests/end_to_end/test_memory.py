@@ -38,6 +38,8 @@ BOUND = 100 * KB
 CONNECTIONS = 20
 ATTEMPTS = 3
 
+pytestmark = pytest.mark.unrecorded
+
 Begin = Callable[[Clients], Awaitable[Client]]
 
 GUEST = '{"client":"participant","lesson_id":"1"}'

@@ -315,8 +315,11 @@ class NodeProcess:
         return self.process.returncode
 
     def close(self):
+        """Ends it, and returns what it told of drifts; see node.py."""
         if self.process.poll() is None:
             self.process.kill()  # its presence is for the next test to flush
-            self.process.communicate(timeout=PATIENCE)
+        if not self.process.stderr.closed:
+            self.log += self.process.communicate(timeout=PATIENCE)[1]
         self.process.stdout.close()
         self.process.stderr.close()
+        return [line for line in self.log.splitlines() if line.startswith("drift: ")]
