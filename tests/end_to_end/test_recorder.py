@@ -1,9 +1,12 @@
 """recorder.py: a message that the AsyncAPI document does not describe fails the test in which it is sent."""
 
 import json
+import signal
 
 import pytest
 from clients import SUCCESS, client, error, join, refusal
+from cluster import NodeProcess
+from node import EXIT_DRIFT
 from recorder import Recorder, description_of, no_drift
 
 from lesson_server.errors import LessonIdRequired, Refusal
@@ -13,7 +16,8 @@ from lesson_server.events.take_seat import LessonIsFull, ParticipantTakeSeat
 from lesson_server.server import LessonServer
 from lesson_server.settings.sources import load
 
-ANNA = {"client": "participant", "lesson_id": "1", "access_token": "x"}
+GUEST = {"client": "participant", "lesson_id": "1"}
+ANNA = {**GUEST, "access_token": "x"}
 TEACHER = {"client": "teacher", "lesson_id": "1", "access_token": "x"}
 FULL = {"status": "ERROR", "message": "the lesson is full"}
 
@@ -120,6 +124,25 @@ async def test_a_drift_fails_the_test_in_which_it_happens(environ, drifts):
         await story()
     assert drifts == ['the server sent 2["chat",{}], which is not described']
     drifts.clear()
+
+
+def test_a_drift_of_a_server_in_another_process_is_on_its_stderr_and_in_its_exit_status(environ, io_loop):
+    """So are the servers of test_scripts.py and of the faults; here the pattern of a lesson_id is a wrong one."""
+    node = NodeProcess(environ, {"http.asyncapi.WORD": "[0-9]+"})
+
+    async def story():
+        async with (
+            client(node, **GUEST | {"lesson_id": "17"}) as seventeen,
+            client(node, **GUEST | {"lesson_id": "x"}) as x,
+        ):
+            assert await join(seventeen) == error("lesson 17 not found")
+            assert await join(x) == error("lesson x not found")
+
+    io_loop.run_sync(story)
+    node.send(signal.SIGTERM)
+    assert node.wait() == EXIT_DRIFT
+    (drift,) = node.close()
+    assert "lesson x not found" in drift
 
 
 # Each drift, by its packets
