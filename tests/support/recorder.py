@@ -26,7 +26,7 @@ from lesson_server.server import LessonServer
 CONNECT, DISCONNECT, EVENT, ACK, CONNECT_ERROR = "01234"
 PACKET = re.compile(r"([0-6])(?:(/[^,]*),)?(\d+)?(.*)", re.DOTALL)
 # What tests emit in the role of another program, with the rooms of the server.
-FOREIGN_EVENTS = frozenset({"news"})
+FOREIGN_EVENTS = frozenset({"news", "end"})
 
 
 class Packet(NamedTuple):
