@@ -139,6 +139,12 @@ def test_each_client_has_an_operation_for_each_event(event, kind):
     assert list(refusals(f"{kind}_{event.name}_error")) == [refusal.__name__ for refusal in event.refusals(kind)]
 
 
+def test_only_a_client_that_is_always_refused_has_no_success():
+    succeeding = {message.removesuffix("_success") for message in MESSAGES if message.endswith("_success")}
+    events = {name for name, operation in DOCUMENT["operations"].items() if "tags" in operation}
+    assert events - succeeding == {"teacher_take_seat", "teacher_leave_seat"}
+
+
 def test_the_refusals_of_the_join_of_a_teacher():
     assert refusals("teacher_join_lesson_error") == {
         "UnexpectedData": "join_lesson takes no data",
@@ -261,20 +267,23 @@ AUTH = st.fixed_dictionaries(
         "client": JSON | st.sampled_from([*CLIENTS, "hub"]),
         "lesson_id": JSON | st.sampled_from(["1", "x" * 64, "x" * 65, "a b", "1\n"]),
     },
-    optional={"access_token": st.none() | st.text(), "theme": JSON},
+    optional={"theme": JSON},
+)
+CREDENTIALS = st.fixed_dictionaries(
+    {"client": st.sampled_from(CLIENTS), "lesson_id": st.integers(-5, 5)},
+    optional={"access_token": st.text() | JSON, "user_id": st.text() | JSON},
 )
 
 
-@given(JSON | AUTH)
+@given(JSON | AUTH | CREDENTIALS)
 def test_a_handshake_is_described_exactly_if_the_server_takes_it_and_its_credentials_can_be_right(auth):
     try:
         handshake = parse_handshake(auth, CLIENTS)
     except HandshakeRefused:
         is_right = False
     else:
-        is_right = handshake.access_token == auth.get(
-            "access_token"
-        )  # else it has been replaced by one that is invalid
+        kept = (handshake.access_token, handshake.user_id)  # empty in place of what can't be right
+        is_right = kept == (auth.get("access_token"), auth.get("user_id"))
     assert DESCRIPTION.received[None, "connect"].accepts(auth) == is_right
 
 
