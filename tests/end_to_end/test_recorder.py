@@ -6,6 +6,7 @@ import signal
 import pytest
 from clients import SUCCESS, client, error, join, refusal
 from cluster import NodeProcess
+from commands import running
 from node import EXIT_DRIFT
 from recorder import Recorder, description_of, no_drift
 
@@ -143,6 +144,21 @@ def test_a_drift_of_a_server_in_another_process_is_on_its_stderr_and_in_its_exit
     assert node.wait() == EXIT_DRIFT
     (drift,) = node.close()
     assert "lesson x not found" in drift
+
+
+def test_a_drift_of_a_worker_fails_the_test(environ, io_loop):
+    """The servers of ``running`` are recorded, and so are their workers."""
+
+    async def story(server):
+        async with client(server, **GUEST | {"lesson_id": "x"}) as x:
+            assert await join(x) == error("lesson x not found")
+
+    def run():
+        with running("--workers", "2", constants=[("http.asyncapi.WORD", "[0-9]+")], **environ) as server:
+            io_loop.run_sync(lambda: story(server))
+
+    with pytest.raises(AssertionError, match="lesson x not found"):
+        run()
 
 
 # Each drift, by its packets

@@ -3,19 +3,33 @@
 
 They are constants and no settings: an operator who changed one on some nodes only would have them sweep the others.
 
-Each drift between the messages and the AsyncAPI document is a line on stderr; then the exit status is not 0.
+Each drift between the messages and the AsyncAPI document is a line on stderr. Then the exit status of a server without
+workers is not 0.
 """
 
 import importlib
 import json
 import sys
 
-from recorder import recorded_servers
-
+from lesson_server.cli import run
 from lesson_server.cli.commands import main
 
 DRIFT = "drift: "
 EXIT_DRIFT = 70
+
+
+def record(report):
+    """Checks every message of the server, and of each worker; what each reports is its own."""
+    serve = run._serve_until_signal
+
+    async def serve_recorded(*args):
+        from recorder import recorded_servers  # imports the server, as late as `run` does: see _supervise
+
+        with recorded_servers(report):
+            await serve(*args)
+
+    run._serve_until_signal = serve_recorded
+
 
 if __name__ == "__main__":
     for name, seconds in json.loads(sys.argv[1]).items():
@@ -29,6 +43,6 @@ if __name__ == "__main__":
         drifts.append(drift)
         print(f"{DRIFT}{drift}", file=sys.stderr, flush=True)
 
-    with recorded_servers(report):
-        status = main(sys.argv[2:])
+    record(report)
+    status = main(sys.argv[2:])
     sys.exit(status or (EXIT_DRIFT if drifts else 0))
