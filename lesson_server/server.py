@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import resource
 import socket
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from lesson_server.http.figures import Figures
 from lesson_server.http.pages import Readiness
 from lesson_server.http.routes import Admin, routes
 from lesson_server.http.watch import Watch
+from lesson_server.log import EventLogger
 from lesson_server.metrics import Metrics
 from lesson_server.protocol.rooms import Rooms
 from lesson_server.protocol.server import EXTRA_SOCKETS, ProtocolServer
@@ -44,7 +44,7 @@ from lesson_server.stores.redis.seats import Seats
 from lesson_server.stores.redis.subscription import Subscription
 from lesson_server.tokens import TokenVerifier
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # Connections that the kernel queues while the server is busy: a whole school connects on the hour.
 BACKLOG = 4096
@@ -142,7 +142,11 @@ class LessonServer:
         sio = self._protocol.sio
         tokens = TokenVerifier(settings.auth)
         if tokens.weak:
-            logger.warning("auth.key is shorter than %s wants: tokens are easier to forge", settings.auth.algorithm)
+            logger.warning(
+                "auth_key_short",
+                "auth.key is shorter than {algorithm} wants: tokens are easier to forge",
+                algorithm=settings.auth.algorithm,
+            )
         self.gateway = Gateway(
             sio,
             Services(

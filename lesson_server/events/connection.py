@@ -7,7 +7,6 @@ has a region for each event that the client has sent, so an event that the clien
 import asyncio
 import contextlib
 import functools
-import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
@@ -19,13 +18,16 @@ from lesson_server.errors import InvalidTransition, Refusal, UnexpectedData
 from lesson_server.events.handshake import Handshake
 from lesson_server.events.machine import Chart, ChartMachine
 from lesson_server.events.services import Services
+from lesson_server.log import EventLogger
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # Events of a connection that may come at once, if the event has a pace.
 PACE_BURST = 40
 # Transitions that a region remembers for the message of :class:`InvalidTransition`.
 HISTORY_LENGTH = 6
+# What a sentence of the log says of a region.
+REGION = "<{socketio_event} of {client} {sid} lesson {lesson_id} {state}>"
 
 AnyRegion = TypeVar("AnyRegion", bound="Region")
 
@@ -143,8 +145,17 @@ class Region:
         self._next_turn = 0.0  # loop time
 
     def __repr__(self) -> str:
-        client, sid, lesson_id = self.CHART.CLIENT, self.connection.sid, self.connection.handshake.lesson_id
-        return f"<{self.CHART.EVENT} of {client} {sid} lesson {lesson_id} {self.state}>"
+        return REGION.format_map(self.log_fields())
+
+    def log_fields(self) -> dict[str, str]:
+        """Return what the log says of the region; REGION names each field."""
+        return {
+            "socketio_event": self.CHART.EVENT,
+            "client": self.CHART.CLIENT,
+            "sid": self.connection.sid,
+            "lesson_id": self.connection.handshake.lesson_id,
+            "state": self.state,
+        }
 
     # Called by the gateway
 
@@ -266,6 +277,8 @@ def cleanup(step: Callable[[AnyRegion], Awaitable[None]]) -> Callable[[AnyRegion
         try:
             await step(region)
         except Exception:
-            logger.exception("%s of %r failed", step.__name__, region)
+            logger.exception(
+                "cleanup_failed", f"{{step}} of {REGION} failed", step=step.__name__, **region.log_fields()
+            )
 
     return attempt

@@ -6,7 +6,6 @@ for ever.
 """
 
 import asyncio
-import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -16,15 +15,16 @@ from typing import Any, Protocol
 from socketio.exceptions import ConnectionRefusedError  # noqa: A004 (the library's, not the builtin)
 
 from lesson_server.errors import EventNotAllowed, InternalError, InvalidTransition, Refusal, StoreUnavailable
-from lesson_server.events.connection import Connection, Region
+from lesson_server.events.connection import REGION, Connection, Region
 from lesson_server.events.event import Event
 from lesson_server.events.machine import ChartMachine
 from lesson_server.events.services import Services
 from lesson_server.gateway.admission import Admission
 from lesson_server.gateway.handshake import parse_handshake
+from lesson_server.log import EventLogger
 from lesson_server.metrics import StateOf
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 Answer = dict[str, Any]
 
@@ -254,10 +254,10 @@ class Gateway:
             return error
         if isinstance(error, TimeoutError):
             refusal = StoreUnavailable("the stores", f"not done within {event.deadline} s")
-            logger.error("%r failed: %s", region, refusal.cause)
+            logger.error("event_timed_out", f"{REGION} failed: {{cause}}", cause=refusal.cause, **region.log_fields())
             return refusal
         if not (isinstance(error, InvalidTransition) and region.has_ended):
-            logger.error("%r failed", region, exc_info=error)
+            logger.exception("event_failed", f"{REGION} failed", error, **region.log_fields())
         return InternalError()
 
     def _refused(self, event: Event, client: str, refusal: Refusal) -> Answer:
