@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import os
 import resource
 import socket
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
@@ -44,6 +46,9 @@ from lesson_server.stores.redis.seats import Seats
 from lesson_server.stores.redis.subscription import Subscription
 from lesson_server.tokens import TokenVerifier
 
+if TYPE_CHECKING:
+    from lesson_server.gateway.spans import Spans
+
 logger = EventLogger(__name__)
 
 # Connections that the kernel queues while the server is busy: a whole school connects on the hour.
@@ -52,9 +57,10 @@ BACKLOG = 4096
 OTHER_FILES = 100
 # Seconds between two updates of a worker's connection counts; any worker may export the sum over all workers.
 COUNT_INTERVAL = 1.0
-# Seconds at the stop for pending removals of presence, and for sending the last events to Mixpanel.
+# Seconds at the stop for pending removals of presence, and for sending the last events to Mixpanel and the last spans.
 PRESENCE_DEADLINE = 2.0
 ANALYTICS_DEADLINE = 3.0
+SPANS_DEADLINE = 2.0
 
 
 def open_port(settings: Settings) -> list[socket.socket]:
@@ -81,6 +87,22 @@ def _max_connections(settings: Settings) -> int:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     room = files - settings.rds.pool_size - settings.redis.pool_size - EXTRA_SOCKETS - OTHER_FILES
     return max(min(room, settings.server.max_connections), 1)
+
+
+def _make_spans() -> "Spans | None":
+    """Return the spans of OpenTelemetry, if its standard variable asks for them."""
+    if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        return None
+    try:
+        from lesson_server.gateway.spans import Spans
+    except ModuleNotFoundError as error:
+        logger.warning(
+            "otel_not_installed",
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, and no spans are sent: pip install 'lesson-server[otel]' ({cause})",
+            cause=str(error),
+        )
+        return None
+    return Spans()
 
 
 class LessonServer:
@@ -110,6 +132,7 @@ class LessonServer:
         self._worker = worker
         self._metrics = Metrics()
         self._analytics = make_analytics(settings.mixpanel, self._metrics.observe_mixpanel)
+        self._spans = _make_spans()
         self._lessons = Lessons(
             settings.rds.dsn.get_secret_value(),
             settings.rds.lesson_query,
@@ -165,6 +188,7 @@ class LessonServer:
                 {event.name: event.rate(settings.server) for event in events},
             ),
             events,
+            self._spans,
         )
         self._node = Node(self._redis, self._presence, seats, self.gateway)
         roster = Roster(self._redis, self.gateway.is_busy)
@@ -261,6 +285,8 @@ class LessonServer:
                 await self._protocol.stop()
                 await self._removals.settled()
         await asyncio.to_thread(self._analytics.close, ANALYTICS_DEADLINE)
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.close, SPANS_DEADLINE)
         await self._node.close()
         await self._sweeper.close()
         await self._removal.close()

@@ -37,7 +37,7 @@ asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A test must see the settings that it makes, whatever the shell of the developer exports.
-for name in [name for name in os.environ if name.startswith("LESSON_")]:
+for name in [name for name in os.environ if name.startswith(("LESSON_", "OTEL_"))]:
     del os.environ[name]
 
 

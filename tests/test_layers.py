@@ -47,6 +47,7 @@ OWNERS = {
     "hiredis": {"stores/redis/pipelines"},
     "jwt": {"tokens"},
     "mixpanel": {"analytics"},
+    "opentelemetry": {"gateway/spans"},
     "statecharts": {"events/join_lesson", "events/take_seat", "events/leave_seat"},
 }
 
