@@ -14,9 +14,11 @@ from commands import COMMAND, clean_environ, running
 from processes import LONG, children, until
 from raw_client import SECRET, Clients
 
+from lesson_server.cli import run
 from lesson_server.cli.log_format import JsonFormatter
 from lesson_server.cli.log_limit import LINES, LimitedHandler
 from lesson_server.log import EventLogger
+from lesson_server.settings.sources import load
 
 JSON = {"LESSON_SERVER_LOG_FORMAT": "json"}
 
@@ -143,3 +145,13 @@ def test_a_start_that_fails_is_an_object(environ, workers):
     (line,) = [line for line in objects(ended.stderr) if line["event"] == "server_failed"]
     assert line["cause"].startswith("Redis: ")
     assert "sesame" not in ended.stderr
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_a_defect_that_ends_the_server_is_logged_with_its_traceback(environ, caplog, log_format):
+    def fail():
+        raise LookupError("a defect")
+
+    assert run._status_of(load(environ={**environ, "LESSON_SERVER_LOG_FORMAT": log_format}), fail) == 1
+    (record,) = caplog.records
+    assert (record.event, record.exc_info[0]) == ("server_failed", LookupError)
