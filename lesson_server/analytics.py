@@ -5,7 +5,6 @@ has one of three outcomes, which are counted: *sent*; *failed*, if Mixpanel refu
 in several attempts; *dropped*, if the queue was full or the server stopped first.
 """
 
-import logging
 import random
 import time
 import uuid
@@ -15,10 +14,11 @@ from dataclasses import replace
 from threading import Condition, Thread
 from typing import Literal, Protocol
 
+from lesson_server.log import EventLogger
 from lesson_server.settings.schema import MixpanelSettings
 from lesson_server.status import Status
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 QUEUE_SIZE = 10_000  # events of about 400 bytes, 4 MB: the reconnects of a whole school while Mixpanel is unreachable
 BATCH_SIZE = 50  # events in one request: the mixpanel library's own limit
@@ -170,7 +170,12 @@ class QueueingConsumer:
             self._in_flight = 0
             self._waiting.clear()
         if left:
-            logger.warning("%d events were not sent to Mixpanel in the %g s allowed, and are lost", left, deadline)
+            logger.warning(
+                "mixpanel_events_lost",
+                "{count} events were not sent to Mixpanel in the {seconds:g} s allowed, and are lost",
+                count=left,
+                seconds=deadline,
+            )
             self._observe("dropped", left)
 
     # In the worker thread.
@@ -220,10 +225,10 @@ class QueueingConsumer:
         self.status = Status("down", time.time(), kind)
         if self._reachable:
             self._reachable = False
-            logger.warning("events can't be sent to Mixpanel: %s", kind)
+            logger.warning("mixpanel_unavailable", "events can't be sent to Mixpanel: {cause}", cause=kind)
 
     def _now_reachable(self) -> None:
         self.status = replace(self.status, status="up")
         if not self._reachable:
             self._reachable = True
-            logger.warning("events are sent to Mixpanel again")
+            logger.warning("mixpanel_available", "events are sent to Mixpanel again")

@@ -2,23 +2,34 @@
 
 A :class:`Refusal` is the client's fault or a temporary fault of ours. Its message is safe to send and is part of the
 contract with clients, so the message never changes silently. Any other exception during a join is a defect: the gateway
-logs it and answers with a plain :class:`Refusal`, whose message is only "internal error".
+logs it and answers with an :class:`InternalError`.
+
+``/asyncapi.json`` describes each refusal by its class, with the first line of the docstring. So that line is for
+developers of clients.
 """
+
+from collections.abc import Mapping
+from typing import ClassVar
 
 
 class Refusal(Exception):
     """A request is refused; the message is the one plain sentence that the client gets.
 
-    ``outcome`` is the short stable name used as a metric label; ``retryable`` says whether the same request, unchanged,
-    may succeed later.
+    ``message`` names in braces the fields that differ from case to case. ``fields`` has for a field a regular
+    expression that its texts match; a field without one is one word. ``outcome`` is the short stable name used as a
+    metric label; ``retryable`` says whether the same request, unchanged, may succeed later.
+
+    Args:
+        fields: the fields of the message.
     """
 
-    message = "internal error"
-    outcome = "internal_error"
-    retryable = False
+    message: ClassVar[str]
+    outcome: ClassVar[str]
+    retryable: ClassVar[bool] = False
+    fields: ClassVar[Mapping[str, str]] = {}
 
-    def __init__(self, message: str | None = None) -> None:
-        super().__init__(self.message if message is None else message)
+    def __init__(self, **fields: object) -> None:
+        super().__init__(self.message.format(**fields))
 
 
 # Refusals of the handshake (connect_error). The client must be fixed; a retry can't help.
@@ -31,19 +42,33 @@ class HandshakeRefused(Refusal):
 
 
 class UnknownClient(HandshakeRefused):
+    """No client of this kind sends an event."""
+
     message = 'client must be "teacher" or "participant"'
 
 
 class HubRefused(HandshakeRefused):
+    """The client is the Hub of the platform."""
+
     message = "the Hub does not join lessons"
 
 
 class LessonIdRequired(HandshakeRefused):
+    """The handshake names no lesson."""
+
     message = "lesson_id is required"
 
 
 class LessonIdMalformed(HandshakeRefused):
+    """No lesson can have this id."""
+
     message = "lesson_id is malformed"
+
+
+class NoSuchNamespace(HandshakeRefused):
+    """The handshake is for another namespace than the main one, ``/``."""
+
+    message = "no such namespace"
 
 
 # Refusals in the acknowledgement of an event: the client's fault. A refusal of one event only is in the event's module.
@@ -52,32 +77,31 @@ class LessonIdMalformed(HandshakeRefused):
 class EventNotAllowed(Refusal):
     """This kind of client can't send this event."""
 
+    message = "a {client} can't send {event}"
     outcome = "not_allowed"
-
-    def __init__(self, client: str, event: str) -> None:
-        super().__init__(f"a {client} can't send {event}")
 
 
 class UnexpectedData(Refusal):
     """The event carried data, and it takes none."""
 
+    message = "{event} takes no data"
     outcome = "unexpected_data"
-
-    def __init__(self, event: str) -> None:
-        super().__init__(f"{event} takes no data")
 
 
 class LessonNotFound(Refusal):
     """RDS has no such lesson; a retry can help, because the lesson may be created later."""
 
+    message = "lesson {lesson_id} not found"
     outcome = "lesson_not_found"
     retryable = True
 
     def __init__(self, lesson_id: str) -> None:
-        super().__init__(f"lesson {lesson_id} not found")
+        super().__init__(lesson_id=lesson_id)
 
 
 class AccessTokenExpired(Refusal):
+    """The access token is genuine, but past its ``exp``."""
+
     message = "access token has expired"
     outcome = "token_expired"
 
@@ -90,6 +114,8 @@ class AccessTokenInvalid(Refusal):
 
 
 class AccessTokenRequired(Refusal):
+    """The handshake had no access token, and the event needs one."""
+
     message = "access token is required"
     outcome = "token_required"
 
@@ -98,7 +124,10 @@ class AccessTokenRequired(Refusal):
 
 
 class ServiceBusy(Refusal):
-    """More clients come than this process accepts at once; see admission.py."""
+    """More clients come than the server accepts at once.
+
+    See admission.py.
+    """
 
     message = "the lesson service is busy, try again"
     outcome = "busy"
@@ -106,7 +135,10 @@ class ServiceBusy(Refusal):
 
 
 class StoreUnavailable(Refusal):
-    """RDS or Redis failed or was too slow; ``cause`` is for the operator, the client gets only the message."""
+    """A store of the server failed or was too slow.
+
+    ``cause`` is for the operator, the client gets only the message.
+    """
 
     message = "the lesson service is unavailable, try again"
     outcome = "store_unavailable"
@@ -121,8 +153,15 @@ class StoreRefused(StoreUnavailable):
     """Redis has a key of another type in place of a record; an operator must remove the key."""
 
 
+class InternalError(Refusal):
+    """An unforeseen error in the server."""
+
+    message = "internal error"
+    outcome = "internal_error"
+
+
 # What the error budget of joins counts; conf/prometheus/alerts.yaml has their outcomes.
-OUR_FAULTS = (Refusal, ServiceBusy, StoreUnavailable)
+OUR_FAULTS = (InternalError, ServiceBusy, StoreUnavailable)
 
 
 class InvalidTransition(Exception):

@@ -239,11 +239,14 @@ class Metrics:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self._all_workers or self.registry)
 
-    def step_observer(self, event: str) -> Callable[[str, float], None]:
-        """Return a function that observes a step of an event, called with the step's name and duration in seconds."""
+    def step_observer(self, event: str) -> Callable[[str, float, BaseException | None], None]:
+        """Return a function that observes a step of an event.
+
+        The function is called with the name of the step, its duration in seconds, and what it raised.
+        """
         histogram_of = cache(partial(self.step_seconds.labels, event))
 
-        def observe(step: str, seconds: float) -> None:
+        def observe(step: str, seconds: float, error: BaseException | None) -> None:
             histogram_of(step).observe(seconds)
 
         return observe

@@ -6,18 +6,18 @@ of all workers.
 
 import asyncio
 import contextlib
-import logging
 import os
 import resource
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 
+from lesson_server.log import EventLogger
 from lesson_server.metrics import Metrics
 from lesson_server.status import Status
 from lesson_server.tasks import end
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # Seconds between two samples. Each costs one request to each store.
 SAMPLE_INTERVAL = 5.0
@@ -67,7 +67,7 @@ class Sampler:
                 await self.sample_stores()
                 self.sample_process()
             except Exception:
-                logger.exception("a sample for the metrics failed")
+                logger.exception("sample_failed", "a sample for the metrics failed")
             await asyncio.sleep(SAMPLE_INTERVAL)
 
     async def sample_stores(self) -> None:

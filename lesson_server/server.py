@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
-import logging
+import os
 import resource
 import socket
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
@@ -13,17 +14,19 @@ from tornado.netutil import bind_sockets
 from lesson_server.analytics import make_analytics
 from lesson_server.errors import OUR_FAULTS, HandshakeRefused, ServiceBusy
 from lesson_server.events.event import Event
-from lesson_server.events.registry import EVENTS
+from lesson_server.events.registry import EVENTS, SERVER_EVENTS
 from lesson_server.events.services import Services
 from lesson_server.gateway.admission import Admission
 from lesson_server.gateway.handlers import SUCCESS, Gateway
 from lesson_server.gateway.removal import Removal
 from lesson_server.gateway.tracing import Tracing
 from lesson_server.http.access import Access, is_loopback
+from lesson_server.http.asyncapi import document
 from lesson_server.http.figures import Figures
 from lesson_server.http.pages import Readiness
 from lesson_server.http.routes import Admin, routes
 from lesson_server.http.watch import Watch
+from lesson_server.log import EventLogger
 from lesson_server.metrics import Metrics
 from lesson_server.protocol.rooms import Rooms
 from lesson_server.protocol.server import EXTRA_SOCKETS, ProtocolServer
@@ -45,7 +48,10 @@ from lesson_server.stores.redis.seats import Seats
 from lesson_server.stores.redis.subscription import Subscription
 from lesson_server.tokens import TokenVerifier
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from lesson_server.gateway.spans import Spans
+
+logger = EventLogger(__name__)
 
 # Connections that the kernel queues while the server is busy: a whole school connects on the hour.
 BACKLOG = 4096
@@ -53,9 +59,10 @@ BACKLOG = 4096
 OTHER_FILES = 100
 # Seconds between two updates of a worker's connection counts; any worker may export the sum over all workers.
 COUNT_INTERVAL = 1.0
-# Seconds at the stop for pending removals of presence, and for sending the last events to Mixpanel.
+# Seconds at the stop for pending removals of presence, and for sending the last events to Mixpanel and the last spans.
 PRESENCE_DEADLINE = 2.0
 ANALYTICS_DEADLINE = 3.0
+SPANS_DEADLINE = 2.0
 
 
 def open_port(settings: Settings) -> list[socket.socket]:
@@ -82,6 +89,22 @@ def _max_connections(settings: Settings) -> int:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     room = files - settings.rds.pool_size - settings.redis.pool_size - EXTRA_SOCKETS - OTHER_FILES
     return max(min(room, settings.server.max_connections), 1)
+
+
+def _make_spans() -> "Spans | None":
+    """Return the spans of OpenTelemetry, if its standard variable asks for them."""
+    if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        return None
+    try:
+        from lesson_server.gateway.spans import Spans
+    except ModuleNotFoundError as error:
+        logger.warning(
+            "otel_not_installed",
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, and no spans are sent: pip install 'lesson-server[otel]' ({cause})",
+            cause=str(error),
+        )
+        return None
+    return Spans()
 
 
 class LessonServer:
@@ -111,6 +134,7 @@ class LessonServer:
         self._worker = worker
         self._metrics = Metrics()
         self._analytics = make_analytics(settings.mixpanel, self._metrics.observe_mixpanel)
+        self._spans = _make_spans()
         self._lessons = Lessons(
             settings.rds.dsn.get_secret_value(),
             settings.rds.lesson_query,
@@ -144,7 +168,11 @@ class LessonServer:
         sio = self._protocol.sio
         tokens = TokenVerifier(settings.auth)
         if tokens.weak:
-            logger.warning("auth.key is shorter than %s wants: tokens are easier to forge", settings.auth.algorithm)
+            logger.warning(
+                "auth_key_short",
+                "auth.key is shorter than {algorithm} wants: tokens are easier to forge",
+                algorithm=settings.auth.algorithm,
+            )
         self.gateway = Gateway(
             sio,
             Services(
@@ -163,6 +191,7 @@ class LessonServer:
                 {event.name: event.rate(settings.server) for event in events},
             ),
             events,
+            self._spans,
         )
         self._node = Node(
             self._redis,
@@ -200,7 +229,8 @@ class LessonServer:
             list_lessons=self._list_lessons,
             events=events,
         )
-        self._protocol.add_pages(routes(self._readiness, self._metrics_text, admin))
+        asyncapi = document(events, SERVER_EVENTS)
+        self._protocol.add_pages(routes(self._readiness, self._metrics_text, admin, asyncapi))
         self._subscription.on_subscribed = self._node.check_all
         self._sockets: list[socket.socket] = []
         self._metrics.connections_limit.set(_max_connections(settings))
@@ -271,6 +301,8 @@ class LessonServer:
                 await self._protocol.stop()
                 await self._removals.settled()
         await asyncio.to_thread(self._analytics.close, ANALYTICS_DEADLINE)
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.close, SPANS_DEADLINE)
         await self._node.close()
         await self._sweeper.close()
         await self._removal.close()

@@ -18,6 +18,7 @@ import redis
 import uvloop
 from cluster import KEY
 from configurations import WriteToml
+from recorder import no_drift
 from tornado.ioloop import IOLoop
 
 from lesson_server.embedded.stores import EmbeddedStores
@@ -36,7 +37,7 @@ asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A test must see the settings that it makes, whatever the shell of the developer exports.
-for name in [name for name in os.environ if name.startswith("LESSON_")]:
+for name in [name for name in os.environ if name.startswith(("LESSON_", "OTEL_"))]:
     del os.environ[name]
 
 
@@ -82,6 +83,16 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         return (yield)
     with without_coverage():
         return (yield)
+
+
+@pytest.fixture(autouse=True)
+def drifts(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """Fails a test in which a server of this process sends a client what its AsyncAPI document does not describe."""
+    if request.node.get_closest_marker("unrecorded"):
+        yield []
+        return
+    with no_drift() as drifts:
+        yield drifts
 
 
 @pytest.fixture

@@ -3,16 +3,18 @@
 A client can cause the same line as often as it likes, by handshakes that never arrive or by requests that a library
 warns about. So at most LINES lines of each kind are written in INTERVAL seconds, and then the number of lines left out.
 
-The kind of a line is the statement that logs it, in our code or in a library. A statement that logs several kinds of
-events names each kind by ``extra={"kind": ...}``, from a fixed set. So no client can create new kinds.
+The kind of a line is the statement that logs it, in our code or in a library, and the field ``reason``, which is one of
+a fixed set; see :mod:`lesson_server.log`. So no client can create new kinds.
 """
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from lesson_server.log import Value
 
 # At most LINES lines of one kind are written in INTERVAL seconds.
 LINES = 5
@@ -48,7 +50,7 @@ class LimitedHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line, or count it as left out; ``logging`` calls this with the handler's lock held."""
-        kind = (record.pathname, record.lineno, getattr(record, "kind", None))
+        kind = (record.pathname, record.lineno, _fields(record).get("reason"))
         now = self._clock()
         window = self._windows.get(kind)
         if window is not None and now >= window.end:
@@ -91,11 +93,20 @@ class LimitedHandler(logging.StreamHandler):  # type: ignore[type-arg]
         window = self._windows.pop(kind)
         if window.sample is not None:
             window.sample.msg += f" (and {window.left_out} more like this in {INTERVAL:g} s)"
+            vars(window.sample)["fields"] = {**_fields(window.sample), "left_out": window.left_out}
             super().emit(window.sample)
 
 
+def _fields(record: logging.LogRecord) -> Mapping[str, Value]:
+    """Return the fields of a record; a library's has none."""
+    fields: Mapping[str, Value] = getattr(record, "fields", {})
+    return fields
+
+
 def _without_traceback(record: logging.LogRecord) -> logging.LogRecord:
-    """Return a record with the same text, without references to the arguments of the text."""
-    return logging.LogRecord(
+    """Return a record with the same event, fields and text, without references to the arguments of the text."""
+    copy = logging.LogRecord(
         record.name, record.levelno, record.pathname, record.lineno, record.getMessage(), None, None
     )
+    vars(copy).update({name: value for name, value in vars(record).items() if name in ("event", "fields")})
+    return copy

@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import contextlib
 import gc
-import logging
 import os
 import resource
 import signal
@@ -15,26 +14,43 @@ from dataclasses import dataclass
 import uvloop
 from pydantic import SecretStr
 
-from lesson_server.cli.failures import status_of
-from lesson_server.cli.log_limit import LimitedHandler
+from lesson_server.cli.failures import EXIT_FAILED, log_failure, print_failure, status_of
+from lesson_server.cli.log_format import configure_log
 from lesson_server.cli.shared_folder import SharedFolder
 from lesson_server.cli.workers import SIGNALS, Supervisor
 from lesson_server.embedded.stores import EmbeddedStores
+from lesson_server.log import EventLogger
 from lesson_server.protocol.worker import Worker, make_inboxes
 from lesson_server.settings.schema import Settings
+
+logger = EventLogger(__name__)
 
 # Net allocations before the garbage collector scans the youngest generation. Python's default is 700.
 GC_THRESHOLD = 50_000
 
 
 def run(settings: Settings, args: argparse.Namespace) -> None:
-    """Serve until SIGTERM or SIGINT."""
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        handlers=[LimitedHandler()],
-    )
-    logging.getLogger("lesson_server").setLevel(logging.INFO)
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        SystemExit: the server has failed, and the reason has been logged or printed.
+    """
+    configure_log(settings.server.log_format)
+    status = _status_of(settings, lambda: _run(settings))
+    if status:
+        raise SystemExit(status)
+
+
+def _status_of(settings: Settings, work: Callable[[], None]) -> int:
+    """Do the work and return the exit status; with JSON, the line of a failure is JSON, too."""
+    try:
+        return status_of(work, log_failure if settings.server.log_format == "json" else print_failure)
+    except Exception:
+        logger.exception("server_failed", "the server failed")
+        return EXIT_FAILED
+
+
+def _run(settings: Settings) -> None:
     # Until the event loop handles signals, SIGTERM raises KeyboardInterrupt like SIGINT, so that no store is left over.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     settings.require_complete()
@@ -88,7 +104,7 @@ def _supervise(settings: Settings, is_embedded: bool, metrics: SharedFolder) -> 
     def serve(number: int, ready: Callable[[], object], parent_gone: int) -> int:
         worker_start = _WorkerStart(Worker(number, inboxes), sockets, ready, parent_gone)
         try:
-            return status_of(lambda: uvloop.run(_serve_until_signal(settings, is_embedded, worker_start)))
+            return _status_of(settings, lambda: uvloop.run(_serve_until_signal(settings, is_embedded, worker_start)))
         finally:
             metrics.leave()  # the last process removes the folder, and the parent may have been killed
 

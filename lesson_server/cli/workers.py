@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-logger = logging.getLogger(__name__)
+from lesson_server.log import EventLogger
+
+logger = EventLogger(__name__)
 
 # Seconds before a dead worker is restarted; doubled each time that the worker dies within STEADY_AFTER seconds.
 FIRST_PAUSE = 0.1
@@ -102,7 +104,13 @@ class Supervisor:
         try:
             slot.pid = os.fork()
         except OSError as error:  # too many processes, or too little memory, for now
-            self._start_later(slot, f"a worker could not be started: {error}")
+            self._start_later(slot)
+            logger.error(
+                "worker_not_started",
+                "a worker could not be started: {cause}; the next one starts in {pause:.2f} s",
+                cause=str(error),
+                pause=slot.pause,
+            )
             return
         if slot.pid == 0:
             status = 1
@@ -112,7 +120,7 @@ class Supervisor:
                 os.close(self._parent_lives)
                 status = self._serve(slot.number, self._tell_ready, self._parent_gone)
             except Exception:
-                logger.exception("a worker failed")
+                logger.exception("worker_failed", "a worker failed")
             finally:
                 logging.shutdown()
                 os._exit(status)  # without the parent's clean-up, which would also stop the embedded stores
@@ -147,16 +155,22 @@ class Supervisor:
             slot.status = os.waitstatus_to_exitcode(status)
             self._buried(slot.pid)
             if not self._stopping:
-                self._start_later(slot, f"worker {slot.pid} has died")
+                self._start_later(slot)
+                logger.error(
+                    "worker_died",
+                    "worker {worker_pid} has died; the next one starts in {pause:.2f} s",
+                    worker_pid=slot.pid,
+                    status=slot.status,
+                    pause=slot.pause,
+                )
             slot.pid = None
 
     @staticmethod
-    def _start_later(slot: _Slot, why: str) -> None:
+    def _start_later(slot: _Slot) -> None:
         now = time.monotonic()
         is_steady = now - slot.started > STEADY_AFTER
         slot.pause = FIRST_PAUSE if is_steady else min(slot.pause * 2 or FIRST_PAUSE, LONGEST_PAUSE)
         slot.due = now + slot.pause
-        logger.error("%s; the next one starts in %.2f s", why, slot.pause)
 
     def _seconds_to_next_start(self) -> float:
         due = [slot.due for slot in self._slots if slot.due is not None and not self._stopping]

@@ -7,41 +7,29 @@ has a region for each event that the client has sent, so an event that the clien
 import asyncio
 import contextlib
 import functools
-import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from lesson_server.errors import InvalidTransition, UnexpectedData
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
+from lesson_server.errors import InvalidTransition, Refusal, UnexpectedData
+from lesson_server.events.handshake import Handshake
 from lesson_server.events.machine import Chart, ChartMachine
 from lesson_server.events.services import Services
+from lesson_server.log import EventLogger
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # Events of a connection that may come at once, if the event has a pace.
 PACE_BURST = 40
 # Transitions that a region remembers for the message of :class:`InvalidTransition`.
 HISTORY_LENGTH = 6
+# What a sentence of the log says of a region.
+REGION = "<{socketio_event} of {client} {sid} lesson {lesson_id} {state}>"
 
 AnyRegion = TypeVar("AnyRegion", bound="Region")
-
-
-@dataclass(frozen=True, slots=True)
-class Handshake:
-    """The client that connects, and its lesson.
-
-    Attributes:
-        client: the kind of client, ``teacher`` or ``participant``.
-        lesson_id: the lesson; not looked up yet.
-        access_token: not verified yet. None if the client sent none; an empty string is an invalid token.
-        user_id: used for a teacher if ``auth.trust_teacher_user_id`` is on. None and empty as for ``access_token``.
-    """
-
-    client: str
-    lesson_id: str
-    access_token: str | None
-    user_id: str | None
 
 
 class Connection:
@@ -113,13 +101,25 @@ class Connection:
                     await region.move("disconnect")
 
 
+class Nothing(TypedDict):
+    """No data."""
+
+
 class Region:
     """One chart on one connection: its state, and a method for each step and condition that the chart names.
+
+    ``DATA``, ``RESULT`` and ``REFUSALS`` are what ``/asyncapi.json`` says of the event for this client.
 
     Args:
         connection: the connection.
 
     Attributes:
+        CHART: the chart.
+        DATA: the type of the data of the event, which :meth:`parse` checks; no data counts as null.
+        RESULT: the type of the data of a successful acknowledgement; None: the event never succeeds.
+        BAD_DATA: the refusal of data that are not of that type.
+        REFUSALS: what :meth:`parse` and the steps may raise, in the order in which they are tried, without the refusals
+            that any event has; see :meth:`~lesson_server.events.event.Event.refusals`.
         state: the current state of the chart.
         since: when the region entered this state, in seconds of ``time.monotonic``.
         history: the last transitions, oldest first, as ``trigger → state``.
@@ -127,6 +127,10 @@ class Region:
     """
 
     CHART: ClassVar[Chart]
+    DATA: ClassVar[TypeAdapter[Any]] = TypeAdapter(None)
+    RESULT: ClassVar[type | None] = Nothing
+    BAD_DATA: ClassVar[type[Refusal]] = UnexpectedData
+    REFUSALS: ClassVar[tuple[type[Refusal], ...]] = ()
 
     __slots__ = ("_next_turn", "connection", "history", "machine", "request", "since", "state")
 
@@ -141,8 +145,17 @@ class Region:
         self._next_turn = 0.0  # loop time
 
     def __repr__(self) -> str:
-        client, sid, lesson_id = self.CHART.CLIENT, self.connection.sid, self.connection.handshake.lesson_id
-        return f"<{self.CHART.EVENT} of {client} {sid} lesson {lesson_id} {self.state}>"
+        return REGION.format_map(self.log_fields())
+
+    def log_fields(self) -> dict[str, str]:
+        """Return what the log says of the region; REGION names each field."""
+        return {
+            "socketio_event": self.CHART.EVENT,
+            "client": self.CHART.CLIENT,
+            "sid": self.connection.sid,
+            "lesson_id": self.connection.handshake.lesson_id,
+            "state": self.state,
+        }
 
     # Called by the gateway
 
@@ -150,16 +163,16 @@ class Region:
     def parse(cls, data: tuple[object, ...]) -> object:
         """Parse the data of an event into a request; two requests are equal when both ask for the same.
 
-        Without an override, the event has no data, and its request is None. A single null counts as no data.
-
         Raises:
-            Refusal: the data is not valid for the event.
+            Refusal: the data is not of the type ``DATA``.
         """
-        if data not in ((), (None,)):
-            raise UnexpectedData(cls.CHART.EVENT)
-        return None
+        try:
+            (value,) = data or (None,)
+            return cls.DATA.validate_python(value, strict=True)  # JSON's true is an int in Python
+        except ValueError:  # also that of pydantic
+            raise cls.BAD_DATA(event=cls.CHART.EVENT) from None
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Mapping[str, Any]:
         """Return the data of the acknowledgement of an event that has succeeded."""
         return {}
 
@@ -264,6 +277,8 @@ def cleanup(step: Callable[[AnyRegion], Awaitable[None]]) -> Callable[[AnyRegion
         try:
             await step(region)
         except Exception:
-            logger.exception("%s of %r failed", step.__name__, region)
+            logger.exception(
+                "cleanup_failed", f"{{step}} of {REGION} failed", step=step.__name__, **region.log_fields()
+            )
 
     return attempt

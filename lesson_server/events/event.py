@@ -1,9 +1,10 @@
-"""The definition of a Socket.IO event; each event's module has one."""
+"""The definitions of Socket.IO events; each event's module has one."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from lesson_server.errors import EventNotAllowed, InternalError, Refusal, ServiceBusy, StoreUnavailable
 from lesson_server.events.connection import Region
 from lesson_server.settings.schema import ServerSettings
 
@@ -41,3 +42,24 @@ class Event:
     def regions(self) -> Mapping[str, type[Region]]:
         """The class of the region for each client that may send the event."""
         return {cls.CHART.CLIENT: cls for cls in self.classes}
+
+    def refusals(self, client: str) -> tuple[type[Refusal], ...]:
+        """Return the refusals that a kind of client may get, in the order in which they are tried."""
+        cls = self.regions.get(client)
+        if cls is None:
+            return (EventNotAllowed,)
+        busy = () if self.rate is no_limit else (ServiceBusy,)
+        return (*cls.REFUSALS, StoreUnavailable, *busy, InternalError)
+
+
+@dataclass(frozen=True)
+class ServerEvent:
+    """An event that the server sends, and no client acknowledges.
+
+    Args:
+        name: the name of the event.
+        data: the type of its data.
+    """
+
+    name: str
+    data: type

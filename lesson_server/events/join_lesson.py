@@ -10,7 +10,14 @@ from typing import Any, ClassVar
 
 import statecharts.join_lesson.participant
 import statecharts.join_lesson.teacher
-from lesson_server.errors import AccessTokenInvalid, AccessTokenRequired, Refusal
+from lesson_server.errors import (
+    AccessTokenExpired,
+    AccessTokenInvalid,
+    AccessTokenRequired,
+    LessonNotFound,
+    Refusal,
+    UnexpectedData,
+)
 from lesson_server.events.connection import Connection, Region, cleanup
 from lesson_server.events.event import Event
 from lesson_server.events.machine import Chart
@@ -144,6 +151,14 @@ class TeacherJoin(Join):
     """The join of the Teacher App; its ``user_id`` is used only if ``auth.trust_teacher_user_id`` is on."""
 
     CHART: ClassVar[Chart] = statecharts.join_lesson.teacher
+    REFUSALS = (
+        UnexpectedData,
+        LessonNotFound,
+        AccessTokenExpired,
+        AccessTokenInvalid,
+        AccessTokenRequired,
+        NotATeacher,
+    )
     ROLE = "teacher"
 
     __slots__ = ()
@@ -176,6 +191,7 @@ class ParticipantJoin(Join):
     """The join of a Participant; without an access token the client is a guest, whose join ends once it is seated."""
 
     CHART: ClassVar[Chart] = statecharts.join_lesson.participant
+    REFUSALS = (UnexpectedData, LessonNotFound, AccessTokenExpired, AccessTokenInvalid)
 
     __slots__ = ("_client_id", "_is_reconnect")
 

@@ -7,28 +7,19 @@ from typing import ClassVar
 
 import statecharts.leave_seat.participant
 import statecharts.leave_seat.teacher
-from lesson_server.errors import UnexpectedData
+from lesson_server.errors import AccessTokenRequired, UnexpectedData
 from lesson_server.events.event import Event
 from lesson_server.events.machine import Chart
-from lesson_server.events.take_seat import DEADLINE, PACE, MalformedData, SeatEvent, TeacherTakeSeat
+from lesson_server.events.take_seat import DEADLINE, PACE, NotJoined, SeatEvent, TeacherTakeSeat
 
 
 class ParticipantLeaveSeat(SeatEvent):
     """A participant who leaves a seat."""
 
     CHART: ClassVar[Chart] = statecharts.leave_seat.participant
+    REFUSALS = (NotJoined, AccessTokenRequired, UnexpectedData)
 
     __slots__ = ()
-
-    @classmethod
-    def parse(cls, data: tuple[object, ...]) -> object:
-        """Return None, or a MalformedData."""
-        return None if data in ((), (None,)) else MalformedData()
-
-    def check_data(self) -> None:
-        """Check that there is no data."""
-        if self.request is not None:
-            raise UnexpectedData(self.CHART.EVENT)
 
     async def clear_seat(self) -> None:
         """Free the person's seat in the seat map, if there is one."""

@@ -45,6 +45,10 @@ class Model(Protocol):
     history: tuple[str, ...]
 
 
+# Called with the name of a step, its duration in seconds, and what it raised.
+StepObserver = Callable[[str, float, BaseException | None], None]
+
+
 class Row(AsyncTransition):
     """A row of a chart: runs the conditions, then the steps, one after the other, then sets the new state.
 
@@ -67,12 +71,12 @@ class ChartMachine(AsyncMachine):
 
     Args:
         chart: a module of ``statecharts``.
-        observe_step: called with the name of a step and its duration in seconds, also when the step raised.
+        observe_step: called after each step.
     """
 
     transition_cls = Row
 
-    def __init__(self, chart: Chart, observe_step: Callable[[str, float], None]) -> None:
+    def __init__(self, chart: Chart, observe_step: StepObserver) -> None:
         super().__init__(
             model=None,
             states=list(chart.STATES),
@@ -130,8 +134,10 @@ class ChartMachine(AsyncMachine):
                 result = getattr(event_data.model, step)()
                 if result is not None:  # the step is a coroutine
                     await result
-            finally:
-                self.observe_step(step, time.perf_counter() - started)
+            except BaseException as error:
+                self.observe_step(step, time.perf_counter() - started, error)
+                raise
+            self.observe_step(step, time.perf_counter() - started, None)
 
     # The library turns CancelledError into False, which would break timeouts and shutdown.
 

@@ -3,7 +3,10 @@
 Source: contract, section 12; ``docs/events/take_seat.md`` has the diagram and the table of arrows.
 """
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from typing_extensions import TypedDict
 
 import statecharts.take_seat.participant
 import statecharts.take_seat.teacher
@@ -43,20 +46,18 @@ class NotASeatNumber(Refusal):
 class NoSuchSeat(Refusal):
     """The lesson has seats, and none of this number."""
 
+    message = "seat {seat} does not exist"
     outcome = "no_such_seat"
-
-    def __init__(self, seat: object) -> None:
-        super().__init__(f"seat {seat} does not exist")
+    fields: ClassVar = {"seat": "-?[0-9]+"}
 
 
 class SeatIsTaken(Refusal):
     """Somebody else has the seat; a retry can help, because the seat may be left."""
 
+    message = "seat {seat} is taken"
     outcome = "seat_is_taken"
     retryable = True
-
-    def __init__(self, seat: object) -> None:
-        super().__init__(f"seat {seat} is taken")
+    fields: ClassVar = {"seat": "[0-9]+"}
 
 
 class LessonIsFull(Refusal):
@@ -74,6 +75,20 @@ class LessonHasNoSeats(Refusal):
     outcome = "no_seats"
 
 
+class SeatChoice(TypedDict):
+    """The seat that a participant takes."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    seat: Annotated[int, Field(description="The number of the seat.")]
+
+
+class TakenSeat(TypedDict):
+    """The seat that a participant has."""
+
+    seat: Annotated[int, Field(description="The number of the seat.", ge=1)]
+
+
 class SeatEvent(Region):
     """The steps that the charts of ``take_seat`` and ``leave_seat`` share."""
 
@@ -82,6 +97,14 @@ class SeatEvent(Region):
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
         self._session: dict[str, Any] = {}
+
+    @classmethod
+    def parse(cls, data: tuple[object, ...]) -> object:
+        """Parse the data into a request, or into the refusal that :meth:`check_data` raises."""
+        try:
+            return super().parse(data)
+        except Refusal as refusal:
+            return refusal
 
     def check_joined(self) -> None:
         """Check that the connection has joined its lesson."""
@@ -99,47 +122,41 @@ class SeatEvent(Region):
 
     def check_data(self) -> None:
         """Check the data of the event. As in the contract, the client is checked first."""
-        raise NotImplementedError
+        if isinstance(self.request, Refusal):
+            raise self.request
 
     async def get_session(self) -> None:
         """Get the session, in which the join has saved the ``client_id`` and the number of seats."""
         self._session = await self.connection.services.sockets.get_session(self.connection.sid)
 
 
-class MalformedData:
-    """The request of an event whose data is none that the event takes."""
-
-
 class ParticipantTakeSeat(SeatEvent):
     """A participant who takes a seat."""
 
     CHART: ClassVar[Chart] = statecharts.take_seat.participant
+    DATA = TypeAdapter(SeatChoice | None)
+    RESULT = TakenSeat
+    BAD_DATA = NotASeatNumber
+    REFUSALS = (
+        NotJoined,
+        AccessTokenRequired,
+        NotASeatNumber,
+        LessonHasNoSeats,
+        NoSuchSeat,
+        SeatIsTaken,
+        LessonIsFull,
+    )
 
     __slots__ = ()
 
-    @classmethod
-    def parse(cls, data: tuple[object, ...]) -> object:
-        """Return the seat number, None for any seat, or a MalformedData."""
-        match data:
-            case () | (None,):
-                return None
-            case ({"seat": int() as seat, **others},) if not others and not isinstance(seat, bool):
-                return seat
-        return MalformedData()
-
-    def result(self) -> dict[str, Any]:
+    def result(self) -> TakenSeat:
         """Return the number of the seat."""
         return {"seat": self.connection.seat}
 
-    def check_data(self) -> None:
-        """Check that the data is a seat number or nothing."""
-        if isinstance(self.request, MalformedData):
-            raise NotASeatNumber
-
     async def set_seat(self) -> None:
         """Take the seat in the seat map, in place of the seat that the person has."""
-        wanted = self.request
-        assert wanted is None or isinstance(wanted, int)
+        assert self.request is None or isinstance(self.request, dict)
+        wanted = None if self.request is None else self.request["seat"]
         outcome, seat = await self.connection.services.seats.take(
             self.connection.handshake.lesson_id, self._session["client_id"], wanted, self._session.get("seat", 0)
         )
@@ -147,9 +164,9 @@ class ParticipantTakeSeat(SeatEvent):
             case Taking.NO_SEATS:
                 raise LessonHasNoSeats
             case Taking.NO_SUCH_SEAT:
-                raise NoSuchSeat(wanted)
+                raise NoSuchSeat(seat=wanted)
             case Taking.HELD_BY_ANOTHER:
-                raise SeatIsTaken(wanted)
+                raise SeatIsTaken(seat=wanted)
             case Taking.FULL:
                 raise LessonIsFull
         self.connection.seat = seat
@@ -159,13 +176,10 @@ class TeacherTakeSeat(SeatEvent):
     """A teacher, who takes no seat."""
 
     CHART: ClassVar[Chart] = statecharts.take_seat.teacher
+    RESULT = None
+    REFUSALS = (NotJoined, NotAParticipant)
 
     __slots__ = ()
-
-    @classmethod
-    def parse(cls, data: tuple[object, ...]) -> object:
-        """Accept any data, because the client is refused first."""
-        return None
 
 
 TAKE_SEAT = Event((ParticipantTakeSeat, TeacherTakeSeat), DEADLINE, pace=PACE)

@@ -6,25 +6,28 @@ for ever.
 """
 
 import asyncio
-import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from socketio.exceptions import ConnectionRefusedError  # noqa: A004 (the library's, not the builtin)
 
-from lesson_server.errors import EventNotAllowed, InvalidTransition, Refusal, StoreUnavailable
-from lesson_server.events.connection import Connection, Region
+from lesson_server.errors import EventNotAllowed, InternalError, InvalidTransition, Refusal, StoreUnavailable
+from lesson_server.events.connection import REGION, Connection, Region
 from lesson_server.events.event import Event
-from lesson_server.events.machine import ChartMachine
+from lesson_server.events.machine import ChartMachine, StepObserver
 from lesson_server.events.services import Services
 from lesson_server.gateway.admission import Admission
 from lesson_server.gateway.handshake import parse_handshake
+from lesson_server.log import EventLogger
 from lesson_server.metrics import StateOf
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from lesson_server.gateway.spans import Spans
+
+logger = EventLogger(__name__)
 
 Answer = dict[str, Any]
 
@@ -47,18 +50,25 @@ class Gateway:
         services: what the steps of the charts use.
         admission: the limits on connections and events.
         events: the events that clients may send.
+        spans: the spans of OpenTelemetry; None: there are none.
     """
 
-    def __init__(self, sio: Dispatcher, services: Services, admission: Admission, events: Sequence[Event]) -> None:
+    def __init__(
+        self,
+        sio: Dispatcher,
+        services: Services,
+        admission: Admission,
+        events: Sequence[Event],
+        spans: "Spans | None" = None,
+    ) -> None:
         self.connections: dict[str, Connection] = {}
         self._services = services
         self._metrics = services.metrics
         self._admission = admission
         self._regions = [(event, client, cls) for event in events for client, cls in event.regions.items()]
         self._clients = frozenset(client for _, client, _ in self._regions)
-        self._machines = {
-            cls: ChartMachine(cls.CHART, self._metrics.step_observer(event.name)) for event, _, cls in self._regions
-        }
+        self._spans = spans
+        self._machines = {cls: ChartMachine(cls.CHART, self._step_observer(event)) for event, _, cls in self._regions}
         self._count_of = Counter[str]()  # kind of client → the number of connections
         # The running request of each region, with the future of its answer.
         self._running: dict[Region, tuple[object, asyncio.Future[Answer | None]]] = {}
@@ -66,6 +76,10 @@ class Gateway:
         for event in events:
             sio.on(event.name, partial(self.answer, event))
         sio.on("disconnect", self.disconnect)
+
+    def _step_observer(self, event: Event) -> StepObserver:
+        observe = self._metrics.step_observer(event.name)
+        return observe if self._spans is None else self._spans.observer(observe)
 
     # Called by the metrics
 
@@ -134,7 +148,7 @@ class Gateway:
         cls = event.regions.get(client)
         try:
             if cls is None:
-                raise EventNotAllowed(client, event.name)
+                raise EventNotAllowed(client=client, event=event.name)
             region = connection.region(cls)
             request = cls.parse(data)
             while (running := self._running.get(region)) is not None:
@@ -144,7 +158,8 @@ class Gateway:
             if not region.has_begun:  # a repeated event costs nothing, and is never refused
                 self._admission.admit_event(event.name)
         except Refusal as refusal:
-            return self._refused(event, client, refusal)
+            self._count(event, client, refusal.outcome)
+            return _error(refusal)
         return await self._run(event, region, request, deadline)
 
     async def disconnect(self, sid: str, reason: str) -> None:
@@ -226,16 +241,19 @@ class Gateway:
     async def _run(self, event: Event, region: Region, request: object, deadline: float) -> Answer | None:
         answered = asyncio.get_running_loop().create_future()
         self._running[region] = request, answered
-        answer = None
+        span = None if self._spans is None else self._spans.begin(region)
+        outcome, answer = DISCONNECTED, None
         try:
             region.request = request
-            answer = await self._outcome(event, region, deadline)
+            outcome, answer = await self._outcome(event, region, deadline)
         finally:
             del self._running[region]
             answered.set_result(answer)
+            if span is not None:
+                span.end(outcome)
         return answer
 
-    async def _outcome(self, event: Event, region: Region, deadline: float) -> Answer | None:
+    async def _outcome(self, event: Event, region: Region, deadline: float) -> tuple[str, Answer | None]:
         started = time.perf_counter()
         refusal = None
         try:
@@ -249,12 +267,13 @@ class Gateway:
         client = region.CHART.CLIENT
         self._metrics.event_seconds_of(event.name, client).observe(time.perf_counter() - started)
         if region.has_ended:
-            self._count(event, client, DISCONNECTED)
-            return None
-        if refusal is not None:
-            return self._refused(event, client, refusal)
-        self._count(event, client, SUCCESS)
-        return {"status": "SUCCESS", "data": region.result()}
+            outcome, answer = DISCONNECTED, None
+        elif refusal is not None:
+            outcome, answer = refusal.outcome, _error(refusal)
+        else:
+            outcome, answer = SUCCESS, {"status": "SUCCESS", "data": region.result()}
+        self._count(event, client, outcome)
+        return outcome, answer
 
     def _refusal_of(self, event: Event, region: Region, error: Exception) -> Refusal:
         """Return the refusal that the client gets for an error.
@@ -265,15 +284,15 @@ class Gateway:
             return error
         if isinstance(error, TimeoutError):
             refusal = StoreUnavailable("the stores", f"not done within {event.deadline} s")
-            logger.error("%r failed: %s", region, refusal.cause)
+            logger.error("event_timed_out", f"{REGION} failed: {{cause}}", cause=refusal.cause, **region.log_fields())
             return refusal
         if not (isinstance(error, InvalidTransition) and region.has_ended):
-            logger.error("%r failed", region, exc_info=error)
-        return Refusal()
-
-    def _refused(self, event: Event, client: str, refusal: Refusal) -> Answer:
-        self._count(event, client, refusal.outcome)
-        return {"status": "ERROR", "message": str(refusal)}
+            logger.exception("event_failed", f"{REGION} failed", error, **region.log_fields())
+        return InternalError()
 
     def _count(self, event: Event, client: str, outcome: str) -> None:
         self._metrics.events_of(event.name, client, outcome).inc()
+
+
+def _error(refusal: Refusal) -> Answer:
+    return {"status": "ERROR", "message": str(refusal)}

@@ -7,7 +7,6 @@ connection publishes what happens, until it is not asked any more or the connect
 import asyncio
 import contextlib
 import secrets
-import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -47,20 +46,15 @@ class TracingMachine(ChartMachine):
         self._queues = queues
         self._labels = {"event": original.chart.EVENT, "client": original.chart.CLIENT}
         self._trigger = ""
-        self._error_before: BaseException | None = None
 
     async def fire(self, model: Model, trigger: str) -> bool:
         self._trigger = trigger
-        self._error_before = sys.exception()  # of another step: the caller cleans up after it
         moved = await super().fire(model, trigger)
         self._report("state", {"trigger": trigger, "state": model.state})
         return moved
 
-    def _observe(self, step: str, seconds: float) -> None:
-        self._original.observe_step(step, seconds)
-        error = sys.exception()  # of the step, which is on its way to the caller
-        if error is self._error_before:
-            error = None
+    def _observe(self, step: str, seconds: float, error: BaseException | None) -> None:
+        self._original.observe_step(step, seconds, error)
         sentence = None if error is None else str(error) if isinstance(error, Refusal) else "internal error"
         self._report("step", {"trigger": self._trigger, "step": step, "seconds": round(seconds, 6), "error": sentence})
 

@@ -1,6 +1,5 @@
 """The base of handlers that answer in JSON."""
 
-import logging
 import socket
 from typing import Any
 
@@ -9,8 +8,9 @@ from tornado.web import HTTPError, RequestHandler
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.http.access import Access
+from lesson_server.log import EventLogger
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # Bytes of a response for which the send buffer of a connection is large enough, and a buffer for larger responses. The
 # acceptor makes the buffers small, because clients get acknowledgements: a megabyte would take 0.3 s.
@@ -95,7 +95,7 @@ class ApiHandler(RequestHandler):
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         # Tornado's own log line would contain the URL, and with the URL any client input.
         if not isinstance(value, HTTPError | StoreUnavailable):
-            logger.error("%s request failed", self.request.method, exc_info=value)
+            logger.exception("request_failed", "{method} request failed", value, method=self.request.method)
 
 
 class ApiNotFoundHandler(ApiHandler):

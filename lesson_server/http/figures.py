@@ -5,7 +5,6 @@ being *watched*: for :data:`WATCH_LIFE` seconds after a message of a console. Wh
 """
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -16,12 +15,13 @@ from typing import Any
 from lesson_server.errors import StoreUnavailable
 from lesson_server.events.join_lesson import JOIN_LESSON
 from lesson_server.gateway.handlers import SUCCESS, Gateway
+from lesson_server.log import EventLogger
 from lesson_server.metrics import Metrics, StateOf
 from lesson_server.status import Status
 from lesson_server.stores.redis.messages import Messages
 from lesson_server.tasks import end
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # The kinds of messages: a console asks the nodes for their figures, and a node tells them.
 WATCH, FIGURES = "watch", "figures"
@@ -131,7 +131,7 @@ class Figures:
             except StoreUnavailable:
                 pass  # logged; the consoles see that the node is silent
             except Exception:
-                logger.exception("the figures of this node could not be published")
+                logger.exception("figures_failed", "the figures of this node could not be published")
             before = time.monotonic()
             await asyncio.sleep(PUBLISH_INTERVAL)
             lag = max(time.monotonic() - before - PUBLISH_INTERVAL, 0.0)

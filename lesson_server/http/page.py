@@ -1,6 +1,5 @@
 """The base of handlers that answer with HTML pages."""
 
-import logging
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
@@ -11,8 +10,9 @@ from tornado.web import HTTPError, RequestHandler
 from lesson_server.errors import StoreUnavailable
 from lesson_server.http.access import Access, Unauthorized
 from lesson_server.http.api import SENTENCES, ApiError
+from lesson_server.log import EventLogger
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 PACKAGE = files("lesson_server").joinpath("http")
 # No script, style, picture or connection from anywhere else, and none in the page itself.
@@ -74,4 +74,4 @@ class PageHandler(RequestHandler):
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         # Tornado's own log line would contain the URL, and with the URL any client input.
         if not isinstance(value, HTTPError | StoreUnavailable):
-            logger.error("%s request failed", self.request.method, exc_info=value)
+            logger.exception("request_failed", "{method} request failed", value, method=self.request.method)

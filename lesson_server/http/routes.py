@@ -1,6 +1,6 @@
 """Every route of the HTTP pages."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from lesson_server.gateway.tracing import Tracing
 from lesson_server.http import console, roster, trial
 from lesson_server.http.access import Access
 from lesson_server.http.api import ApiNotFoundHandler
+from lesson_server.http.asyncapi import AsyncApiHandler
 from lesson_server.http.openapi import OpenApiHandler
 from lesson_server.http.page import PACKAGE
 from lesson_server.http.pages import HealthHandler, MetricsHandler, Readiness, ReadyHandler
@@ -43,18 +44,25 @@ class Admin:
     events: Sequence[Event]
 
 
-def routes(readiness: Readiness, metrics: Callable[[], bytes], admin: Admin | None = None) -> list[Any]:
+def routes(
+    readiness: Readiness,
+    metrics: Callable[[], bytes],
+    admin: Admin | None = None,
+    asyncapi: Mapping[str, Any] | None = None,
+) -> list[Any]:
     """Return the routes, for a Tornado application.
 
     Args:
         readiness: the readiness that /readyz reports.
         metrics: returns the text of /metrics.
         admin: None: there is no roster API and no console.
+        asyncapi: the document that /asyncapi.json answers with; None: there is none.
     """
     return [
         (r"/healthz", HealthHandler),
         (r"/readyz", ReadyHandler, {"readiness": readiness}),
         (r"/metrics", MetricsHandler, {"text": metrics}),
+        *([] if asyncapi is None else [(r"/asyncapi\.json", AsyncApiHandler, {"document": asyncapi})]),
         *([] if admin is None else _admin_routes(admin, readiness)),
     ]
 

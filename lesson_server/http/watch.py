@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,12 +19,13 @@ from lesson_server.http.figures import (
     Figures,
 )
 from lesson_server.http.roster import rfc3339
+from lesson_server.log import EventLogger
 from lesson_server.metrics import EVENT_BUCKETS
 from lesson_server.stores.redis.messages import Messages
 from lesson_server.stores.redis.roster import LessonCounts, Roster
 from lesson_server.tasks import end
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # Seconds between two messages that keep the nodes publishing, and between two reads of the lessons.
 WATCH_INTERVAL = WATCH_LIFE / 3
@@ -84,7 +84,7 @@ class Watch:
                 except StoreUnavailable:
                     await self._show_own()  # Redis carries no messages
             except Exception:
-                logger.exception("the lessons could not be read for the console")
+                logger.exception("console_failed", "the lessons could not be read for the console")
             self.is_current.set()
             await asyncio.sleep(READ_INTERVAL)
         self._figures.clear()

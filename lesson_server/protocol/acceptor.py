@@ -2,18 +2,18 @@
 
 import asyncio
 import contextlib
-import logging
 import re
 import socket
 from collections.abc import Callable
 
 from lesson_server.errors import ServiceBusy
+from lesson_server.log import EventLogger
 from lesson_server.protocol import limits
 from lesson_server.protocol.limits import MAX_HEAD_SIZE, MAX_UNREAD_BYTES
 from lesson_server.protocol.places import Place, Places
 from lesson_server.protocol.worker import Worker
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # Connections accepted per iteration of the event loop; the rest stay in the listen backlog. Without this limit, each
 # step of a join under way would wait behind a hundred handshakes at a class start.
@@ -111,7 +111,7 @@ class Acceptor:
             except (BlockingIOError, ConnectionAbortedError):  # another worker was quicker; the client left
                 return
             except OSError as error:  # out of file descriptors or memory: an immediate retry would fail too
-                logger.error("can't accept connections: %s", error.strerror)
+                logger.error("accept_failed", "can't accept connections: {cause}", cause=error.strerror)
                 asyncio.get_running_loop().remove_reader(listening)
                 asyncio.get_running_loop().call_later(RETRY_INTERVAL, self._watch, listening)
                 return

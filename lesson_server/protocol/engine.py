@@ -7,7 +7,6 @@ the connections of refused clients. polling.py serves polling, with Tornado; web
 
 import asyncio
 import base64
-import logging
 import secrets
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
@@ -25,8 +24,6 @@ from lesson_server.protocol.limits import MAX_HEADER_LINES, MAX_PARAMETERS, MAX_
 from lesson_server.protocol.places import Places
 from lesson_server.protocol.websocket import Websocket
 from lesson_server.protocol.worker import Worker
-
-logger = logging.getLogger(__name__)
 
 # Random bytes per id, a multiple of 3 so that base64 needs no padding; ids generated per system call.
 ID_BYTES = 15

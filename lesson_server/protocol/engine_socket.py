@@ -5,17 +5,17 @@ socket.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
+from lesson_server.log import EventLogger
 from lesson_server.protocol import limits
 from lesson_server.protocol.engine_packets import CLOSE, MESSAGE, PING, PONG, ProtocolError
 from lesson_server.protocol.engine_transports import PollingTransport, Upgrade, WebsocketTransport
 from lesson_server.protocol.limits import MAX_UNREAD_BYTES
 from lesson_server.protocol.places import Places
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # Packets that a client may leave unread before it is dropped. In a large lesson, hundreds of seats change in a second.
 MAX_UNREAD_PACKETS = 512
@@ -60,6 +60,7 @@ class EngineSocket:
         "_outbox",
         "_pinged",
         "_place",
+        "_socketio_sid",
         "_timer",
         "_upgrade",
         "_websocket",
@@ -75,6 +76,7 @@ class EngineSocket:
         self.session: dict[str, Any] = {}  # python-socketio stores the session here
         self.waiting_events = 0  # counted by transport.py
         self._callbacks = callbacks
+        self._socketio_sid: str | None = None
         self._ending: asyncio.Task[None] | None = None
         self._websocket: WebsocketTransport | None = None
         self._upgrade: Upgrade | None = None
@@ -98,9 +100,14 @@ class EngineSocket:
         """Whether an upgrade from polling to a websocket is under way."""
         return self._upgrade is not None
 
-    def establish(self) -> None:
-        """Keep the place and ping the client from now on, because the handshake is complete."""
+    def establish(self, socketio_sid: str) -> None:
+        """Keep the place and ping the client from now on, because the handshake is complete.
+
+        Args:
+            socketio_sid: the Socket.IO id of the client, for the log.
+        """
         if not self.closed:
+            self._socketio_sid = socketio_sid
             self._place.keep()
             self._wait(PING_INTERVAL, self._ping)
 
@@ -204,7 +211,7 @@ class EngineSocket:
             why: for the log and the metrics; one of a fixed set of texts, without client input.
         """
         if not self.closed:
-            logger.info("client dropped: %s", why, extra={"kind": why})
+            logger.info("client_dropped", "client dropped: {reason}", reason=why, sid=self._socketio_sid)
             self._callbacks.observe_drop(why)
             self.end(self._callbacks.reason.TRANSPORT_ERROR, abort=True)
 

@@ -5,7 +5,6 @@ parameters are megabytes of objects. Tornado also waits without limit for a clie
 """
 
 import asyncio
-import logging
 import socket
 from collections.abc import Awaitable
 from typing import Any
@@ -22,6 +21,7 @@ from tornado.httputil import (
 from tornado.iostream import IOStream
 from tornado.web import Application, HTTPError, RequestHandler
 
+from lesson_server.log import EventLogger
 from lesson_server.protocol import limits
 from lesson_server.protocol.limits import (
     MAX_HEAD_SIZE,
@@ -32,7 +32,7 @@ from lesson_server.protocol.limits import (
 )
 from lesson_server.protocol.places import Place
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # Bytes per read, and bytes buffered per connection: input that a client sends before it has the response.
 READ_CHUNK_SIZE = 2 * 1024
@@ -131,7 +131,7 @@ class PlainHandler(RequestHandler):
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         # Tornado's own log line would contain the URL, and with the URL any client input.
         if not isinstance(value, HTTPError):
-            logger.error("%s request failed", self.request.method, exc_info=value)
+            logger.exception("request_failed", "{method} request failed", value, method=self.request.method)
 
 
 class NotFoundHandler(PlainHandler):

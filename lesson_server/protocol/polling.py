@@ -1,18 +1,18 @@
 """The polling transport of Engine.IO: its HTTP requests, served by Tornado."""
 
-import logging
 from typing import Any
 
 from tornado.http1connection import HTTP1Connection
 from tornado.web import HTTPError, RequestHandler
 
+from lesson_server.log import EventLogger
 from lesson_server.protocol.engine import Engine
 from lesson_server.protocol.engine_packets import ProtocolError, RequestRefused, decode_payload
 from lesson_server.protocol.engine_socket import EngineSocket
 from lesson_server.protocol.http_server import ClientStream
 from lesson_server.protocol.places import Place
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 
 class PollingHandler(RequestHandler):
@@ -125,7 +125,7 @@ class PollingHandler(RequestHandler):
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         # Tornado's own log line would contain the URL, and with the URL any client input.
         if not isinstance(value, HTTPError):
-            logger.error("%s request failed", self.request.method, exc_info=value)
+            logger.exception("request_failed", "{method} request failed", value, method=self.request.method)
 
     def on_connection_close(self) -> None:
         """End the Engine.IO socket of a client that disconnected while its poll was pending."""

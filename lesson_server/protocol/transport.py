@@ -20,13 +20,15 @@ import orjson
 import socketio
 from socketio.packet import ACK, CONNECT, CONNECT_ERROR, DISCONNECT, EVENT, Packet
 
+from lesson_server.errors import NoSuchNamespace
+from lesson_server.log import EventLogger
 from lesson_server.protocol.engine import Engine
 from lesson_server.protocol.engine_packets import ProtocolError
 from lesson_server.protocol.engine_socket import EngineSocket
 from lesson_server.protocol.places import Places
 from lesson_server.protocol.worker import Worker
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 NAMESPACE = "/"
 
@@ -168,19 +170,20 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]
             raise ProtocolError("connected twice")
         if packet.namespace not in (None, NAMESPACE):
             # The library would send a string; the JavaScript client expects an object with a ``message``.
-            refusal = StrictPacket(CONNECT_ERROR, {"message": "no such namespace"}, packet.namespace)
+            refusal = StrictPacket(CONNECT_ERROR, {"message": str(NoSuchNamespace())}, packet.namespace)
             socket.send(refusal.encode())
             socket.end(self.reason.SERVER_DISCONNECT)
             return
         try:
             run(self._handle_connect(socket.sid, packet.namespace, packet.data))
         except Exception:
-            logger.exception("the handler of a handshake failed")
+            logger.exception("handshake_failed", "the handler of a handshake failed")
             self._remove_client(socket.sid)
-        if self.manager.sid_from_eio_sid(socket.sid, NAMESPACE) is None:
+        sid = self.manager.sid_from_eio_sid(socket.sid, NAMESPACE)
+        if sid is None:
             socket.end(self.reason.SERVER_DISCONNECT)
         else:
-            socket.establish()
+            socket.establish(sid)
 
     async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
         """Remove the library's state for an Engine.IO socket, even if the ``disconnect`` handler raises."""

@@ -5,7 +5,6 @@ clients that read nothing. websocket_protocol.py limits what a client sends at o
 """
 
 import asyncio
-import logging
 import socket
 import typing
 from collections.abc import Coroutine
@@ -22,6 +21,7 @@ from picows import (
     WSUpgradeResponseWithListener,
 )
 
+from lesson_server.log import EventLogger
 from lesson_server.protocol.engine_packets import RequestRefused
 from lesson_server.protocol.engine_socket import EngineSocket
 from lesson_server.protocol.limits import MAX_MESSAGE_SIZE
@@ -29,7 +29,7 @@ from lesson_server.protocol.places import Place
 from lesson_server.protocol.websocket_handshake import check_request, refuse
 from lesson_server.protocol.websocket_protocol import WebsocketProtocol
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # Seconds for a client to answer the server's close frame, or to read the remaining data after its own close frame.
 CLOSE_TIMEOUT = 5.0
@@ -82,7 +82,7 @@ class Websocket(WSListener):
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: WebsocketProtocol(self), connection)
         except Exception:
-            logger.exception("an accepted connection could not be served")
+            logger.exception("connection_failed", "an accepted connection could not be served")
             connection.close()
             self._place.free()
 
@@ -101,7 +101,8 @@ class Websocket(WSListener):
         except RequestRefused as refusal:
             return refuse(refusal)
         except Exception:
-            logger.exception("a handshake failed")  # picows would send the error's text to the client
+            # picows would send the error's text to the client.
+            logger.exception("websocket_handshake_failed", "a handshake failed")
             return refuse(RequestRefused(3, "Internal error", 500))
         return self
 

@@ -5,15 +5,15 @@ listening sockets itself; ``tests/protocol/test_websocket_protocol.py`` fails wh
 """
 
 import asyncio
-import logging
 import typing
 
 from picows import WSAutoPingStrategy, WSListener, WSUpgradeRequest, WSUpgradeResponseWithListener
 from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
+from lesson_server.log import EventLogger
 from lesson_server.protocol.limits import MAX_MESSAGE_SIZE
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # At most this many bytes per read, so that one client can't starve the others. As frames of the smallest size, they are
 # 50 kB of objects.
@@ -41,7 +41,7 @@ class _TracebackLogger:
         return False
 
     def exception(self, *args: object) -> None:
-        logger.exception("a message could not be handled")
+        logger.exception("websocket_message_failed", "a message could not be handled")
 
     def debug(self, *args: object) -> None: ...
 

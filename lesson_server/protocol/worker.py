@@ -9,15 +9,15 @@ in the worker that accepted them.
 """
 
 import asyncio
-import logging
 import re
 import socket
 from collections.abc import Callable
 from functools import partial
 
+from lesson_server.log import EventLogger
 from lesson_server.protocol.places import Place
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # Connections received per iteration of the event loop.
 RECEIVE_BATCH = 8
@@ -92,7 +92,12 @@ class Worker:
                 asyncio.get_running_loop().add_writer(inbox, self._send, number)
                 return
             except OSError as error:  # too many descriptors are in flight between processes
-                logger.error("can't pass a request to worker %d: %s", number, error.strerror)
+                logger.error(
+                    "request_not_passed",
+                    "can't pass a request to worker {worker}: {cause}",
+                    worker=number,
+                    cause=error.strerror,
+                )
             self._close(number, connection)
         asyncio.get_running_loop().remove_writer(inbox)
 

@@ -55,6 +55,7 @@ class ServerSettings(Section):
         join_rate: joins a second that one worker accepts; a burst may be twice as many. 0: no limit.
         allowed_origins: the web origins whose pages may connect; none: the server's own only; ``*`` alone: any.
         data_dir: the directory of the embedded stores and their generated key.
+        log_format: how the lines of the log are written: ``text`` for people, or ``json``, an object a line.
     """
 
     host: NonEmptyText = "127.0.0.1"
@@ -66,6 +67,7 @@ class ServerSettings(Section):
     join_rate: Annotated[float, Field(ge=0, le=1_000_000)] = 2_500.0
     allowed_origins: Origins = ()
     data_dir: NonEmptyPath = Path(".lesson-server")
+    log_format: Literal["text", "json"] = "text"
 
 
 class RdsSettings(Section):

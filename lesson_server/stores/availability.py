@@ -7,15 +7,15 @@ the store answers the probe, the fault is in the failed request: it is logged, a
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 
 from lesson_server.errors import StoreUnavailable
+from lesson_server.log import EventLogger
 from lesson_server.status import Status
 from lesson_server.tasks import end
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # Seconds for which a similar log line is suppressed: a slow store fails now and then.
 LOG_INTERVAL = 10.0
@@ -108,16 +108,21 @@ class Availability:
 
     def _log_failure(self) -> None:
         if time.monotonic() - self._failure_logged_at > LOG_INTERVAL:
-            logger.error("%s answers, but a request failed: %s", self.name, self._cause)
+            logger.error(
+                "store_request_failed",
+                "{store} answers, but a request failed: {cause}",
+                store=self.name,
+                cause=self._cause,
+            )
             self._failure_logged_at = time.monotonic()
 
     def _log_outage(self) -> None:
         if not self._outage_logged and time.monotonic() - self._return_logged_at > LOG_INTERVAL:
-            logger.error("%s is unavailable: %s", self.name, self._cause)
+            logger.error("store_unavailable", "{store} is unavailable: {cause}", store=self.name, cause=self._cause)
             self._outage_logged = True
 
     def _log_return(self) -> None:
         if self._outage_logged:
-            logger.warning("%s is available again", self.name)
+            logger.warning("store_available", "{store} is available again", store=self.name)
             self._outage_logged = False
             self._return_logged_at = time.monotonic()

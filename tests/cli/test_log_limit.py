@@ -12,6 +12,7 @@ from waiting import until
 
 from lesson_server.cli import log_limit
 from lesson_server.cli.log_limit import INTERVAL, LINES, LimitedHandler
+from lesson_server.log import EventLogger
 
 
 class Log:
@@ -23,6 +24,8 @@ class Log:
         self._stream = self.handler.stream = io.StringIO()
         self.logger = logging.Logger("test")
         self.logger.addHandler(self.handler)
+        self.events = EventLogger("test")
+        self.events._logger = self.logger
 
     @property
     def lines(self):
@@ -32,7 +35,7 @@ class Log:
         self.logger.warning("said: %s", text)
 
     def drop(self, why):
-        self.logger.info("dropped: %s", why, extra={"kind": why})
+        self.events.info("client_dropped", "dropped: {reason}", reason=why)
 
 
 @pytest.fixture
@@ -178,7 +181,7 @@ def test_a_storm_of_broken_clients_is_a_few_lines_of_the_server_s_log(environ, i
         _, log = server.communicate(timeout=30)
     lines = [re.sub(r"^.* INFO ", "", line) for line in log.splitlines()]
     for reason in ("malformed packet (ValueError)", "unknown packet"):
-        line = f"lesson_server.protocol.engine_socket: client dropped: {reason}"
+        line = f"lesson_server.protocol.engine_socket client_dropped: client dropped: {reason}"
         assert lines.count(line) == LINES
         assert left_out(line, 50 - LINES) in lines
     assert len(lines) == 2 * (LINES + 1)

@@ -31,7 +31,8 @@ from lesson_server.protocol.limits import (
 )
 from lesson_server.protocol.transport import MAX_EVENT_SIZE, MAX_WAITING_EVENTS
 
-pytestmark = pytest.mark.without_coverage  # its own memory would count, too
+# The memory of coverage would count, and that of the recorder.
+pytestmark = [pytest.mark.without_coverage, pytest.mark.unrecorded]
 
 KB = 1_000
 BOUND = 100 * KB

@@ -167,6 +167,7 @@ async def test_the_console_and_the_roster_are_for_the_schools_own_network(front)
     ask = AsyncHTTPClient().fetch
     answer = await ask(f"{front}/api/overview", headers={"Authorization": f"Bearer {TOKEN}"})
     assert answer.code == 200
+    assert (await ask(f"{front}/asyncapi.json")).code == 200
     form = await ask(
         f"{front}/console/login",
         method="POST",

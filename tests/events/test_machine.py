@@ -72,7 +72,7 @@ def observed():
 
 @pytest.fixture
 def machine(observed):
-    return ChartMachine(CHART, lambda step, seconds: observed.append((step, seconds)))
+    return ChartMachine(CHART, lambda *step: observed.append(step))
 
 
 @pytest.mark.gen_test
@@ -149,8 +149,8 @@ async def test_every_step_is_observed_with_its_seconds(machine, observed):
     body = Body()
     asyncio.get_running_loop().call_later(0.05, body.stretched.set)
     await machine.fire(body, "sit_up")
-    assert [step for step, _ in observed] == ["wake", "stretch", "yawn"]
-    seconds = dict(observed)
+    assert [(step, error) for step, _, error in observed] == [("wake", None), ("stretch", None), ("yawn", None)]
+    seconds = {step: seconds for step, seconds, _ in observed}
     assert seconds["wake"] < 0.04 <= seconds["stretch"] < 5
 
 
@@ -161,7 +161,7 @@ async def test_a_step_that_fails_is_observed_too(machine, observed):
     body.error = OSError("cramp")
     with pytest.raises(OSError, match="cramp"):
         await machine.fire(body, "sit_up")
-    assert [step for step, _ in observed] == ["wake", "stretch"]
+    assert [(step, error) for step, _, error in observed] == [("wake", None), ("stretch", body.error)]
 
 
 def test_a_machine_knows_the_states_and_triggers_of_its_chart_and_no_others(machine):

@@ -71,8 +71,7 @@ def start_node():
         return started[-1]
 
     yield start_node
-    for node in started:
-        node.close()
+    assert [drift for node in started for drift in node.close()] == []
 
 
 # Clusters that are started before the tests that need them. A master serves nothing in its first two seconds, and most

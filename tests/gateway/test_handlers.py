@@ -12,6 +12,7 @@ from joins import join_of
 from seat_events import send
 from socketio.exceptions import ConnectionRefusedError  # noqa: A004 (the library's, not the builtin)
 
+from lesson_server.cli.log_format import JsonFormatter
 from lesson_server.errors import InvalidTransition
 from lesson_server.events.join_lesson import DEADLINE, JOIN_LESSON
 from lesson_server.gateway.admission import Admission
@@ -265,6 +266,16 @@ async def test_a_defect_is_told_to_the_log_and_not_to_the_client(caplog):
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert "sid-7" in record.getMessage()
+    assert (record.event, record.fields) == (
+        "event_failed",
+        {
+            "socketio_event": "join_lesson",
+            "client": "participant",
+            "sid": "sid-7",
+            "lesson_id": "1",
+            "state": "lesson_validated",
+        },
+    )
     assert record.exc_info[0] is RuntimeError
     assert record.exc_info[2] is not None
 
@@ -296,8 +307,9 @@ async def test_no_token_gets_into_the_log(caplog):
     for _ in range(3):
         assert await world.join("sid") == INTERNAL_ERROR
     await world.disconnect("sid")
-    formatted = [logging.Formatter().format(record) for record in caplog.records]
-    assert len(formatted) == 4
+    formatters = logging.Formatter(), JsonFormatter()
+    formatted = [formatter.format(record) for record in caplog.records for formatter in formatters]
+    assert len(formatted) == 2 * 4
     assert not [line for line in formatted if secret in line]
     assert secret not in repr(connection)
 

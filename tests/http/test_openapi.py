@@ -68,7 +68,7 @@ def node(environ):
     """A server in a process of its own, on which wrong tokens may be tried without end."""
     node = NodeProcess({**environ, "LESSON_ADMIN_TOKEN": TOKEN}, {"http.access.MAX_FAILURES": 10**9})
     yield node
-    node.close()
+    assert node.close() == []
 
 
 def test_schemathesis_finds_no_answer_that_the_document_does_not_describe(io_loop, node, mint, tmp_path):

@@ -31,6 +31,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "server.join_rate": "2500.0",
         "server.allowed_origins": "",
         "server.data_dir": ".lesson-server",
+        "server.log_format": "text",
         "rds.dsn": "",
         "rds.lesson_query": "SELECT seat_count FROM lessons WHERE id = %(lesson_id)s",
         "rds.timeout": "2.0",

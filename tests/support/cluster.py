@@ -19,11 +19,13 @@ from platform import machine
 
 import psutil
 import redis
+from node import DRIFT
 from processes import unmeasured
 
 from lesson_server.embedded.stores import EmbeddedStores
 
 ROOT = Path(__file__).parents[2]
+NODE = Path(__file__).with_name("node.py")
 KEY = "a key of the tests, long enough for HS256"
 # Seconds until something that must come true may be given up. Far above what it takes: no test depends on its length.
 PATIENCE = 20.0
@@ -283,7 +285,7 @@ class NodeProcess:
     def __init__(self, environ, times=QUICK_NODES):
         clean = {name: value for name, value in unmeasured().items() if not name.startswith("LESSON_")}
         self.process = subprocess.Popen(
-            [sys.executable, ROOT / "tests/support/node.py", json.dumps(times), "run"],
+            [sys.executable, NODE, json.dumps(times), "run"],
             env=clean | {"PYTHONPATH": str(ROOT)} | environ,
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -315,8 +317,11 @@ class NodeProcess:
         return self.process.returncode
 
     def close(self):
+        """Ends it, and returns what it told of drifts; see node.py."""
         if self.process.poll() is None:
             self.process.kill()  # its presence is for the next test to flush
-            self.process.communicate(timeout=PATIENCE)
+        if not self.process.stderr.closed:
+            self.log += self.process.communicate(timeout=PATIENCE)[1]
         self.process.stdout.close()
         self.process.stderr.close()
+        return [line for line in self.log.splitlines() if line.startswith(DRIFT)]

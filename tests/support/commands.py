@@ -1,12 +1,14 @@
 """The commands of `lesson-server`, as processes."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
 
 import pytest
-from cluster import ROOT
+from cluster import NODE, ROOT
+from node import DRIFT
 
 COMMAND = [sys.executable, "-m", "lesson_server.cli"]
 
@@ -23,11 +25,17 @@ class ServerProcess(subprocess.Popen[str]):
 
 
 @contextlib.contextmanager
-def running(*arguments, **environ):
-    """Runs a server."""
+def running(*arguments, constants=(), **environ):
+    """Runs a server; a drift between its messages, or those of its workers, and the AsyncAPI document fails the test.
+
+    Args:
+        arguments: those of ``lesson-server run``.
+        constants: pairs module.CONSTANT, value, of the package's.
+        environ: its settings.
+    """
     process = ServerProcess(
-        [*COMMAND, "run", *map(str, arguments)],
-        env=clean_environ(**environ),
+        [sys.executable, NODE, json.dumps(dict(constants)), "run", *map(str, arguments)],
+        env=clean_environ(PYTHONPATH=str(ROOT), **environ),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -46,4 +54,5 @@ def running(*arguments, **environ):
     finally:
         if process.poll() is None:
             process.terminate()
-        process.communicate(timeout=30)
+        _, log = process.communicate(timeout=30)
+    assert DRIFT not in log, log

@@ -45,9 +45,9 @@ def _told(world: World, begun: Begun) -> Answer | None:
         case Taking.NO_SEATS:
             return _refused(LessonHasNoSeats())
         case Taking.NO_SUCH_SEAT:
-            return _refused(NoSuchSeat(wanted))
+            return _refused(NoSuchSeat(seat=wanted))
         case Taking.HELD_BY_ANOTHER:
-            return _refused(SeatIsTaken(wanted))
+            return _refused(SeatIsTaken(seat=wanted))
     return None
 
 

@@ -22,6 +22,7 @@ from lesson_server.events.registry import EVENTS
 from lesson_server.events.services import Services
 from lesson_server.gateway.admission import Admission
 from lesson_server.gateway.handlers import Answer, Gateway
+from lesson_server.gateway.spans import Spans
 from lesson_server.metrics import Metrics
 from lesson_server.status import Status
 from lesson_server.stores.rds.lesson import Lesson
@@ -437,6 +438,7 @@ class World:
         trust_teacher_user_id: bool = False,
         admission: Admission | None = None,
         events: Sequence[Event] = EVENTS,
+        spans: Spans | None = None,
     ) -> None:
         self.faults = faults or Faults()
         self.redis = FakeRedis()
@@ -456,7 +458,7 @@ class World:
             metrics=self.metrics,
             trust_teacher_user_id=trust_teacher_user_id,
         )
-        self.gateway = Gateway(self.sockets, self.services, admission or unlimited(events), events)
+        self.gateway = Gateway(self.sockets, self.services, admission or unlimited(events), events, spans)
 
     async def connect(self, sid: str, auth: object) -> Join:
         """Connects a client; its join is in the state that its chart begins with."""

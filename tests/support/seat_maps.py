@@ -2,6 +2,10 @@
 
 import json
 
+from pydantic import TypeAdapter
+
+from lesson_server.events.seat_changed import SEAT_CHANGED, SeatChanged
+
 MAP = "lesson_seat_1"
 INDEX = "lesson_node_seats:{lesson_seat_1}"
 FREED = "lesson_node_freed_seats:{lesson_seat_1}"
@@ -58,8 +62,9 @@ class Onlooker:
         for message in messages:
             emit = json.loads(message["data"])
             (data,) = emit.pop("data")
-            assert emit == {"method": "emit", "event": "seat_changed", "namespace": "/", "room": "1"}
-            assert data.keys() == {"seat", "client_id"}
+            assert emit == {"method": "emit", "event": SEAT_CHANGED.name, "namespace": "/", "room": "1"}
+            TypeAdapter(SEAT_CHANGED.data).validate_python(data, strict=True)
+            assert data.keys() == SeatChanged.__annotations__.keys()
             changes.append((data["seat"], data["client_id"]))
         return changes
 

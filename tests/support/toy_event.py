@@ -1,8 +1,10 @@
 """``raise_hand``, the event of toy_chart.py: its data are a reason, and its acknowledgement repeats the reason."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import toy_chart
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from lesson_server.errors import Refusal
 from lesson_server.events.connection import Connection, Region, cleanup
@@ -23,8 +25,16 @@ class NoReason(Refusal):
     outcome = "no_reason"
 
 
+class Reason(TypedDict):
+    reason: str
+
+
 class RaiseHand(Region):
     CHART: ClassVar[Chart] = toy_chart
+    DATA = TypeAdapter(str)
+    RESULT = Reason
+    BAD_DATA = NoReason
+    REFUSALS = (NoReason, NotJoined)
 
     __slots__ = ("_reason",)
 
@@ -32,14 +42,7 @@ class RaiseHand(Region):
         super().__init__(connection)
         self._reason = ""
 
-    @classmethod
-    def parse(cls, data: tuple[object, ...]) -> str:
-        match data:
-            case (str() as reason,):
-                return reason
-        raise NoReason
-
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Reason:
         return {"reason": self._reason}
 
     def check_joined(self) -> None:

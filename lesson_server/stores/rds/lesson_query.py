@@ -3,7 +3,6 @@
 This module makes the statements for one lesson and for several lessons, and validates the query.
 """
 
-import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,10 +11,11 @@ from typing import Any
 import psycopg2
 import psycopg2.errors
 
+from lesson_server.log import EventLogger
 from lesson_server.settings.schema import SettingsError
 from lesson_server.stores.rds.connections import Statement, StatementFault, cause_of
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # Lesson ids that the query is checked with: one for columns of text and numbers, one for columns of uuids.
 SAMPLE_IDS = ("1", "00000000-0000-4000-8000-000000000000")
@@ -77,7 +77,9 @@ class LessonQuery:
         except (ValueError, TypeError, KeyError) as error:  # psycopg2 can't interpret a "%" in the query
             raise _wrong(cause_of(error)) from error
         if isinstance(fault, psycopg2.errors.UndefinedTable):
-            logger.error("RDS: %s; has conf/schema.sql been applied?", cause_of(fault))
+            logger.error(
+                "lessons_table_missing", "RDS: {cause}; has conf/schema.sql been applied?", cause=cause_of(fault)
+            )
             return True
         if isinstance(fault, psycopg2.ProgrammingError):
             raise _wrong(cause_of(fault)) from fault
@@ -86,7 +88,10 @@ class LessonQuery:
             raise _wrong("it returns no column") from fault
         await self._check_type(fetch)
         if fault is not None and not isinstance(fault, NO_ID):
-            logger.warning("rds.lesson_query can't be part of another query: lessons are looked up one by one")
+            logger.warning(
+                "lesson_query_unbatched",
+                "rds.lesson_query can't be part of another query: lessons are looked up one by one",
+            )
             return False
         return True
 
@@ -111,10 +116,11 @@ class LessonQuery:
             return  # PostgreSQL can't infer the type of a parameter that is compared with nothing
         if found and TEXT_TYPES.isdisjoint(found):
             logger.warning(
-                "rds.lesson_query compares the lesson's id as %s, so one lesson can be joined by several ids, as"
+                "lesson_query_not_text",
+                "rds.lesson_query compares the lesson's id as {type}, so one lesson can be joined by several ids, as"
                 " 42 by 042, and those who do don't meet. Compare it as text:"
-                " SELECT seat_count FROM lessons WHERE id::text = %%(lesson_id)s",
-                found[0],
+                " SELECT seat_count FROM lessons WHERE id::text = %(lesson_id)s",
+                type=found[0],
             )
 
 

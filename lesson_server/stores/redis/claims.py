@@ -12,7 +12,6 @@ deleted from the index after the record has been removed.
 """
 
 import contextlib
-import logging
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from lesson_server.errors import StoreRefused, StoreUnavailable
+from lesson_server.log import EventLogger
 from lesson_server.stores.redis import keys
 from lesson_server.stores.redis.lesson_list import LessonList
 from lesson_server.stores.redis.presence_scripts import CHECK, REMOVE, RESTORE, WRITE
@@ -28,7 +28,7 @@ from lesson_server.stores.redis.records import DAY, ClientRecord, Entry, Record,
 from lesson_server.stores.redis.seats import Seats
 from lesson_server.stores.redis.store import Command, Store
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -204,7 +204,13 @@ class Claims:
             *departed, is_gone, _ = await self._store.execute(*commands, bookkeeping=departure)
         except StoreRefused as error:
             # A key of another type is not ours any more, and the script can't change it.
-            logger.warning("a record can't be removed: %s", error.cause)
+            logger.warning(
+                "removal_refused",
+                "a record of {sid} can't be removed: {cause}",
+                sid=record.sid,
+                lesson_id=record.lesson_id,
+                cause=error.cause,
+            )
             return
         await self._complete_departure(record, *departed)
         if is_gone:  # nobody of this kind is in the lesson any more

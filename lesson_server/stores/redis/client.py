@@ -5,7 +5,6 @@ The commands are in seats, presence, nodes and rooms.
 
 import asyncio
 import contextlib
-import logging
 from functools import partial
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -17,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from lesson_server.errors import StoreUnavailable
+from lesson_server.log import EventLogger
 from lesson_server.settings.schema import SettingsError
 from lesson_server.status import Status
 from lesson_server.stores.redis.pipelines import Redis
@@ -24,7 +24,7 @@ from lesson_server.stores.redis.shard import FAILURES, Part, Shard, Step
 from lesson_server.stores.redis.store import Command
 from lesson_server.tasks import end
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # Seconds after which an idle connection is checked with PING before it is used.
 HEALTH_CHECK_INTERVAL = 30
@@ -273,5 +273,5 @@ class RedisStore:
             await self.client.nodes_manager.initialize()
             masters = {node.name for node in self.client.get_primaries()}
             for name in self._shards.keys() - masters:
-                logger.warning("Redis %s is no master of the cluster any more", name)
+                logger.warning("redis_master_lost", "Redis {server} is no master of the cluster any more", server=name)
                 await self._shards.pop(name).close()

@@ -1,15 +1,15 @@
 """Messages between nodes, as JSON objects on one channel of Redis. A node receives its own messages too."""
 
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
 
+from lesson_server.log import EventLogger
 from lesson_server.stores.redis import keys
 from lesson_server.stores.redis.subscription import Subscription
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 Handler = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -43,7 +43,7 @@ class Messages:
             message = orjson.loads(text)
             handler = self._handlers.get(message.pop("kind"))
         except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
-            logger.warning("a message on %s is none of a node's", keys.MESSAGES)
+            logger.warning("message_invalid", "a message on {channel} is none of a node's", channel=keys.MESSAGES)
             return
         if handler is not None:
             await handler(message)

@@ -21,7 +21,6 @@ The cost of a heartbeat does not grow with the number of connections.
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -30,13 +29,14 @@ from typing import Protocol
 import orjson
 
 from lesson_server.errors import StoreRefused, StoreUnavailable
+from lesson_server.log import EventLogger
 from lesson_server.stores.redis.presence import Presence
 from lesson_server.stores.redis.removals import BATCH_SIZE, REMOVAL_PATIENCE
 from lesson_server.stores.redis.seats import Seats
 from lesson_server.stores.redis.store import Store
 from lesson_server.tasks import end
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # Seconds between two heartbeats.
 HEARTBEAT_INTERVAL = 1.0
@@ -155,11 +155,11 @@ class Node:
             try:
                 await self.beat()
             except StoreRefused as error:
-                logger.error("heartbeat refused: %s", error.cause)
+                logger.error("heartbeat_refused", "heartbeat refused: {cause}", cause=error.cause)
             except StoreUnavailable:
                 pass  # the outage has been logged
             except Exception:
-                logger.exception("heartbeat failed")
+                logger.exception("heartbeat_failed", "heartbeat failed")
 
     async def beat(self) -> None:
         """Send one heartbeat, and act on the answer.
@@ -178,7 +178,7 @@ class Node:
         )
         incarnation.acknowledged += 1
         if count <= acknowledged:
-            logger.warning("Redis has lost what this node wrote: it is written again")
+            logger.warning("redis_data_lost", "Redis has lost what this node wrote: it is written again")
             self._former.add(incarnation.node_id)
             self._claims.begin_incarnation()
             self.check_all()
@@ -220,7 +220,7 @@ class Node:
         del self._sweeps[node_id]
         error = None if task.cancelled() else task.exception()
         if error is not None and (isinstance(error, StoreRefused) or not isinstance(error, StoreUnavailable)):
-            logger.error("sweep of node %s failed", node_id, exc_info=error)
+            logger.exception("node_sweep_failed", "sweep of node {node} failed", error, node=node_id)
 
     async def _sweep(self, node_id: str) -> None:
         """Remove everything that a lost node has written."""
@@ -228,7 +228,12 @@ class Node:
         await self._store.execute(("HSET", self._claims.nodes_key, node_id, LOST))
         swept = await self._remove_all_of(node_id)
         if swept:
-            logger.warning("node %s is lost; the presence of %d connections was removed", node_id, swept)
+            logger.warning(
+                "node_lost",
+                "node {node} is lost; the presence of {connections} connections was removed",
+                node=node_id,
+                connections=swept,
+            )
 
     async def _remove_all_of(self, node_id: str) -> int:
         swept = 0
@@ -259,11 +264,11 @@ class Node:
                 await self.check_records(paced=not wanted)
                 continue
             except StoreRefused as error:
-                logger.error("check of the records refused: %s", error.cause)
+                logger.error("record_check_refused", "check of the records refused: {cause}", cause=error.cause)
             except StoreUnavailable:
                 pass  # the outage has been logged
             except Exception:
-                logger.exception("check of the records failed")
+                logger.exception("record_check_failed", "check of the records failed")
             self.check_all()
             await asyncio.sleep(CHECK_RETRY_INTERVAL)
 
@@ -296,7 +301,12 @@ class Node:
         async for strays in self._presence.removals.strays():
             removed += strays
         if restored or removed:
-            logger.warning("Redis and this node differed: %d records written again, %d removed", restored, removed)
+            logger.warning(
+                "records_repaired",
+                "Redis and this node differed: {restored} records written again, {removed} removed",
+                restored=restored,
+                removed=removed,
+            )
         await self._is_interrupted(pause)
 
     async def _check_seat_maps(self) -> None:

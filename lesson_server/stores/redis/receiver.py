@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,11 +10,12 @@ from redis.crc import key_slot
 from redis.exceptions import MovedError
 
 from lesson_server.errors import StoreUnavailable
+from lesson_server.log import EventLogger
 from lesson_server.stores.redis.pipelines import Redis
 from lesson_server.stores.redis.shard import FAILURES
 from lesson_server.tasks import end
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # Seconds between two attempts to connect. The first attempt after the loss of a working connection is made at once.
 RECONNECT_INTERVAL = 1.0
@@ -97,7 +97,7 @@ class Receiver:
             except (*FAILURES, StoreUnavailable):
                 pass  # the round trips log an outage
             except Exception:
-                logger.exception("a subscription to %s failed", self.server)
+                logger.exception("subscription_failed", "a subscription to {server} failed", server=self.server)
             self.is_lost = True
             was_connected = bool(self._requested)
             self._requested = {}

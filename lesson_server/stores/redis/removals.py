@@ -1,18 +1,18 @@
 """Removals of claims: at once, again if Redis did not answer, and on behalf of lost nodes."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
 from lesson_server.errors import StoreUnavailable
+from lesson_server.log import EventLogger
 from lesson_server.stores.redis.claims import Claim, Claims
 from lesson_server.stores.redis.records import decode
 from lesson_server.stores.redis.store import LATE_WRITE, Command, Store
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # Seconds that a removal may delay an answer; after that, the removal is retried in the background.
 REMOVAL_PATIENCE = 0.5
@@ -156,7 +156,7 @@ class Removals:
             except StoreUnavailable:
                 pass  # the outage has been logged
             except Exception:
-                logger.exception("removals failed")
+                logger.exception("removals_failed", "removals failed")
             await asyncio.sleep(RETRY_INTERVAL)
         self._cleaner = None
 

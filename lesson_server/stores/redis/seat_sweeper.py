@@ -1,16 +1,16 @@
 """Redis: frees the seats that are due. Each node sweeps, so that the seats of a dead node are freed too."""
 
 import asyncio
-import logging
 from collections.abc import Callable
 from time import perf_counter
 
 from lesson_server.errors import StoreRefused, StoreUnavailable
+from lesson_server.log import EventLogger
 from lesson_server.stores.redis.seat_deadlines import BATCH_SIZE
 from lesson_server.stores.redis.seats import Seats
 from lesson_server.tasks import end
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # Seconds between two sweeps: how much longer than the grace a seat may be kept. A sweep costs a node one command, as
 # long as no seat is due.
@@ -47,8 +47,8 @@ class SeatSweeper:
                     pass
                 self._observe(perf_counter() - started)
             except StoreRefused as error:
-                logger.error("sweep of the seats refused: %s", error.cause)
+                logger.error("seat_sweep_refused", "sweep of the seats refused: {cause}", cause=error.cause)
             except StoreUnavailable:
                 pass  # the outage has been logged
             except Exception:
-                logger.exception("sweep of the seats failed")
+                logger.exception("seat_sweep_failed", "sweep of the seats failed")

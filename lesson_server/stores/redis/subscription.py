@@ -1,17 +1,17 @@
 """The subscription of a node to channels in Redis: to some all the time, and to those of the lessons that it serves."""
 
 import asyncio
-import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+from lesson_server.log import EventLogger
 from lesson_server.stores.redis import keys
 from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.receiver import RECONNECT_INTERVAL, Receiver
 from lesson_server.tasks import end
 
-logger = logging.getLogger(__name__)
+logger = EventLogger(__name__)
 
 # ARGV[1] is a message for the channel KEYS[1]. A server without sharded pub/sub has no SPUBLISH.
 PUBLISH_SHARDED = """
@@ -217,7 +217,7 @@ class Subscription:
         try:
             await handler(text)
         except Exception:
-            logger.exception("a message on %s could not be handled", channel)
+            logger.exception("message_failed", "a message on {channel} could not be handled", channel=channel)
 
     async def _echo(self, echo: str) -> None:
         await self._store.execute(("PUBLISH", self._echo_channel, echo))
