@@ -102,8 +102,8 @@ def all_outcomes() -> set[str]:
     """Return the outcomes of every refusal, whether or not it has happened."""
 
     def below(refusal: type[errors.Refusal]) -> Iterable[type[errors.Refusal]]:
-        yield refusal
         for each in refusal.__subclasses__():
+            yield each
             yield from below(each)
 
     return {SUCCESS, DISCONNECTED, *(refusal.outcome for refusal in below(errors.Refusal))}

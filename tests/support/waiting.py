@@ -4,7 +4,7 @@ import asyncio
 import inspect
 from collections.abc import Callable
 
-LONG = 20.0  # seconds to wait for what always comes
+LONG = 50.0  # seconds to wait for what always comes
 
 
 async def until(condition: Callable[[], object], seconds: float = LONG) -> None:
