@@ -30,7 +30,16 @@ BENCH = [
     "uvicorn[standard]>=0.30",
 ]
 
+# What `make docs` builds the site with.
+DOCS = [
+    "mermaidx>=0.10,<0.11",  # brings mermaid.js
+    "mkdocs>=1.6,<2",
+    "mkdocs-material>=9.6,<10",
+    "mkdocstrings-python>=2,<3",
+]
+
 TEST = [
+    *DOCS,
     *EMBEDDED,
     *SIMULATE,
     "axe-playwright-python>=0.1.7,<0.2",  # brings axe-core
@@ -81,6 +90,6 @@ setup(
         "transitions>=0.9.3,<0.10",  # machine.py overrides how 0.9 runs callbacks
         "uvloop>=0.21; platform_system != 'Windows'",
     ],
-    extras_require={"embedded": EMBEDDED, "simulate": SIMULATE, "bench": BENCH, "test": TEST, "dev": DEV},
+    extras_require={"embedded": EMBEDDED, "simulate": SIMULATE, "bench": BENCH, "docs": DOCS, "test": TEST, "dev": DEV},
     entry_points={"console_scripts": ["lesson-server = lesson_server.cli.commands:main"]},
 )
