@@ -19,6 +19,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def _page(folder: Path) -> Iterator[str]:
     package = ".".join(folder.relative_to(ROOT).parts)
+    yield "---\nsearch:\n  boost: 0.2  # who searches looks for an explanation first\n---"
     yield f"# {package}\n\n::: {package}\n    options:\n      show_root_heading: false\n      members: false\n"
     for module in sorted(folder.glob("*.py")):
         if not module.name.startswith("_"):
