@@ -1,6 +1,7 @@
 """The site of the documentation: `make docs` builds it, strictly, and it needs no other server."""
 
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -11,11 +12,15 @@ from cluster import ROOT
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
+from playwright.async_api import async_playwright, expect
 from processes import unmeasured
 
 from lesson_server.settings.sources import load
 
 CONFIG = ROOT / "mkdocs.yml"
+CHROMIUM = shutil.which("chromium")
+WIDTHS = (390, 1280)
+LOCAL = re.compile(r"(file|data|blob|about):")
 # What a browser loads by itself.
 LOADED = {
     "embed": "src", "iframe": "src", "img": "src", "link": "href", "object": "data", "script": "src", "source": "src"
@@ -76,6 +81,47 @@ def test_a_file_of_the_repository_that_a_page_links_to_is_on_the_site(site):
     assert "proxy_pass" in (site / "source/conf/nginx.conf.html").read_text("utf-8")
     assert 'href="../source/conf/nginx.conf.html"' in (site / "operating/deploy.html").read_text("utf-8")
     assert (site / "source/CONTRIBUTING.html").exists()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")
+def test_the_site_works_as_files_without_a_network(io_loop, site):
+    """The search finds, the diagrams are drawn, the calculator calculates, and no page is wider than the window."""
+
+    async def story():
+        async with async_playwright() as playwright:
+            browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+            page = await browser.new_page()
+            wrong = []
+            page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+            page.on("pageerror", lambda error: wrong.append(str(error)))
+            page.on("request", lambda request: None if LOCAL.match(request.url) else wrong.append(request.url))
+
+            async def open_page(path):
+                await page.goto((site / path).as_uri())
+                for width in WIDTHS:
+                    await page.set_viewport_size({"width": width, "height": 900})
+                    assert await page.evaluate("document.documentElement.scrollWidth") <= width
+
+            await open_page("index.html")
+            await page.locator(".md-search__input").press_sequentially("upgrade thrown twice")
+            found = page.locator(".md-search-result__item a").first
+            await expect(found).to_have_attribute("href", re.compile(r"/operating/upgrade\.html\b"))
+
+            await open_page("events/seat_changed.html")
+            await expect(page.locator("div.mermaid")).to_have_count(1)  # the theme makes it of the <pre>
+
+            await open_page("sizing.html")
+            await page.locator("input[name=participants]").fill("1000000")
+            needs = await page.locator("#sizing-needs td:last-child").all_inner_texts()
+            table = await page.locator(
+                "table:not(:has(#sizing-needs, #sizing-first)) td:nth-child(4)"
+            ).all_inner_texts()
+            assert needs == table[: len(needs)]
+            assert len(needs) > 10
+            await browser.close()
+            assert wrong == []
+
+    io_loop.run_sync(story, timeout=60)
 
 
 @pytest.mark.parametrize(
