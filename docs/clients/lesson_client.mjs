@@ -1,4 +1,5 @@
-// A client that stays in its lesson: it joins, joins again after each reconnect, and waits while the server is busy.
+// A client that stays in its lesson: it joins, joins again after each reconnect,
+// and waits while the server is busy.
 import { io } from "socket.io-client";
 
 // What may succeed later. Everything else is refused for good.
@@ -7,33 +8,35 @@ const RETRYABLE = new Set([
   "the lesson service is unavailable, try again",
 ]);
 
-// By chance, so that the clients of a class don't all come back in the same moment: a second on average, then longer.
+// By chance, so that the clients of a class don't all come back in one moment:
+// a second on average, then longer.
 function pause(attempt) {
   const limit = Math.min(2_000 * 2 ** attempt, 30_000);
   return new Promise((resolve) => setTimeout(resolve, Math.random() * limit));
 }
 
-// who: { client: "participant", lesson_id: 42 }. getToken returns the access token, or null for a guest. onJoined gets
-// the socket, each time that it has joined. onRefused gets the reason, and nothing is tried any more.
+// who: { client: "participant", lesson_id: 42 }. getToken returns the access token,
+// or null for a guest. onJoined gets the socket, each time that it has joined.
+// onRefused gets the reason, and nothing is tried any more.
 export function stayInLesson(url, who, getToken, onJoined, onRefused) {
-  // Socket.IO calls this before each connection: a token that has expired meanwhile is replaced.
+  // Called before each connection: a token that has expired is replaced.
   const auth = async (send) => send({ ...who, access_token: await getToken() });
   const socket = io(url, { auth, transports: ["websocket", "polling"] });
   let attempt = 0;
 
   // --8<-- [start:connect_error]
   socket.on("connect_error", async (error) => {
-    if (socket.active) return;                   // no network, or no server: Socket.IO tries again by itself
+    if (socket.active) return;  // no network, or no server: it tries again
     if (!RETRYABLE.has(error.message)) return onRefused(error.message);
     await pause(attempt++);
-    socket.connect();                            // after a refusal by the server Socket.IO does not try again
+    socket.connect();           // after a refusal it does not
   });
   // --8<-- [end:connect_error]
 
   // --8<-- [start:join]
-  socket.on("connect", async () => {             // also after each reconnect: it is a new connection
+  socket.on("connect", async () => {    // also after each reconnect
     const connection = socket.id;
-    while (socket.id === connection) {           // otherwise the next connection joins
+    while (socket.id === connection) {  // otherwise the next connection joins
       const answer = await join(socket);
       if (socket.id !== connection) return;
       if (answer.status === "SUCCESS") {
@@ -50,7 +53,8 @@ export function stayInLesson(url, who, getToken, onJoined, onRefused) {
   // --8<-- [end:join]
 
   // --8<-- [start:removed]
-  socket.on("disconnect", (reason) => {          // any other reason: Socket.IO connects again by itself
+  socket.on("disconnect", (reason) => {
+    // For any other reason Socket.IO connects again by itself.
     if (reason === "io server disconnect") onRefused("removed from the lesson");
   });
   // --8<-- [end:removed]
@@ -60,8 +64,9 @@ export function stayInLesson(url, who, getToken, onJoined, onRefused) {
 
 async function join(socket) {
   try {
-    return await socket.timeout(6_000).emitWithAck("join_lesson");  // the server answers within 5 s
-  } catch {                                      // no answer, or the connection is lost
+    // The server answers within 5 s.
+    return await socket.timeout(6_000).emitWithAck("join_lesson");
+  } catch {  // no answer, or the connection is lost
     return { status: "ERROR", message: "the lesson service is unavailable, try again" };
   }
 }
