@@ -36,6 +36,7 @@ DOCS = [
     "mkdocs>=1.6,<2",
     "mkdocs-material>=9.6,<10",
     "mkdocstrings-python>=2,<3",
+    "ruff>=0.12",  # mkdocstrings formats signatures with it
 ]
 
 TEST = [

@@ -18,7 +18,16 @@ SOURCE = "source/"
 # The target of a link or of a picture, as far as it names a file.
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:)[^)\s#]+")
 PICTURES = {".png", ".svg"}
-LANGUAGES = {".conf": "nginx", ".json": "json", ".mjs": "js", ".service": "ini", ".sql": "sql", ".toml": "toml"}
+# By the end of the name, or the whole name where it has no dot.
+LANGUAGES = {
+    "Dockerfile": "docker",
+    ".conf": "nginx",
+    ".json": "json",
+    ".mjs": "js",
+    ".service": "ini",
+    ".sql": "sql",
+    ".toml": "toml",
+}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -77,6 +86,7 @@ def _file(linked: Path, config: MkDocsConfig) -> File:
         return File.generated(config, uri, abs_src_path=str(path))
     text = path.read_text("utf-8")
     if linked.suffix != ".md":
-        language = LANGUAGES.get(linked.suffix, linked.suffix.removeprefix("."))
+        kind = linked.suffix or linked.name
+        language = LANGUAGES.get(kind, kind.removeprefix("."))
         text = f"---\nsearch:\n  exclude: true\n---\n# {linked}\n\n````{language}\n{text}````\n"
     return File.generated(config, uri, content=text, inclusion=InclusionLevel.NOT_IN_NAV)
