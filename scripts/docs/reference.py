@@ -19,8 +19,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def _page(folder: Path) -> Iterator[str]:
     package = ".".join(folder.relative_to(ROOT).parts)
-    yield "---\nsearch:\n  boost: 0.2  # who searches looks for an explanation first\n---"
-    yield f"# {package}\n\n::: {package}\n    options:\n      show_root_heading: false\n      members: false\n"
+    # Who searches looks for an explanation first.
+    yield f"---\ntitle: {package}\nsearch:\n  boost: 0.2\n---"
+    yield f"::: {package}\n    options: {{heading_level: 1, members: false, show_root_full_path: true}}\n"
     for module in sorted(folder.glob("*.py")):
         if not module.name.startswith("_"):
-            yield f"## {module.stem} {{ #{package}.{module.stem} }}\n\n::: {package}.{module.stem}\n"
+            yield f"::: {package}.{module.stem}\n"
