@@ -108,7 +108,7 @@ class Bench:
     def _during(self, work: Callable[[], object], units: float) -> Figures:
         """Return what the server and the stores do meanwhile, divided by the units of work."""
         processes = {"server_us": self._server, "redis_us": self._redis_process, "rds_us": self._rds_process}
-        before = {name: process.cpu() for name, process in processes.items()}
+        before = {name: process.cpu_of_each() for name, process in processes.items()}
         stats = self._redis.info("stats")
         work()
         self._server.cpu_at_rest()
@@ -119,7 +119,7 @@ class Bench:
             "redis_bytes_out": "total_net_output_bytes",
         }
         return {
-            **{name: (process.cpu() - before[name]) * 1e6 / units for name, process in processes.items()},
+            **{name: _spent(before[name], process.cpu_of_each()) * 1e6 / units for name, process in processes.items()},
             **{name: (now[counter] - stats[counter]) / units for name, counter in counters.items()},
         }
 
@@ -130,6 +130,11 @@ class Bench:
             counters = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
             sums = [total + number for total, number in zip(sums, TCP_COUNTERS.unpack(counters), strict=True)]
         return dict(zip(("bytes_sent", "bytes_received", "segments_sent", "segments_received"), sums, strict=True))
+
+
+def _spent(before: dict[int, float], now: dict[int, float]) -> float:
+    """Return the CPU seconds spent by the processes that are still there: PostgreSQL ends and starts some by itself."""
+    return sum(seconds - before.get(pid, 0.0) for pid, seconds in now.items())
 
 
 def median(rounds: Sequence[Figures]) -> Figures:
