@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo run try client test fast check mutants bench explore clean help
+.PHONY: demo run try client test fast check docs mutants bench explore clean help
 
 demo: $(VENV)/run.installed client  ## one teacher and thirty participants join a lesson, on real embedded stores
 	$(BIN)/python scripts/demo.py
@@ -28,6 +28,9 @@ fast: $(VENV)/dev.installed  ## the tests that need no stores and start no proce
 
 check: $(VENV)/dev.installed  ## style, types, and diagrams that match the charts
 	PATH="$(abspath $(BIN)):$$PATH" scripts/check
+
+docs: $(VENV)/docs.installed  ## the documentation as a site, for reading without a server and a network: build/site/index.html
+	$(BIN)/mkdocs build
 
 mutants: $(VENV)/dev.installed  ## small defects in the core, one at a time: does a test see each? docs/testing.md; ARGS="--sample 90"
 	$(BIN)/python scripts/mutants/mutants.py $(ARGS)
@@ -58,4 +61,8 @@ $(VENV)/dev.installed: setup.py | $(BIN)/python
 
 $(VENV)/bench.installed: setup.py | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	touch $@
+
+$(VENV)/docs.installed: setup.py | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@

@@ -36,7 +36,17 @@ BENCH = [
     "uvicorn[standard]>=0.30",
 ]
 
+# What `make docs` builds the site with.
+DOCS = [
+    "mermaidx>=0.10,<0.11",  # brings mermaid.js
+    "mkdocs>=1.6,<2",
+    "mkdocs-material>=9.6,<10",
+    "mkdocstrings-python>=2,<3",
+    "ruff>=0.12",  # mkdocstrings formats signatures with it
+]
+
 TEST = [
+    *DOCS,
     *EMBEDDED,
     *OTEL,
     *SIMULATE,
@@ -99,6 +109,7 @@ setup(
         "otel": OTEL,
         "simulate": SIMULATE,
         "bench": BENCH,
+        "docs": DOCS,
         "test": TEST,
         "dev": DEV,
     },

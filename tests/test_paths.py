@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from cluster import ROOT
 
-TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile", ROOT / "setup.py"]
+TEXTS = [ROOT / "README.md", ROOT / "mkdocs.yml", ROOT / "CONTRIBUTING.md", ROOT / "Makefile", ROOT / "setup.py"]
 for folder in ("docs", "lesson_server", "statecharts", "scripts", "tests"):
     TEXTS += [
         path for kind in ("py", "md") for path in (ROOT / folder).rglob(f"*.{kind}") if "node_modules" not in path.parts

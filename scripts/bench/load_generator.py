@@ -275,6 +275,10 @@ class Load:
                 self._lose(client, "closed by the server")
         return ready
 
+    def connected(self) -> list[socket.socket]:
+        """Return the sockets of all clients."""
+        return [client.socket for client in self._clients.values()]
+
     def watch(self, descriptor: int) -> None:
         """Have :meth:`turn` wait for this file descriptor as well."""
         self._epoll.register(descriptor, select.EPOLLIN)

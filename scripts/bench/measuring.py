@@ -16,6 +16,7 @@ Round trips
     once, one command or a pipeline.
 """
 
+import contextlib
 import re
 import time
 from collections import Counter
@@ -65,7 +66,19 @@ class Process:
 
     def cpu(self) -> float:
         """Return the CPU seconds so far."""
-        return sum(time.clock_gettime_ns(_cpu_clock(pid)) for pid in self._family(self._pid)) / 1e9
+        return sum(self.cpu_of_each().values())
+
+    def cpu_of_each(self) -> dict[int, float]:
+        """Return the CPU seconds so far of the server and of each of its children, by pid."""
+        seconds: dict[int, float] = {}
+        for pid in self._family(self._pid):
+            try:
+                seconds[pid] = time.clock_gettime_ns(_cpu_clock(pid)) / 1e9
+            except OSError:
+                if pid == self._pid:
+                    raise
+                # A child that has ended since it was listed, such as a backend of PostgreSQL.
+        return seconds
 
     def cpu_at_rest(self) -> float:
         """Wait until the server is at rest and return its CPU seconds, so that work after an answer counts as well."""
@@ -106,8 +119,9 @@ class Process:
     def _family(self, pid: int) -> Iterator[int]:
         yield pid
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            for child in children.read_text().split():
-                yield from self._family(int(child))
+            with contextlib.suppress(OSError):  # the process has ended since it was listed
+                for child in children.read_text().split():
+                    yield from self._family(int(child))
 
 
 def _cpu_clock(pid: int) -> int:

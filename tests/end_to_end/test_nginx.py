@@ -1,16 +1,21 @@
 """conf/nginx.conf, run by a real nginx in front of two nodes."""
 
+import asyncio
 import contextlib
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
+from collections import Counter
 
 import aiohttp
 import pytest
 import socketio
 from clients import SUCCESS, TRANSPORTS, join
 from cluster import ROOT, free_port, wait_until
+from lesson_client import stay_in_lesson
 from tornado.httpclient import AsyncHTTPClient
 from waiting import until
 
@@ -133,6 +138,59 @@ async def test_a_node_that_drains_gets_no_new_clients_and_nobody_is_turned_away(
             async with client_from(SCHOOLS[0], front, transports) as newcomer:
                 assert homes(nodes, [newcomer]) == [1 - home]
                 assert await join(newcomer) == SUCCESS
+
+
+# docs/operating/upgrade.md
+@pytest.mark.gen_test
+async def test_in_an_upgrade_everybody_is_disconnected_once(front, nodes, new_nodes, tmp_path, monkeypatch):
+    monkeypatch.setattr("lesson_client.random.uniform", lambda least, most: 0)
+    joins = Counter()
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(client_that_stays(school, front, joins)) for school in SCHOOLS]
+        await until(lambda: len(joins) == len(SCHOOLS))
+        assert set(homes(nodes, clients)) == {0, 1}
+
+        (tmp_path / "nginx.conf").write_text(localised(new_nodes, front.rpartition(":")[2], tmp_path))
+        os.kill(int((tmp_path / "nginx.pid").read_text()), signal.SIGHUP)
+        await reaches(front, new_nodes)
+        assert joins == dict.fromkeys(SCHOOLS, 1)  # the reload has disconnected nobody
+        await asyncio.gather(*(node.drain() for node in nodes))
+
+        await until(lambda: joins == dict.fromkeys(SCHOOLS, 2))
+        assert set(homes(new_nodes, clients)) == {0, 1}
+
+
+@contextlib.asynccontextmanager
+async def client_that_stays(address, url, joins):
+    """The client of the guide: when it is disconnected, it joins again."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(local_addr=(address, 0))) as session:
+        sio = socketio.AsyncClient(reconnection=False, http_session=session)
+
+        async def auth():
+            return AUTH
+
+        async def on_joined():
+            joins[address] += 1
+
+        staying = asyncio.create_task(stay_in_lesson(sio, url, auth, on_joined))
+        try:
+            yield sio
+        finally:
+            staying.cancel()
+            await asyncio.wait({staying})
+
+
+@pytest.fixture
+def new_nodes(start_server):
+    return start_server(), start_server()
+
+
+async def reaches(url, nodes):
+    """Waits until new clients come to one of these nodes."""
+    while True:
+        async with client_from(SCHOOLS[0], url) as sio:
+            if any(sio.get_sid() in node.gateway.connections for node in nodes):
+                return
 
 
 @pytest.mark.gen_test

@@ -1,4 +1,4 @@
-"""keys.py: the only module that names keys; the README and the contract's table name the same."""
+"""keys.py: the only module that names keys; its page and the contract name the same."""
 
 import ast
 import re
@@ -8,11 +8,11 @@ from cluster import ROOT
 
 from lesson_server.stores.redis import keys
 
-README = (ROOT / "README.md").read_text("utf-8")
+PAGE = (ROOT / "docs/operating/redis.md").read_text("utf-8")
 
 
-def test_the_table_of_the_readme_has_every_key_of_the_contract_and_no_other():
-    table = set(re.findall(r"^\| `([^`\s]*\{\w+\}[^`\s]*)` \|", README, re.MULTILINE))
+def test_the_table_of_the_page_has_every_key_of_the_contract_and_no_other():
+    table = set(re.findall(r"^\| `([^`\s]*\{\w+\}[^`\s]*)` \|", PAGE, re.MULTILINE))
     assert table == {
         keys.seat_map("{lesson_id}"),
         keys.teachers("{lesson_id}"),
@@ -30,9 +30,9 @@ def test_the_table_of_the_readme_has_every_key_of_the_contract_and_no_other():
         *(keys.console_session("{digest}"), keys.echoes("{name}")),
     ],
 )
-def test_the_server_s_own_keys_begin_with_lesson_node_and_stand_in_the_readme(name):
+def test_the_server_s_own_keys_begin_with_lesson_node_and_stand_on_the_page(name):
     assert name.startswith("lesson_node")
-    assert f"`{name}`" in README or f'"{name}"' in README
+    assert f"`{name}`" in PAGE
 
 
 def test_no_other_module_names_a_key():
