@@ -21,9 +21,12 @@ def bench(stores, tmp_path, monkeypatch):
 
 def test_the_nodes_that_read_a_change_are_counted_and_a_storm_is_checked(bench):
     with bench._running(3) as nodes:
-        assert bench._reads(nodes, is_before=False)[:3] == ("3", "2", "2.00")
+        # Redis also answers the pings of the nodes, and how many there are depends on the time that all takes.
+        (*counted, reads, _) = bench._reads(nodes, is_before=False)
+        assert (counted, float(reads)) == (["3", "2"], pytest.approx(2, rel=0.1))
         # On the channel of all nodes, as in the older working tree.
-        assert bench._reads(nodes, is_before=True)[:3] == ("3 before", "3", "3.00")
+        (*counted, reads, _) = bench._reads(nodes, is_before=True)
+        assert (counted, float(reads)) == (["3 before", "3"], pytest.approx(3, rel=0.1))
         rate, cpu, _, _, changes = bench._storm_on(nodes[:2])
         assert min(rate, cpu, changes) > 0
 
