@@ -115,7 +115,7 @@ async def log_in(page, url):
     await expect(page).to_have_url(f"{url}/console")
 
 
-async def is_pleasant(page, name):
+async def is_pleasant(page, name, *, axe=True):
     """No sideways scrolling at both widths and in both schemes, and nothing that axe-core finds in each of them."""
     for width in WIDTHS:
         for scheme in SCHEMES:
@@ -129,7 +129,7 @@ async def is_pleasant(page, name):
                 await page.wait_for_timeout(100)  # for the layout of the screenshot only
                 await page.screenshot(path=Path(SCREENSHOTS) / f"{name}-{width}-{scheme}.png", full_page=True)
             assert await page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0, (name, width)
-            if (width, scheme) not in ((360, "dark"), (1440, "light")):
+            if not axe or (width, scheme) not in ((360, "dark"), (1440, "light")):
                 continue  # axe-core has seen the width and the scheme
             found = await Axe().run(page)
             assert found.violations_count == 0, (name, width, scheme, found.generate_report())
@@ -227,7 +227,7 @@ def test_an_operator_sees_who_sits_where_within_two_seconds(io_loop, start_serve
                 await page.get_by_role("gridcell").first.press("Control+End")
                 await page.keyboard.press("ArrowLeft")
                 await expect(page.locator("#seat-readout")).to_have_text("Seat 9999: anna")
-                await is_pleasant(page, "seats-huge")
+                await is_pleasant(page, "seats-huge", axe=False)  # ten seconds for what it has seen with fewer seats
                 await page.goto(f"{there.url}/console")
                 row = page.get_by_role("row").filter(has=page.get_by_role("link", name="huge", exact=True))
                 await expect(row.locator(".taken")).to_have_text("1")
