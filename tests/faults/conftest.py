@@ -4,6 +4,7 @@ import re
 from collections import deque
 
 import pytest
+import redis
 from cluster import QUICK_NODES, NodeProcess, Proxy
 from redis_cluster import Cluster
 
@@ -17,6 +18,13 @@ def quick_nodes(monkeypatch):
     """The nodes of this process live as fast as those of :class:`NodeProcess`."""
     for name, value in QUICK_NODES.items():
         monkeypatch.setattr(nodes, name.removeprefix("stores.redis.nodes."), value)
+
+
+@pytest.fixture
+def client(stores):
+    """The connection to Redis of the explorer."""
+    with redis.Redis.from_url(stores.redis_url, decode_responses=True, single_connection_client=True) as client:
+        yield client
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-import redis
-from explorer import Counterexample, explore, replay
+from explorer import Counterexample, replay
+from explorer_checks import found_and_replayed
 from explorer_seat_scenarios import SEAT_SCENARIOS
 from planted import plant
 
@@ -13,12 +13,6 @@ from lesson_server.stores.redis.claims import Claims
 from lesson_server.stores.redis.seats import Seats
 
 LIMIT = 20_000
-
-
-@pytest.fixture
-def client(stores):
-    with redis.Redis.from_url(stores.redis_url, decode_responses=True, single_connection_client=True) as client:
-        yield client
 
 
 class ListsAfterwards(Seats):
@@ -89,9 +83,5 @@ class DepartsWithoutAWord(Claims):
 def test_a_planted_defect_is_found_and_its_schedule_can_be_replayed(client, defect, name, needs):
     scenario = replace(SEAT_SCENARIOS[name], faults=needs, max_faults=len(needs))
     planted = replace(scenario, **{"claims" if issubclass(defect, Claims) else "seats": defect})
-    found = explore(client, planted, LIMIT).counterexample
-    assert found is not None
-    again = replay(client, planted, found.schedule)
-    assert isinstance(again, Counterexample)
-    assert again.violations == found.violations
+    found_and_replayed(client, planted, LIMIT)
     assert not isinstance(replay(client, scenario, []), Counterexample)

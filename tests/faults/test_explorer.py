@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import explorer_nodes
 import pytest
-import redis
 from explorer import Counterexample, explore, replay
+from explorer_checks import LIMIT, all_of, found_and_replayed
 from explorer_choices import touches_of
 from explorer_loop import NodeLoop
 from explorer_scenarios import FAULTS, Scenario, participant
@@ -18,9 +18,6 @@ from lesson_server.stores.redis.removals import Removals
 
 pytestmark = pytest.mark.without_coverage
 
-# More than any of the scenarios here has: a test that is cut has not seen every order.
-LIMIT = 2_000
-
 HANDOVER = Scenario(
     "handover",
     "one tab ends while another one joins",
@@ -28,20 +25,6 @@ HANDOVER = Scenario(
     before=(("join", "1"),),
     actors=((("leave", "1"),), (("join", "2"),)),
 )
-
-
-@pytest.fixture
-def client(stores):
-    with redis.Redis.from_url(stores.redis_url, decode_responses=True, single_connection_client=True) as client:
-        yield client
-
-
-def all_of(client, scenario, **options):
-    report = explore(client, scenario, LIMIT, **options)
-    assert report.counterexample is None, str(report.counterexample)
-    assert not report.cut
-    assert not report.missing, f"never injected: {report.missing}"
-    return report
 
 
 @pytest.mark.parametrize(("name", "faults"), [("join", FAULTS), ("move", ("unanswered", "crash", "flush"))])
@@ -109,12 +92,8 @@ class ForgetsToRetry(Removals):
 def test_a_planted_defect_is_found_and_its_schedule_can_be_replayed(client, defect, scenario, needs):
     part = "claims" if issubclass(defect, Claims) else "removals"
     planted = replace(scenario, **{part: defect}, faults=needs, max_faults=len(needs))
-    found = explore(client, planted, LIMIT).counterexample
-    assert found is not None
-    again = replay(client, planted, found.schedule)
-    assert isinstance(again, Counterexample)
-    assert again.violations == found.violations
-    assert f'--replay "{scenario.name} {" ".join(found.schedule)}"' in str(again)
+    again = found_and_replayed(client, planted)
+    assert f'--replay "{scenario.name} {" ".join(again.schedule)}"' in str(again)
     assert not isinstance(replay(client, replace(planted, claims=Claims, removals=Removals), []), Counterexample)
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import explorer_scripts
 import pytest
-import redis
 from explorer import Counterexample, explore, replay
+from explorer_checks import LIMIT, all_of, found_and_replayed
 from explorer_clock import CLOCK, RedisClock
 from explorer_scenarios import FAULTS
 from explorer_seat_scenarios import SEAT_SCENARIOS
@@ -13,23 +13,6 @@ from planted import altered, plant
 
 from lesson_server.events.leave_seat import ParticipantLeaveSeat
 from lesson_server.stores.redis import seat_scripts
-
-# More than any of the scenarios here has: a test that is cut has not seen every order.
-LIMIT = 2_000
-
-
-@pytest.fixture
-def client(stores):
-    with redis.Redis.from_url(stores.redis_url, decode_responses=True, single_connection_client=True) as client:
-        yield client
-
-
-def all_of(client, scenario, **options):
-    report = explore(client, scenario, LIMIT, **options)
-    assert report.counterexample is None, str(report.counterexample)
-    assert not report.cut
-    assert not report.missing, f"never injected: {report.missing}"
-    return report
 
 
 @pytest.mark.parametrize(
@@ -98,11 +81,7 @@ def test_a_planted_defect_is_found_and_its_schedule_can_be_replayed(client, monk
             )
         else:
             patch.setattr(ParticipantLeaveSeat, "clear_seat", plant(ParticipantLeaveSeat.clear_seat)(defect))
-        found = explore(client, scenario, LIMIT).counterexample
-        assert found is not None
-        again = replay(client, scenario, found.schedule)
-        assert isinstance(again, Counterexample)
-        assert again.violations == found.violations
+        found_and_replayed(client, scenario)
     assert not isinstance(replay(client, scenario, []), Counterexample)
 
 

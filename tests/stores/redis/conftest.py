@@ -6,6 +6,14 @@ from node_keys import RETENTION, House
 from presences import new_presence
 
 from lesson_server.stores.redis import removals
+from lesson_server.stores.redis.client import RedisStore
+
+
+@pytest.fixture
+def store(io_loop, stores):
+    store = RedisStore(stores.redis_url, "", 2.0, 4)
+    yield store
+    io_loop.run_sync(store.close)
 
 
 @pytest.fixture

@@ -8,17 +8,9 @@ from seat_maps import DEADLINES, GRACE, INDEX, MAP, Onlooker, deadlines, known, 
 
 from lesson_server.errors import StoreUnavailable
 from lesson_server.stores.redis import seat_deadlines
-from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.seats import Seats, Taking
 
 PRESENT = "lesson_student_1"
-
-
-@pytest.fixture
-def store(io_loop, stores):
-    store = RedisStore(stores.redis_url, "", 2.0, 4)
-    yield store
-    io_loop.run_sync(store.close)
 
 
 @pytest.fixture

@@ -3,18 +3,10 @@
 import pytest
 from seat_maps import DEADLINES, FREED, GRACE, INDEX, MAP, deadlines, known, make_due, taken
 
-from lesson_server.stores.redis.client import RedisStore
 from lesson_server.stores.redis.seats import Seats
 from lesson_server.stores.redis.store import LATE_WRITE
 
 RETENTION = 1000
-
-
-@pytest.fixture
-def store(io_loop, stores):
-    store = RedisStore(stores.redis_url, "", 2.0, 4)
-    yield store
-    io_loop.run_sync(store.close)
 
 
 @pytest.fixture

@@ -19,10 +19,8 @@ def observed():
 
 
 @pytest.fixture
-def seats(io_loop, stores, observed):
-    store = RedisStore(stores.redis_url, "", 2.0, 4)
-    yield Seats(store, RETENTION, GRACE, observed.append)
-    io_loop.run_sync(store.close)
+def seats(store, observed):
+    return Seats(store, RETENTION, GRACE, observed.append)
 
 
 @pytest.fixture
