@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo run try client test fast check docs mutants bench explore clean help
+.PHONY: demo run try client test fast check docs dist mutants bench explore clean help
 
 demo: $(VENV)/run.installed client  ## one teacher and thirty participants join a lesson, on real embedded stores
 	$(BIN)/python scripts/demo.py
@@ -32,6 +32,11 @@ check: $(VENV)/dev.installed  ## style, types, and diagrams that match the chart
 docs: $(VENV)/docs.installed  ## the documentation as a site, for reading without a server and a network: build/site/index.html
 	$(BIN)/mkdocs build
 
+dist: $(VENV)/dev.installed $(VENV)/bench.installed  ## for a release: the page of licences, and the sdist and the wheel in dist/
+	$(BIN)/python scripts/release/wheels.py
+	$(BIN)/python scripts/release/licences.py
+	$(BIN)/python -m build
+
 mutants: $(VENV)/dev.installed  ## small defects in the core, one at a time: does a test see each? docs/testing.md; ARGS="--sample 90"
 	$(BIN)/python scripts/mutants/mutants.py $(ARGS)
 
@@ -46,7 +51,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 clean:  ## what the targets above made, the embedded stores too
-	rm -rf $(VENV) .lesson-server .mutants build *.egg-info tests/js/node_modules scripts/bench/peers/*/node_modules .coverage* .*_cache .hypothesis
+	rm -rf $(VENV) .lesson-server .mutants build dist *.egg-info tests/js/node_modules scripts/bench/peers/*/node_modules .coverage* .*_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

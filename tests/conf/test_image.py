@@ -12,6 +12,7 @@ import pytest
 from cluster import ROOT, free_port
 from commands import running
 from deployments import SETTINGS
+from distribution import packaged_files
 
 TEXT = (ROOT / "Dockerfile").read_text("utf-8")
 # Keyword → the rest of each of its lines, continued lines joined; of both stages.
@@ -65,13 +66,7 @@ def test_what_is_copied_makes_a_complete_package(tmp_path):
     command = [sys.executable, "setup.py", "--quiet", "build", "--build-lib", built]
     subprocess.run(command, cwd=context, check=True, timeout=120)
     assert (built / "lesson_server/schema.sql").read_text("utf-8") == (ROOT / "conf/schema.sql").read_text("utf-8")
-    files = {path.relative_to(built) for path in built.rglob("*") if path.is_file()}
-    assert files == {
-        path.relative_to(ROOT)
-        for package in ("lesson_server", "statecharts")
-        for path in (ROOT / package).rglob("*")
-        if path.is_file() and path.suffix not in (".pyc", ".mmd")
-    }
+    assert {str(path.relative_to(built)) for path in built.rglob("*") if path.is_file()} == packaged_files()
 
 
 def test_no_extra_is_installed():

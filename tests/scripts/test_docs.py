@@ -12,6 +12,7 @@ from cluster import ROOT
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
+from once import made_once
 from playwright.async_api import async_playwright, expect
 from processes import unmeasured
 
@@ -30,12 +31,14 @@ ELSEWHERE = re.compile(r"([a-z]+:)?//")
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
+    return made_once(tmp_path_factory, "site", build_site)
+
+
+def build_site(folder):
     command = (sys.executable, "-m", "mkdocs", "build", "--site-dir", folder)
     environ = unmeasured() | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return folder
 
 
 class Loads(HTMLParser):
