@@ -1,7 +1,7 @@
 # The image of lesson-server: one process, Python's slim image, no compiler, no pip, no embedded stores.
 #
 #     docker build --tag lesson-server .
-#     docker run --rm --read-only --stop-timeout 30 --publish 127.0.0.1:8080:8080 --env-file lesson-server.env lesson-server
+#     docker run --rm --read-only --stop-timeout 30 --publish 127.0.0.1:8080:8080 --env-file secrets.env lesson-server
 #
 # docs/operating/containers.md tells how to run it. The tests of this file are in tests/conf/test_image.py.
 
@@ -17,15 +17,17 @@ FROM ${BASE} AS build
 WORKDIR /src
 # pip is needed here only, so it has a venv of its own.
 RUN python3 -m venv /pip && python3 -m venv --without-pip /opt/lesson-server
-COPY setup.py pyproject.toml README.md ./
+COPY setup.py pyproject.toml README.md LICENSE ./
 # lesson_server/schema.sql is a link to it.
 COPY conf/schema.sql conf/
 COPY statecharts statecharts/
 COPY lesson_server lesson_server/
+# Such as [otel], for traces.
+ARG EXTRAS=
 # Wheels only: the stage has no compiler.
 RUN --mount=type=cache,target=/root/.cache/pip \
     /pip/bin/pip wheel --no-deps --wheel-dir /wheels . && \
-    /pip/bin/pip --python /opt/lesson-server/bin/python3 install --only-binary :all: /wheels/*.whl
+    /pip/bin/pip --python /opt/lesson-server/bin/python3 install --only-binary :all: "$(echo /wheels/*.whl)${EXTRAS}"
 
 
 # hadolint ignore=DL3006

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo run try client test fast check docs dist mutants bench explore clean help
+.PHONY: demo run try client test fast check docs licences dist mutants bench explore clean help
 
 demo: $(VENV)/run.installed client  ## one teacher and thirty participants join a lesson, on real embedded stores
 	$(BIN)/python scripts/demo.py
@@ -32,10 +32,14 @@ check: $(VENV)/dev.installed  ## style, types, and diagrams that match the chart
 docs: $(VENV)/docs.installed  ## the documentation as a site, for reading without a server and a network: build/site/index.html
 	$(BIN)/mkdocs build
 
-dist: $(VENV)/dev.installed $(VENV)/bench.installed  ## for a release: the page of licences, and the sdist and the wheel in dist/
-	$(BIN)/python scripts/release/wheels.py
+licences: $(VENV)/dev.installed $(VENV)/bench.installed  ## docs/licences.md, from what is installed
 	$(BIN)/python scripts/release/licences.py
-	$(BIN)/python -m build
+
+dist: $(VENV)/dev.installed  ## the sdist and the wheel of the last commit in dist/, after a look for wheels of all dependencies
+	$(BIN)/python scripts/release/wheels.py
+	rm -rf build/checkout && mkdir -p build/checkout
+	git archive HEAD | tar -xC build/checkout
+	$(BIN)/python -m build --outdir dist build/checkout
 
 mutants: $(VENV)/dev.installed  ## small defects in the core, one at a time: does a test see each? docs/testing.md; ARGS="--sample 90"
 	$(BIN)/python scripts/mutants/mutants.py $(ARGS)

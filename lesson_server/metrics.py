@@ -135,6 +135,13 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="livemin",
         )
+        self.processes = Gauge(
+            "lesson_processes",
+            "Processes that serve: the server, or its workers",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
+        self.processes.set(1)
         self.nodes = Gauge(
             "lesson_nodes",
             "Nodes that were alive at the last heartbeat of this node, itself included",

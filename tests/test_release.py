@@ -24,6 +24,8 @@ from packaging.utils import canonicalize_name
 import lesson_server
 
 IGNORED = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text("utf-8").splitlines()]
+# What an operator may have in the checkout.
+SECRETS = {".env", "conf/kubernetes/secret.yaml"}
 # Under these a program of any licence may use and bring a package. psycopg2 is under the LGPL.
 ACCEPTED = re.compile(r"Apache|BSD|LGPL|MIT|MPL|PSF|Python Software Foundation|ISC")
 OTHER = re.compile(r"(?<!L)GPL|UNKNOWN")
@@ -43,6 +45,8 @@ def make_release(folder):
     """Builds the sdist, builds the wheel from the sdist, and installs the wheel and nothing else into ``installed``."""
     checkout, environment = folder / "checkout", folder / "installed"
     shutil.copytree(ROOT, checkout, symlinks=True, ignore=shutil.ignore_patterns(".git", *IGNORED))
+    for name in SECRETS:
+        (checkout / name).write_text("a secret", "utf-8")
     run(sys.executable, "-m", "build", "--outdir", folder, checkout)
     venv.create(environment, symlinks=True)
     pip(environment, "install", "--quiet", "--no-compile", "--only-binary", ":all:", *folder.glob("*.whl"))
@@ -59,14 +63,14 @@ def wheel(release):
         yield archive
 
 
-def test_the_sdist_is_the_whole_repository(release):
+def test_the_sdist_is_the_whole_repository_without_secrets(release):
     [sdist] = release.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         released = {member.name.partition("/")[2] for member in archive if not member.isdir()}
     made = {name for name in released if name.startswith("lesson_server.egg-info/")} | {"PKG-INFO", "setup.cfg"}
     checkout = release / "checkout"
     files = {str(path.relative_to(checkout)) for path in checkout.rglob("*") if not path.is_dir()}
-    assert released - made == {name for name in files if not name.startswith("lesson_server.egg-info/")}
+    assert released - made == {name for name in files if not name.startswith("lesson_server.egg-info/")} - SECRETS
 
 
 def test_the_wheel_is_both_packages_with_all_their_files_and_nothing_else(wheel):

@@ -2,7 +2,7 @@
 // and waits while the server is busy.
 import { io } from "socket.io-client";
 
-// What may succeed later. Everything else is refused for good.
+// What may succeed in a moment. Nothing else is tried again.
 const RETRYABLE = new Set([
   "the lesson service is busy, try again",
   "the lesson service is unavailable, try again",
@@ -17,19 +17,21 @@ function pause(attempt) {
 
 // who: { client: "participant", lesson_id: 42 }. getToken returns the access token,
 // or null for a guest. onJoined gets the socket, each time that it has joined.
-// onRefused gets the reason, and nothing is tried any more.
+// onRefused gets the reason, and nothing is tried any more. Returns a function that
+// leaves the lesson.
 export function stayInLesson(url, who, getToken, onJoined, onRefused) {
   // Called before each connection: a token that has expired is replaced.
   const auth = async (send) => send({ ...who, access_token: await getToken() });
   const socket = io(url, { auth, transports: ["websocket", "polling"] });
   let attempt = 0;
+  let left = false;
 
   // --8<-- [start:connect_error]
   socket.on("connect_error", async (error) => {
-    if (socket.active) return;  // no network, or no server: it tries again
+    if (socket.active) return;    // no network, or no server: it tries again
     if (!RETRYABLE.has(error.message)) return onRefused(error.message);
     await pause(attempt++);
-    socket.connect();           // after a refusal it does not
+    if (!left) socket.connect();  // after a refusal it does not
   });
   // --8<-- [end:connect_error]
 
@@ -59,7 +61,10 @@ export function stayInLesson(url, who, getToken, onJoined, onRefused) {
   });
   // --8<-- [end:removed]
 
-  return socket;
+  return () => {
+    left = true;
+    socket.disconnect();
+  };
 }
 
 async function join(socket) {

@@ -8,7 +8,7 @@ from typing import Any
 import socketio
 from socketio.exceptions import SocketIOError
 
-# What may succeed later. Everything else is refused for good.
+# What may succeed in a moment. Nothing else is tried again.
 RETRYABLE = {"the lesson service is busy, try again", "the lesson service is unavailable, try again"}
 
 
@@ -45,7 +45,7 @@ async def stay_in_lesson(
     while True:
         try:
             # --8<-- [start:join]
-            await sio.connect(url, auth=await get_auth())
+            await sio.connect(url, auth=await get_auth(), wait_timeout=10)
             answer = await sio.call("join_lesson", timeout=6)  # the server answers within 5 s
             if answer["status"] == "SUCCESS":
                 attempt = 0

@@ -94,6 +94,7 @@ def _supervise(settings: Settings, is_embedded: bool, metrics: SharedFolder) -> 
     """
     # Set before the import of prometheus_client: the workers then share their metrics there, and each exports the sums.
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics.path)
+    from prometheus_client import values
     from prometheus_client.multiprocess import mark_process_dead
 
     from lesson_server.server import open_port, url_of
@@ -102,6 +103,9 @@ def _supervise(settings: Settings, is_embedded: bool, metrics: SharedFolder) -> 
     inboxes = make_inboxes(settings.server.workers)
 
     def serve(number: int, ready: Callable[[], object], parent_gone: int) -> int:
+        # A worker goes on with the files of the one that it replaces. With files named by pid, each death would leave files
+        # that every scrape reads.
+        values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
         worker_start = _WorkerStart(Worker(number, inboxes), sockets, ready, parent_gone)
         try:
             return _status_of(settings, lambda: uvloop.run(_serve_until_signal(settings, is_embedded, worker_start)))

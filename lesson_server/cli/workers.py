@@ -43,7 +43,7 @@ class Supervisor:
             worker's number, a function to call once the worker serves, and a file descriptor that reads end-of-file
             once the parent has ended. SIGNALS are blocked at the call: a signal that arrives while the worker starts
             is delivered when ``serve`` unblocks SIGNALS.
-        buried: called with the pid of each worker that has ended.
+        buried: called with the number of each worker that has ended.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Supervisor:
             if not ended:
                 continue
             slot.status = os.waitstatus_to_exitcode(status)
-            self._buried(slot.pid)
+            self._buried(slot.number)
             if not self._stopping:
                 self._start_later(slot)
                 logger.error(

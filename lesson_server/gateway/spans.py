@@ -81,7 +81,7 @@ class Spans:
     """The spans of one process; begins the thread that sends them."""
 
     def __init__(self) -> None:
-        sampler = None if "OTEL_TRACES_SAMPLER" in os.environ else ParentBasedTraceIdRatio(DEFAULT_RATIO)
+        sampler = None if os.environ.get("OTEL_TRACES_SAMPLER") else ParentBasedTraceIdRatio(DEFAULT_RATIO)
         self._trace_ids = _TraceIds()
         # Not closed by the library's exit handler, which may wait for 30 s.
         self._provider = TracerProvider(

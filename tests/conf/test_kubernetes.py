@@ -183,8 +183,9 @@ def test_the_policy_for_redis_lets_nobody_else_in():
     [rule] = policy["ingress"]
     assert policy["policyTypes"] == ["Ingress"]
     assert policy["podSelector"]["matchLabels"] != LABELS
-    assert len(rule["from"]) == 1
-    assert set(rule["from"][0]) == {"podSelector"}
+    servers, redis = rule["from"]
+    assert servers == {"podSelector": {"matchLabels": {"app.kubernetes.io/name": LABELS["app.kubernetes.io/name"]}}}
+    assert redis == {"podSelector": policy["podSelector"]}
 
 
 def test_references_by_name():

@@ -212,12 +212,18 @@ def test_nothing_but_socketio_is_public(io_loop, front, path):
 
 
 @pytest.mark.gen_test
-async def test_no_sid_is_logged(front, tmp_path):
+async def test_no_sid_is_logged_even_when_the_nodes_are_gone(front, nodes, tmp_path):
+    access_log, error_log = tmp_path / "access.log", tmp_path / "error.log"
     async with client_from(SCHOOLS[0], front, ["polling"]) as sio:
         assert await join(sio) == SUCCESS
         sid = sio.eio.sid
-    await until(lambda: "/socket.io/" in (tmp_path / "access.log").read_text())
-    assert sid not in (tmp_path / "access.log").read_text()
+    for node in nodes:
+        await node.stop()
+    url = f"{front}/socket.io/?EIO=4&transport=polling&sid={sid}"
+    assert (await AsyncHTTPClient().fetch(url, raise_error=False)).code == 502
+    await until(lambda: "/socket.io/ 502" in access_log.read_text())
+    assert sid not in access_log.read_text()
+    assert sid not in error_log.read_text()
 
 
 @pytest.mark.gen_test

@@ -265,8 +265,9 @@ def share_sampled(region, count=2_000):
         ({"OTEL_TRACES_SAMPLER": "always_on"}, 1, 1),
         # 20 of 2,000 on average: none at all, or more than 100, is rarer than one in a hundred million.
         ({}, 1 / 2_000, 0.05),
+        ({"OTEL_TRACES_SAMPLER": ""}, 1 / 2_000, 0.05),
     ],
-    ids=["none", "half", "all", "by default"],
+    ids=["none", "half", "all", "by default", "empty"],
 )
 @pytest.mark.gen_test
 async def test_the_standard_variables_say_how_many_are_sampled(otel, monkeypatch, sampler, at_least, at_most):

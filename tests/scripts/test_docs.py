@@ -66,6 +66,12 @@ def test_no_page_loads_anything_from_elsewhere(site):
         assert re.findall(r"@import|url\([\"']?(?!data:)[a-z]*:?//", sheet.read_text("utf-8")) == []
 
 
+def test_every_snippet_that_a_page_takes_from_a_file_is_there(site):
+    """A marker that is misspelt stays in the text."""
+    assert [page for page in site.rglob("*.html") if re.search(r"--\s*8\s*(<|&lt;)", page.read_text("utf-8"))] == []
+    assert "note_reason" in (site / "clients/python.html").read_text("utf-8")
+
+
 def test_a_page_with_a_diagram_loads_mermaid_before_the_theme_looks_for_it(site):
     """The theme takes Mermaid from another server if the page has none."""
     with_diagrams = {page for page in site.rglob("*.html") if '<pre class="mermaid">' in page.read_text("utf-8")}

@@ -9,14 +9,14 @@ from pathlib import Path
 import yaml
 from cluster import ROOT
 
-from lesson_server.server import ANALYTICS_DEADLINE, PRESENCE_DEADLINE
+from lesson_server.server import ANALYTICS_DEADLINE, PRESENCE_DEADLINE, SPANS_DEADLINE
 from lesson_server.settings.schema import Settings
 from lesson_server.stores.redis.removals import REMOVAL_PATIENCE
 
 CONF = ROOT / "conf"
 # Seconds from the end of the drain to the end of the process, whatever hangs: what LessonServer.stop waits for in turn,
 # and the last query of RDS.
-STOP = 2 * PRESENCE_DEADLINE + ANALYTICS_DEADLINE + REMOVAL_PATIENCE + Settings().rds.timeout
+STOP = 2 * PRESENCE_DEADLINE + ANALYTICS_DEADLINE + SPANS_DEADLINE + REMOVAL_PATIENCE + Settings().rds.timeout
 # Seconds that a machine under load may take in addition.
 RESERVE = 5
 
