@@ -97,7 +97,7 @@ class Sampler:
             await asyncio.sleep(LAG_INTERVAL)
             lag = max(time.perf_counter() - due, 0.0)
             self._metrics.event_loop_lag.observe(lag)
-            # The timers that would have been due meanwhile. Otherwise a block of 2 s would weigh as much as one of 1 ms.
+            # The timers that would have been due meanwhile. Otherwise a block of 2 s would weigh as much as one of 1 s.
             while (lag := lag - LAG_INTERVAL) > 0:
                 self._metrics.event_loop_lag.observe(lag)
 

@@ -103,8 +103,8 @@ def _supervise(settings: Settings, is_embedded: bool, metrics: SharedFolder) -> 
     inboxes = make_inboxes(settings.server.workers)
 
     def serve(number: int, ready: Callable[[], object], parent_gone: int) -> int:
-        # A worker goes on with the files of the one that it replaces. With files named by pid, each death would leave files
-        # that every scrape reads.
+        # A worker goes on with the files of the one that it replaces. With files named by pid, each death would leave
+        # files that every scrape reads.
         values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
         worker_start = _WorkerStart(Worker(number, inboxes), sockets, ready, parent_gone)
         try:
