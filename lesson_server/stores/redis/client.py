@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from redis import asyncio as aioredis
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -172,6 +172,10 @@ class RedisStore:
         for shard in list(self._shards.values()):
             await shard.close()
         await self.client.aclose()
+        # The library's client of a master leaves the connections to the sentinels open.
+        if isinstance(pool := getattr(self.client, "connection_pool", None), SentinelConnectionPool):
+            for sentinel in pool.sentinel_manager.sentinels:
+                await sentinel.aclose()
 
     def _count_failure(self) -> None:
         self.failures += 1

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import time
 
+import psutil
 import pytest
 import redis
 from clients import SUCCESS, client, join
@@ -437,6 +438,13 @@ def test_a_server_behind_sentinel_follows_the_master(io_loop, start_server, mint
                 while await join(second) != SUCCESS:
                     await asyncio.sleep(0.05)
                 assert valkeys.ask(replica, "HGETALL", "lesson_student_1")["p2"] == second.get_sid()
+        assert connected_to(sentinel)
+        await server.stop()
+        assert not connected_to(sentinel)
+
+    def connected_to(port):
+        connections = psutil.Process().net_connections("tcp4")
+        return [one for one in connections if one.raddr and one.raddr.port == port and one.status == "ESTABLISHED"]
 
     io_loop.run_sync(story, timeout=30)
 
