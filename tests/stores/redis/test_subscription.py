@@ -35,6 +35,7 @@ async def test_a_ping_is_sent_when_there_is_a_subscription(server, monkeypatch):
     async def echo(text):
         sent.append(text)
 
+    await server._sampler.close()  # it sends pings, too
     await server._subscription.close()
     server._subscription._subscribed.clear()
     monkeypatch.setattr(server._subscription, "_echo", echo)
