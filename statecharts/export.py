@@ -176,8 +176,8 @@ def draw(source: str) -> str:
     """
     try:
         import pygraphviz
-    except ImportError:
-        sys.exit("drawing needs pygraphviz: pip install 'lesson-server[dev]'")
+    except ImportError as error:  # its wheel brings Graphviz, but not glib
+        sys.exit(f"drawing needs pygraphviz (pip install 'lesson-server[dev]') and glib: {error}")
     svg: bytes = pygraphviz.AGraph(string=source).draw(format="svg", prog="dot")
     return svg.decode()
 

@@ -51,6 +51,7 @@ async def story(server, mint):
 
 
 def test_its_chart_is_drawn(tmp_path, capsys):
+    pytest.importorskip("pygraphviz", exc_type=ImportError)
     export.write([toy_chart], tmp_path)
     assert export.check([toy_chart], tmp_path) == 0
     mermaid = (tmp_path / "raise_hand" / "participant.mmd").read_text()

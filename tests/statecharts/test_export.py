@@ -61,7 +61,7 @@ def test_the_command_of_the_message_is_a_command():
 
 def test_drawing_again_changes_nothing_but_the_layout(diagrams, capsys):
     """The Graphviz of this machine need not be the one of the machine that the drawings were made on."""
-    pytest.importorskip("pygraphviz")
+    pytest.importorskip("pygraphviz", exc_type=ImportError)
     committed = {path: path.read_bytes() for path in diagrams.rglob("*.mmd")}
     shutil.rmtree(diagrams)
     assert export.main([]) == 0
