@@ -1,16 +1,19 @@
 """What real servers export, after joins and everything else that happens to clients."""
 
 import asyncio
+import json
 import os
 import urllib.request
 from collections import defaultdict
 from functools import partial
+from pathlib import Path
 
 import jwt
 import pytest
 from clients import SUCCESS, client, join, refusal
 from cluster import KEY
 from commands import ServerProcess, running
+from once import made_once
 from prometheus_client.parser import text_string_to_metric_families
 from promql import Export
 from tornado.websocket import websocket_connect
@@ -81,9 +84,15 @@ def export_of(stores: EmbeddedStores, workers: int) -> Export:
 
 
 @pytest.fixture(scope="session")
-def exports(running_stores: EmbeddedStores) -> dict[str, Export]:
+def exports(running_stores: EmbeddedStores, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Export]:
     """What a server in one process exports, and one with workers."""
-    return {"one process": export_of(running_stores, 1), "two workers": export_of(running_stores, 2)}
+
+    def write(folder: Path) -> None:
+        servers = {"one process": export_of(running_stores, 1), "two workers": export_of(running_stores, 2)}
+        (folder / "exports.json").write_text(json.dumps(servers, default=list))
+
+    read: dict[str, Export] = json.loads((made_once(tmp_path_factory, "exports", write) / "exports.json").read_text())
+    return read
 
 
 @pytest.fixture(params=["one process", "two workers"])

@@ -14,6 +14,8 @@ from planted import altered, plant
 from lesson_server.events.leave_seat import ParticipantLeaveSeat
 from lesson_server.stores.redis import seat_scripts
 
+pytestmark = pytest.mark.without_coverage
+
 
 @pytest.mark.parametrize(
     ("name", "faults"), [("one-seat", FAULTS), ("seats-lost", ("flush",)), ("left-and-lost", ("flush",))]

@@ -195,6 +195,7 @@ FRAMES = st.one_of(
 )
 
 
+@pytest.mark.without_coverage
 def test_whatever_arrives_nothing_is_left_and_nothing_is_logged_as_an_error(edge: Edge, io_loop: IOLoop) -> None:
     """The fixture asserts the rest: no Engine.IO socket, room, environment or attachment is left of any of them."""
 
@@ -214,6 +215,7 @@ def test_whatever_arrives_nothing_is_left_and_nothing_is_logged_as_an_error(edge
     gc.collect()  # a task that failed unseen says so now
 
 
+@pytest.mark.without_coverage
 def test_whatever_is_posted_nothing_is_left_and_nothing_is_logged_as_an_error(edge: Edge, io_loop: IOLoop) -> None:
     bodies = st.one_of(
         st.binary(max_size=60),

@@ -225,6 +225,7 @@ HEADS = st.builds(
 )
 
 
+@pytest.mark.without_coverage
 def test_whatever_bytes_arrive_for_http_nothing_is_logged_and_others_are_served(edge: Edge, io_loop: IOLoop) -> None:
     """The fixture asserts that there is no warning, no traceback and nothing of what was sent."""
 

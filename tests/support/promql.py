@@ -6,7 +6,7 @@ Finds names only; promtool checks the syntax.
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from lesson_server import errors
 from lesson_server.gateway.handlers import DISCONNECTED, SUCCESS
 
 # Metric → its labels → their values, of a scrape.
-Export = dict[str, Mapping[str, Set[str]]]
+Export = dict[str, Mapping[str, Collection[str]]]
 
 RULES = ROOT / "conf/prometheus/alerts.yaml"
 RUNBOOK = ROOT / "docs/operating/alerts.md"
@@ -162,7 +162,7 @@ def _faults_of(selector: Selector, export: Export) -> Iterable[str]:
         if label not in labels:
             yield f"{selector.metric} has no label {label}"
             continue
-        known = labels[label] | (all_outcomes() if label in ("outcome", "reason") else set())
+        known = {*labels[label], *(all_outcomes() if label in ("outcome", "reason") else ())}
         for each in value.split("|") if "~" in operator else [value]:
             if each not in known:
                 yield f"{selector.metric} has no {label} {each}"
