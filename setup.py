@@ -109,7 +109,7 @@ setup(
         "mixpanel>=5.1,<6",
         "orjson>=3.10",
         "picows>=2.3.1,<2.4",  # websocket_protocol.py makes the protocol object of 2.3 by itself
-        "prometheus-client>=0.20",
+        "prometheus-client>=0.20,<1",  # cli/run.py names the files of its workers
         "psycopg2-binary>=2.9.9",
         "pydantic>=2.10",
         "PyJWT[crypto]>=2.10",
