@@ -166,14 +166,19 @@ class Receiver:
         # The connection is lost, which the receiving task notices too. redis-py raises AttributeError if the connection
         # is closed in the middle of a write.
         with contextlib.suppress(*FAILURES, AttributeError):
-            while self._requested != self.channels:
-                for channel in [*self.channels, *self._requested]:  # in the order in which they were added
-                    # Without this check, redis-py would connect again while the receiving task reads.
-                    if self._pubsub is None or not self._pubsub.connection.is_connected:
-                        return
-                    await self._change(channel)
+            while self._requested != self.channels and self._is_connected():
+                # All at once, in the order in which they were added. One after the other, each would take redis-py two
+                # turns of the event loop or more.
+                changed = [channel for channel in self.channels if channel not in self._requested]
+                changed += [channel for channel in self._requested if channel not in self.channels]
+                await asyncio.gather(*map(self._change, changed))
+
+    def _is_connected(self) -> bool:
+        return self._pubsub is not None and self._pubsub.connection.is_connected
 
     async def _change(self, channel: str) -> None:
+        if not self._is_connected():  # redis-py would connect again while the receiving task reads
+            return
         # One command for each channel: on a cluster, a command may name only channels of one slot.
         if channel in self.channels and channel not in self._requested:
             sharded = self._requested[channel] = self.channels[channel]

@@ -1,6 +1,7 @@
 """receiver.py against a real Valkey, with and without sharded pub/sub."""
 
 import asyncio
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -160,6 +161,22 @@ async def test_channels_that_come_and_go_while_requests_are_sent_end_as_they_sho
         lambda: redis_client.execute_command("PUBSUB", "SHARDNUMSUB", "room 1", "room 2", "room 3")[1::2] == [1, 1, 0]
     )
     assert hearing.losses == []
+
+
+@pytest.mark.gen_test
+async def test_a_busy_event_loop_delays_a_hundred_channels_no_more_than_one(hearing, stores):
+    """In a class start the joins of a lesson wait for its channel, and a turn of the event loop takes milliseconds."""
+    hearing.connect = lambda: aioredis.Redis.from_url(stores.redis_url, decode_responses=True, socket_timeout=5)
+    hearing.receiver.add("news", sharded=True)
+    await until(lambda: hearing.subscribed == ["news"])
+    for number in range(100):
+        hearing.receiver.add(f"room {number}", sharded=True)
+    turns = 0
+    while len(hearing.subscribed) <= 100:
+        time.sleep(0.002)
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns < 100  # a dozen; if each channel waited for the one before it, they would be more than 200
 
 
 @pytest.fixture
