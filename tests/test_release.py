@@ -47,7 +47,7 @@ def make_release(folder):
     shutil.copytree(ROOT, checkout, symlinks=True, ignore=shutil.ignore_patterns(".git", *IGNORED))
     for name in SECRETS:
         (checkout / name).write_text("a secret", "utf-8")
-    run(sys.executable, "-m", "build", "--outdir", folder, checkout)
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, checkout)
     venv.create(environment, symlinks=True)
     pip(environment, "install", "--quiet", "--no-compile", "--only-binary", ":all:", *folder.glob("*.whl"))
 
