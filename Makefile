@@ -18,7 +18,7 @@ client: | $(BIN)/python
 	@if command -v npm > /dev/null; then $(MAKE) --silent try || true; fi
 
 $(VENV)/client/node_modules/socket.io-client: | $(BIN)/python
-	npm install --prefix $(VENV)/client --no-package-lock --no-audit --no-fund socket.io-client@4.8.1
+	npm install --prefix $(VENV)/client --no-package-lock --no-audit --no-fund --fetch-timeout 20000 --fetch-retries 1 socket.io-client@4.8.1
 
 test: $(VENV)/dev.installed  ## all tests, with coverage; ARGS="tests/stores -k presence": some, without
 	PATH="$(abspath $(BIN)):$$PATH" scripts/test $(ARGS)
